@@ -1,0 +1,43 @@
+"""Captum's private helpers, imported here and nowhere else; tests/test_captum_interface.py watches them."""
+
+from captum._utils.common import (
+    _format_additional_forward_args,
+    _format_baseline,
+    _format_output,
+    _format_tensor_into_tuples,
+    _run_forward,
+    _select_targets,
+)
+from captum._utils.gradient import _forward_layer_eval, compute_layer_gradients_and_eval
+from captum._utils.progress import NullProgress, progress
+from captum._utils.typing import BaselineType, TargetType
+from captum.attr._utils.common import _validate_input, _validate_target
+from captum.log import log_usage
+
+format_additional_forward_args = _format_additional_forward_args
+format_baseline = _format_baseline
+format_output = _format_output
+format_tensor_into_tuples = _format_tensor_into_tuples
+forward_layer_eval = _forward_layer_eval
+run_forward = _run_forward
+select_targets = _select_targets
+validate_input = _validate_input
+validate_target = _validate_target
+
+__all__ = [
+    "BaselineType",
+    "NullProgress",
+    "TargetType",
+    "compute_layer_gradients_and_eval",
+    "format_additional_forward_args",
+    "format_baseline",
+    "format_output",
+    "format_tensor_into_tuples",
+    "forward_layer_eval",
+    "log_usage",
+    "progress",
+    "run_forward",
+    "select_targets",
+    "validate_input",
+    "validate_target",
+]

@@ -1,0 +1,59 @@
+"""Finding the layer to explain."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from captum_unioncam.layer_evaluation import evaluation_mode
+
+
+def find_spatial_layer(model: Module, inputs: Tensor | tuple[Tensor, ...]) -> tuple[str, Module]:
+    """Finds the last layer whose output has space, which is the usual one to explain, by running the model once.
+
+    A layer's output has space if it has as many spatial dimensions as an input, and more than one position in them.
+    Of nested modules that end with the same output, the outermost is taken.
+
+    Args:
+        model (torch.nn.Module): Left as it was found; runs in evaluation mode.
+        inputs (Tensor or tuple[Tensor, ...]): An example or more, (N, C, *spatial).
+
+    Returns:
+        *tuple[str, Module]*: The layer's dotted name in the model, and the layer.
+
+    Raises:
+        ValueError: No layer has an output with space.
+
+    Examples::
+
+        >>> name, layer = find_spatial_layer(model, images)
+        >>> attr = LayerUnionCam(model, layer).attribute(images, target=3)
+    """
+    inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+    input_dims = {x.dim() for x in inputs if x.dim() > 2}
+    found: list[tuple[str, Module]] = []
+
+    def look(name: str, module: Module) -> Any:
+        def hook(_module: Module, _args: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.dim() in input_dims and output.shape[2:].numel() > 1:
+                found.append((name, module))
+
+        return module.register_forward_hook(hook)
+
+    handles = [look(name, module) for name, module in model.named_modules() if name]
+    try:
+        with evaluation_mode(model), torch.no_grad():
+            model(*(x.detach().clone() for x in inputs))
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not found:
+        shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
+        raise ValueError(
+            f"model: for inputs of shape {shapes} no layer has an output of shape (N, K, *spatial) with more than one "
+            "position; name the layer to explain, or give larger inputs."
+        )
+    return found[-1]

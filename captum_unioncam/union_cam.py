@@ -1,0 +1,277 @@
+"""UnionCAM: the denoised and the region map united (AMU), and the better of union and region selected (AMS)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from captum.attr import GradientAttribution, LayerAttribution
+from torch import Tensor
+from torch.nn import Module
+
+from captum_unioncam._captum import (
+    BaselineType,
+    TargetType,
+    format_additional_forward_args,
+    format_tensor_into_tuples,
+    log_usage,
+)
+from captum_unioncam.denoised_grad_cam import check_theta, denoised_terms
+from captum_unioncam.layer_evaluation import (
+    check_inputs,
+    evaluation_mode,
+    format_attributions,
+    layer_gradients_and_activations,
+)
+from captum_unioncam.maps import divide_or_zero, minmax, spatial_range
+from captum_unioncam.masked_scoring import ConfidenceFunction, MaskedScorer
+from captum_unioncam.score_cam import Region, check_region_settings, region
+
+
+@dataclass(frozen=True)
+class UnionCamDetails:
+    r"""How ``LayerUnionCam`` came to its maps; every tensor has one row an example.
+
+    Args:
+        denoised_map (Tensor): :math:`D = \text{minmax}(L_D)`, (N, 1, \*spatial), in [0, 1].
+        region_map (Tensor): :math:`R = \text{minmax}(L_R)`, the same shape and range.
+        union_map (Tensor): :math:`\text{minmax}(U)`, the same shape and range.
+        baseline_confidence (Tensor): Class confidence of the baseline, (N,).
+        denoised_confidence (Tensor): Class confidence of the input seen through :math:`D`, (N,).
+        region_confidence (Tensor): The same through :math:`R`.
+        union_confidence (Tensor): The same through :math:`U`.
+        union_selected (Tensor): Whether the attribution is the union map, and not the region map; (N,), bool.
+        channel_scores (Tensor): The score of the input seen through each channel, (N, K): class confidences, or raw
+            target outputs with ``channel_weights="softmax"``; 0 where the channel was not scored.
+        forward_passes (Tensor): Masked forward passes run for the example: its scored channels and the four
+            confidences; (N,), int64.
+    """
+
+    denoised_map: Tensor
+    region_map: Tensor
+    union_map: Tensor
+    baseline_confidence: Tensor
+    denoised_confidence: Tensor
+    region_confidence: Tensor
+    union_confidence: Tensor
+    union_selected: Tensor
+    channel_scores: Tensor
+    forward_passes: Tensor
+
+    @property
+    def denoised_beta(self) -> Tensor:
+        r""":math:`\beta_D` (Eq. 4): the confidence that the denoised map adds to the baseline's, (N,)."""
+        return self.denoised_confidence - self.baseline_confidence
+
+    @property
+    def region_beta(self) -> Tensor:
+        r""":math:`\beta_R` (Eq. 5): the confidence that the region map adds to the baseline's, (N,)."""
+        return self.region_confidence - self.baseline_confidence
+
+    @property
+    def union_beta(self) -> Tensor:
+        r""":math:`\beta_U` (Eq. 7): the confidence that the union map adds to the baseline's, (N,)."""
+        return self.union_confidence - self.baseline_confidence
+
+
+def unite(denoised_map: Tensor, region_map: Tensor, denoised_beta: Tensor, region_beta: Tensor) -> Tensor:
+    r"""Eq. 6: :math:`U = \beta_D D + \beta_R R`, of maps or of the terms that sum to them, with betas (N,)."""
+    shape = (-1,) + (1,) * (region_map.dim() - 1)
+    return denoised_beta.reshape(shape) * denoised_map + region_beta.reshape(shape) * region_map
+
+
+def select(union_selected: Tensor, union_map: Tensor, region_map: Tensor) -> Tensor:
+    """Eq. 8: the union map of the examples where it is selected (N,), the region map of the others."""
+    return union_map.where(union_selected.reshape((-1,) + (1,) * (union_map.dim() - 1)), region_map)
+
+
+def unite_and_select(scorer: MaskedScorer, denoised_terms: Tensor, regions: Region) -> UnionCamDetails:
+    """AMU and AMS: Eq. 4-8 for the terms (N, K, *spatial) of the denoised and the region map."""
+    denoised_map = minmax(denoised_terms.sum(1, keepdim=True))
+    region_map = minmax(regions.terms.sum(1, keepdim=True))
+    # The baseline is what a mask of zeros shows.
+    masks = torch.cat([torch.zeros_like(denoised_map), denoised_map, region_map], dim=1)
+    baseline, denoised, region = scorer.confidences(masks).unbind(1)
+    union = unite(denoised_map, region_map, denoised - baseline, region - baseline)
+    united = scorer.confidences(union).squeeze(1)
+    return UnionCamDetails(
+        denoised_map=denoised_map,
+        region_map=region_map,
+        union_map=minmax(union),
+        baseline_confidence=baseline,
+        denoised_confidence=denoised,
+        region_confidence=region,
+        union_confidence=united,
+        union_selected=united - baseline > region - baseline,
+        channel_scores=regions.scores,
+        forward_passes=regions.scored.sum(1) + masks.shape[1] + union.shape[1],
+    )
+
+
+def selected_terms(details: UnionCamDetails, denoised_terms: Tensor, region_terms: Tensor) -> Tensor:
+    """The terms (N, K, *spatial) of the sum that makes the selected map, up to a constant an example."""
+    denoised_terms, region_terms = (
+        divide_or_zero(terms, spatial_range(terms.sum(1, keepdim=True))) for terms in (denoised_terms, region_terms)
+    )
+    betas = details.denoised_beta, details.region_beta
+    union = unite(details.denoised_map, details.region_map, *betas)
+    union_terms = unite(denoised_terms, region_terms, *betas)
+    return select(details.union_selected, divide_or_zero(union_terms, spatial_range(union)), region_terms)
+
+
+class LayerUnionCam(LayerAttribution, GradientAttribution):  # type: ignore[misc]
+    r"""
+    UnionCAM, a class activation map that unites a denoised gradient map with a region map.
+
+    With :math:`L_D` the map of ``LayerDenoisedGradCam`` (AMD, Eq. 1-3), :math:`L_R` that of ``LayerScoreCam``,
+    :math:`D` and :math:`R` the two scaled to [0, 1], and
+    :math:`\beta(m) = \text{conf}_c(\text{input seen through } m) - \text{conf}_c(\text{baseline})`,
+
+    .. math::
+        U = \beta(D) \, D + \beta(R) \, R \quad \text{(AMU, Eq. 4-6)}, \qquad
+        \text{map} = \begin{cases} \text{minmax}(U) & \beta(U) > \beta(R) \\ R & \text{otherwise} \end{cases}
+        \quad \text{(AMS, Eq. 7-8)}
+
+    (Hu et al., *UnionCAM: enhancing CNN interpretability through denoising, weighted fusion, and selective high-quality
+    class activation mapping*, Frontiers in Neurorobotics 18, 2024, https://doi.org/10.3389/fnbot.2024.1490198).
+
+    It takes the place of ``LayerGradCam``: the same constructor, and the same arguments of ``attribute`` before the
+    keyword-only ones. Each example is a problem of its own: its map does not depend on its batch. The model is left as
+    it was found, and runs in evaluation mode meanwhile.
+
+    Args:
+        forward_func (Callable): The model, or a function of it.
+        layer (torch.nn.Module): The layer to explain, with an output of shape (N, K, \*spatial) of one to three spatial
+            dimensions; usually the last convolution, with its activation function.
+        device_ids (list[int] or None): The devices of a ``DataParallel`` model that ``forward_func`` wraps.
+            Default: None
+        confidence_fn (Callable or None): The output of ``forward_func`` to confidences of the same shape. Give
+            ``torch.sigmoid`` for several labels, ``lambda output: output`` for a model that ends in a softmax.
+            Default: softmax over dimension 1 where there are several classes, the output itself otherwise
+        score_func (Callable or None): Run in place of ``forward_func`` in the channels' masked passes, always with
+            ``internal_batch_size`` rows: a compiled or exported copy of the model. Default: None
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layer: Module,
+        device_ids: list[int] | None = None,
+        *,
+        confidence_fn: ConfidenceFunction | None = None,
+        score_func: Callable[..., Any] | None = None,
+    ) -> None:
+        LayerAttribution.__init__(self, forward_func, layer, device_ids)
+        GradientAttribution.__init__(self, forward_func)
+        self.confidence_fn = confidence_fn
+        self.score_func = score_func
+
+    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetType = None,
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool = False,
+        relu_attributions: bool = False,
+        attr_dim_summation: bool = True,
+        grad_kwargs: dict[str, Any] | None = None,
+        *,
+        baselines: BaselineType = None,
+        theta: float = 10.0,
+        channel_weights: str = "score",
+        max_channels: int | None = None,
+        internal_batch_size: int | None = None,
+        score_dtype: torch.dtype | None = None,
+        show_progress: bool = False,
+        return_details: bool = False,
+    ) -> Any:
+        r"""
+        Args:
+            inputs (Tensor or tuple[Tensor, ...]): The examples, along dimension 0 of each tensor. Those with as many
+                spatial dimensions as the layer's output are masked.
+            target (int, tuple, Tensor, list or None): The output to explain, as in ``LayerGradCam``. Default: None
+            additional_forward_args (Any): Further arguments of ``forward_func``; tensors with one row an example go
+                with their example. Default: None
+            attribute_to_layer_input (bool): Explain the layer's input in place of its output. Default: False
+            relu_attributions (bool): Set negative attributions to 0; the summed map has none. Default: False
+            attr_dim_summation (bool): Return the map; without, the terms of the sum that makes it, one a channel,
+                scaled so that they sum to the map plus a constant per example. Default: True
+            grad_kwargs (dict or None): Further arguments of ``torch.autograd.grad``. Default: None
+            baselines (number, Tensor, tuple or None): What masked-out places show, in the space of ``inputs``: a
+                number, a tensor of one or N examples, or a tuple of those for a tuple of inputs. The paper's is a
+                black image: for normalised inputs, that is the normalised black. Default: None, which is 0
+            theta (float): Percentile in [0, 100] of each channel's gradients below which they are noise (Eq. 1).
+                Without effect behind global average pooling. Default: 10, the paper's
+            channel_weights (str): "score" weights each channel by its confidence, "softmax" by the softmax of the raw
+                target outputs. Default: "score", the paper's
+            max_channels (int or None): Score only so many live channels, those of largest standard deviation over
+                space. Default: None, all
+            internal_batch_size (int or None): Rows in a masked forward pass; halved when memory runs out.
+                Default: None, chosen for the device
+            score_dtype (torch.dtype or None): ``torch.bfloat16`` or ``torch.float16``: autocast the channels' masked
+                passes. The four confidences keep the model's precision. Default: None, the model's own
+            show_progress (bool): Show Captum's progress bar over the masked passes. Default: False
+            return_details (bool): Return ``(attributions, UnionCamDetails)``. Default: False
+
+        Returns:
+            *Tensor* or *tuple[Tensor, ...]*: The maps (N, 1, \*spatial), in [0, 1], float32 for half-precision models;
+            (N, K, \*spatial) without ``attr_dim_summation``; a tuple where the layer has several output tensors. With
+            ``return_details``, a pair of that and a ``UnionCamDetails``, or a tuple of them.
+
+        Raises:
+            ValueError: theta outside [0, 100], an unknown ``channel_weights`` or ``score_dtype``, a limit below 1, a
+                layer without spatial dimensions, inputs none of which has the layer's, an empty batch, or activations,
+                gradients or confidences that are not finite.
+            AssertionError: A target or baseline that does not fit, as in Captum.
+
+        Examples::
+
+            >>> union_cam = LayerUnionCam(model, model.features[28])
+            >>> attr = union_cam.attribute(images, target=labels)  # (N, 1, 14, 14)
+            >>> heat = LayerAttribution.interpolate(attr, images.shape[2:], "bilinear")
+        """
+        check_theta(theta)
+        check_region_settings(channel_weights, max_channels)
+        inputs = check_inputs(format_tensor_into_tuples(inputs))
+        additional_forward_args = format_additional_forward_args(additional_forward_args)
+        scorer = MaskedScorer(
+            self.forward_func,
+            inputs,
+            baselines,
+            target,
+            additional_forward_args,
+            confidence_fn=self.confidence_fn,
+            score_func=self.score_func,
+            internal_batch_size=internal_batch_size,
+            score_dtype=score_dtype,
+            progress_name=f"{self.get_name()} masked passes" if show_progress else None,
+        )
+        with evaluation_mode(self.forward_func, self.score_func), torch.no_grad():
+            layer_outputs = layer_gradients_and_activations(
+                self.forward_func,
+                self.layer,
+                inputs,
+                target,
+                additional_forward_args,
+                self.device_ids,
+                attribute_to_layer_input,
+                grad_kwargs,
+            )
+            attributions, details = [], []
+            for gradients, activations in zip(*layer_outputs, strict=True):
+                denoised = denoised_terms(gradients, activations, theta)
+                regions = region(scorer, activations, channel_weights, max_channels)
+                detail = unite_and_select(scorer, denoised, regions)
+                details.append(detail)
+                attributions.append(
+                    select(detail.union_selected, detail.union_map, detail.region_map)
+                    if attr_dim_summation
+                    else selected_terms(detail, denoised, regions.terms)
+                )
+            formatted = format_attributions(attributions, relu_attributions)
+        if not return_details:
+            return formatted
+        return formatted, tuple(details) if len(details) > 1 else details[0]

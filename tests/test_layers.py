@@ -1,0 +1,56 @@
+import pytest
+import torch
+from torch import nn
+
+from captum_unioncam import LayerUnionCam, find_spatial_layer
+from tests.networks import SIZES, PooledNet, TinyNet, tiny_inputs
+
+
+@pytest.mark.parametrize("ndim", SIZES)
+def test_finds_the_outermost_module_with_the_last_map(ndim):
+    net = TinyNet(ndim)
+    name, layer = find_spatial_layer(net, tiny_inputs(ndim))
+    assert name == "features"
+    assert layer is net.features
+
+
+def test_a_map_of_one_position_has_no_space():
+    net = PooledNet()
+    assert find_spatial_layer(net, tiny_inputs())[0] == "features"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "expected"),
+    [
+        ("resnet18", "layer4"),
+        ("mobilenet_v3_small", "features"),
+        ("squeezenet1_1", "classifier.2"),
+        ("vgg11", "avgpool"),
+    ],
+)
+def test_torchvision_models(architecture, expected):
+    models = pytest.importorskip("torchvision.models")
+    with torch.device("meta"):
+        net = models.get_model(architecture, weights=None)
+        assert find_spatial_layer(net, torch.zeros(1, 3, 96, 96))[0] == expected
+
+
+def test_several_inputs_and_the_map_that_is_made_of_it():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = TinyNet()
+
+        def forward(self, image, vector):
+            return self.net(image) + vector
+
+    net, inputs = Two(), (tiny_inputs(), torch.zeros(3, 4, dtype=torch.float64))
+    name, layer = find_spatial_layer(net, inputs)
+    assert name == "net.features"
+    assert LayerUnionCam(net, layer).attribute(inputs, 1).shape == (3, 1, 4, 3)
+
+
+def test_a_model_without_space_is_refused():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(96, 3)).double()
+    with pytest.raises(ValueError, match=r"no layer has an output of shape \(N, K, \*spatial\)"):
+        find_spatial_layer(net, tiny_inputs())
