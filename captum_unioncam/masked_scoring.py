@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,8 +23,10 @@ from captum_unioncam._captum import (
 )
 from captum_unioncam.layer_evaluation import check_finite
 from captum_unioncam.maps import blend, full_precision, minmax, up
+from captum_unioncam.pass_tuning import PassTuner
 
 ConfidenceFunction = Callable[[Tensor], Tensor]
+COMPILED_ROWS = {"cpu": 16, "cuda": 64}
 
 
 def class_confidence(output: Tensor) -> Tensor:
@@ -38,7 +42,7 @@ def class_confidence(output: Tensor) -> Tensor:
 
 
 class MaskedScorer:
-    """Scores masked copies of one batch of inputs; the rows of all its examples share one queue.
+    """Scores masked copies of one batch of inputs for one or more targets; all examples share one queue of rows.
 
     A map of shape ``spatial`` at layer resolution becomes the mask ``minmax(up(map))``, goes on every input that has
     as many spatial dimensions, and the model's answer for the target becomes the score. Masks are made a chunk of
@@ -48,14 +52,15 @@ class MaskedScorer:
         forward_func (Callable): The model, already in evaluation mode.
         inputs (tuple[Tensor, ...]): Each (N, ...).
         baselines (number, Tensor, tuple or None): What masked-out places show, as Captum's ``baselines``.
-        target (int, tuple, Tensor, list or None): As Captum's ``target``.
+        targets (Sequence): T targets, each as Captum's ``target``.
         additional_forward_args (tuple or None): Passed through; tensors with one row an example go with their example.
         confidence_fn (Callable or None): Output to confidences, of the same shape. Default: ``class_confidence``
         score_func (Callable or None): Run in place of ``forward_func`` for channel scores, always with a full chunk of
             rows, since a compiled model is compiled again for another number. Default: None
-        internal_batch_size (int or None): Rows in a forward pass. Default: None, chosen by device
+        internal_batch_size (int or None): Rows in a forward pass. Default: None, learnt
         score_dtype (torch.dtype or None): Autocast channel scores to this. Default: None, the model's own precision
         progress_name (str or None): Shows a progress bar of this name over channel scores. Default: None
+        tuners (dict or None): What earlier calls learnt of the passes, and this one adds to. Default: None, nothing
 
     Raises:
         ValueError: ``internal_batch_size`` below 1, or a ``score_dtype`` that autocast does not know.
@@ -67,7 +72,7 @@ class MaskedScorer:
         forward_func: Callable[..., Any],
         inputs: tuple[Tensor, ...],
         baselines: BaselineType,
-        target: TargetType,
+        targets: Sequence[TargetType],
         additional_forward_args: tuple[Any, ...] | None,
         *,
         confidence_fn: ConfidenceFunction | None = None,
@@ -75,6 +80,7 @@ class MaskedScorer:
         internal_batch_size: int | None = None,
         score_dtype: torch.dtype | None = None,
         progress_name: str | None = None,
+        tuners: dict[Hashable, PassTuner] | None = None,
     ) -> None:
         check_positive("internal_batch_size", internal_batch_size)
         if score_dtype not in (None, torch.bfloat16, torch.float16):
@@ -83,25 +89,28 @@ class MaskedScorer:
             )
         formatted = format_baseline(baselines, inputs)
         validate_input(inputs, formatted)
-        validate_target(inputs[0].shape[0], target)
+        for target in targets:
+            validate_target(inputs[0].shape[0], target)
         self.forward_func = forward_func
         self.inputs = tuple(x.detach() for x in inputs)
         self.baselines = tuple(
             b.detach().to(x) if isinstance(b, Tensor) else b for b, x in zip(formatted, inputs, strict=True)
         )
-        self.target = _as_rows(target)
+        self.targets = [_as_rows(target) for target in targets]
         self.additional_forward_args = additional_forward_args or ()
         self.confidence_fn = confidence_fn or class_confidence
         self.score_func = score_func
-        self.batch_size = internal_batch_size or (16 if inputs[0].device.type == "cpu" else 128)
+        self.internal_batch_size = internal_batch_size
         self.score_dtype = score_dtype
         self.progress_name = progress_name
+        self.tuners = {} if tuners is None else tuners
 
-    def confidences(self, maps: Tensor) -> Tensor:
+    def confidences(self, maps: Tensor, target: int = 0) -> Tensor:
         """Class confidence of each input under each of its maps, in the model's own precision.
 
         Args:
             maps (Tensor): (N, M, *spatial), at layer resolution. A constant map shows the baseline alone.
+            target (int): Which of the targets. Default: 0, the first
 
         Returns:
             *Tensor* (N, M).
@@ -110,10 +119,11 @@ class MaskedScorer:
             ValueError: No input has the maps' number of spatial dimensions, or a confidence is not finite.
         """
         everywhere = torch.ones(maps.shape[:2], dtype=torch.bool, device=maps.device)
-        return self._scores(maps, everywhere, self.forward_func, self.confidence_fn)
+        targets, tuner = [self.targets[target]], self._tuner(self.forward_func, maps.dim(), None)
+        return self._scores(maps, everywhere, targets, self.forward_func, self.confidence_fn, tuner)[0]
 
     def channel_scores(self, activations: Tensor, scored: Tensor, *, raw: bool = False) -> Tensor:
-        """Score of each input under each of its channels.
+        """Score of each input under each of its channels, for every target: a channel's pass serves them all.
 
         Args:
             activations (Tensor): (N, K, *spatial).
@@ -121,85 +131,37 @@ class MaskedScorer:
             raw (bool): The raw target output in place of its confidence. Default: False
 
         Returns:
-            *Tensor* (N, K), 0 where not scored.
+            *Tensor* (T, N, K), 0 where not scored.
 
         Raises:
             ValueError: As ``confidences``.
         """
         forward_func = self.score_func or self.forward_func
-        if self.score_dtype is not None:
-            forward_func = _autocast(forward_func, self.inputs[0].device.type, self.score_dtype)
-        return self._scores(
-            activations,
-            scored,
-            forward_func,
-            _identity if raw else self.confidence_fn,
-            full_chunks=self.score_func is not None,
-            progress_name=self.progress_name,
-        )
+        tuner = self._tuner(forward_func, activations.dim(), self.score_dtype)
+        output_fn = _identity if raw else self.confidence_fn
+        bar = progress(desc=self.progress_name, total=int(scored.sum())) if self.progress_name else NullProgress()
+        device_type = self.inputs[0].device.type
+        with torch.autocast(device_type, dtype=self.score_dtype) if self.score_dtype else nullcontext(), bar:
+            return self._scores(activations, scored, self.targets, forward_func, output_fn, tuner, bar)
 
-    def _scores(
-        self,
-        maps: Tensor,
-        scored: Tensor,
-        forward_func: Callable[..., Any],
-        output_fn: ConfidenceFunction,
-        *,
-        full_chunks: bool = False,
-        progress_name: str | None = None,
-    ) -> Tensor:
-        masked = self._inputs_to_mask(maps.dim())
-        examples, channels = scored.nonzero(as_tuple=True)
-        rows = examples.shape[0]
-        scores = maps.new_zeros(maps.shape[:2])
-        bar: Any = progress(desc=progress_name, total=rows) if progress_name else NullProgress()
-        with torch.no_grad(), bar:
-            start = 0
-            while start < rows:
-                chunk = slice(start, start + self.batch_size)
-                of, at = examples[chunk], channels[chunk]
-                count = of.shape[0]
-                if full_chunks and count < self.batch_size:
-                    of, at = (_padded(index, self.batch_size) for index in (of, at))
-                try:
-                    result = self._run(maps[of, at].unsqueeze(1), of, masked, forward_func, output_fn)
-                except RuntimeError as error:
-                    if not _out_of_memory(error) or self.batch_size == 1:
-                        raise
-                    self.batch_size = (self.batch_size + 1) // 2
-                    continue
-                scores[examples[chunk], channels[chunk]] = result[:count].to(scores)
-                start += count
-                bar.update(count)
-        check_finite(scores, "confidences")
-        return scores
+    def _tuner(self, forward_func: Callable[..., Any], map_dims: int, dtype: torch.dtype | None) -> PassTuner:
+        """What is known of the passes of this function for inputs of this kind."""
+        masked = self._masked(map_dims)
+        kind = tuple((x.shape[1:], x.dtype, x.device) for x in self.inputs), tuple(masked)
+        key = (kind, dtype, forward_func is self.score_func, self.internal_batch_size)
+        if key not in self.tuners:
+            rows = self.internal_batch_size
+            formats: tuple[bool, ...] = (False,)
+            if forward_func is self.score_func:
+                # Compiled for one size and layout: both stay as they are.
+                rows = rows or COMPILED_ROWS.get(self.inputs[0].device.type)
+            elif map_dims == 4:
+                formats = (True, False)
+            self.tuners[key] = PassTuner(self.inputs[0].device, rows, formats)
+        return self.tuners[key]
 
-    def _run(
-        self,
-        maps: Tensor,
-        examples: Tensor,
-        masked: list[bool],
-        forward_func: Callable[..., Any],
-        output_fn: ConfidenceFunction,
-    ) -> Tensor:
-        """Runs one chunk: maps (R, 1, *spatial) for the inputs of ``examples`` (R,), to scores (R,)."""
-        inputs = tuple(
-            self._masked_input(i, maps, examples) if masked[i] else self._of(x, examples)
-            for i, x in enumerate(self.inputs)
-        )
-        additional = tuple(self._of(arg, examples) for arg in self.additional_forward_args)
-        output = full_precision(run_forward(forward_func, inputs, None, additional))
-        target = self._of(self.target, examples)
-        if isinstance(target, Tensor):
-            target = target.to(output.device)
-        scores: Tensor = select_targets(output_fn(output), target)
-        assert scores.numel() == examples.shape[0], (
-            "Target not provided when necessary, cannot score multiple outputs: the scored output has shape "
-            f"{tuple(scores.shape)} for {examples.shape[0]} rows."
-        )
-        return scores.reshape(-1)
-
-    def _inputs_to_mask(self, map_dims: int) -> list[bool]:
+    def _masked(self, map_dims: int) -> list[bool]:
+        """Which inputs take a mask."""
         masked = [x.dim() == map_dims for x in self.inputs]
         if not any(masked):
             shapes = ", ".join(str(tuple(x.shape)) for x in self.inputs)
@@ -209,18 +171,117 @@ class MaskedScorer:
             )
         return masked
 
-    def _masked_input(self, i: int, maps: Tensor, examples: Tensor) -> Tensor:
-        inputs, baseline = self.inputs[i], self.baselines[i]
-        mask = minmax(up(maps.to(inputs.device), inputs.shape[2:]))
-        return blend(mask, self._of(inputs, examples), self._of(baseline, examples)).to(inputs)
+    def _scores(
+        self,
+        maps: Tensor,
+        scored: Tensor,
+        targets: Sequence[TargetType],
+        forward_func: Callable[..., Any],
+        output_fn: ConfidenceFunction,
+        tuner: PassTuner,
+        bar: Any = None,
+    ) -> Tensor:
+        """The queue: one row for each map (N, M, *spatial) that is ``scored`` (N, M); scores (T, N, M)."""
+        examples, channels = scored.nonzero(as_tuple=True)
+        example_numbers = examples.tolist()
+        scores = maps.new_zeros((len(targets), *maps.shape[:2]))
+        start = 0
+        with torch.no_grad():
+            while start < len(example_numbers):
+                setting = tuner.next()
+                rows = slice(start, start + setting.rows)
+                chunk = Chunk(maps[examples[rows], channels[rows]].unsqueeze(1), examples[rows], example_numbers[rows])
+                count = len(chunk.example_numbers)
+                if forward_func is self.score_func:
+                    chunk = chunk.padded(setting.rows)
+                try:
+                    with tuner.timed(setting, count):
+                        result = self._run(chunk, setting.channels_last, targets, forward_func, output_fn)
+                        scores[:, examples[rows], channels[rows]] = result[:, :count].to(scores)
+                except RuntimeError as error:
+                    if not tuner.recovers(setting, error):
+                        raise
+                    continue
+                start += count
+                if bar is not None:
+                    bar.update(count)
+        check_finite(scores.transpose(0, 1), "confidences")
+        return scores
 
-    def _of(self, values: Any, examples: Tensor) -> Any:
-        """The rows of ``values`` that belong to ``examples``; what has not one row an example is the same for all."""
-        if isinstance(values, Tensor) and values.dim() and values.shape[0] == self.inputs[0].shape[0]:
-            return values.index_select(0, examples.to(values.device))
-        if isinstance(values, list) and values is self.target:
-            return [values[i] for i in examples.tolist()]
-        return values
+    def _run(
+        self,
+        chunk: Chunk,
+        channels_last: bool,
+        targets: Sequence[TargetType],
+        forward_func: Callable[..., Any],
+        output_fn: ConfidenceFunction,
+    ) -> Tensor:
+        """Runs one forward pass, to scores (T, R)."""
+        masked = self._masked(chunk.maps.dim())
+        inputs = tuple(
+            self._masked_input(i, chunk, channels_last) if masked[i] else self._rows_of(x, chunk)
+            for i, x in enumerate(self.inputs)
+        )
+        additional = tuple(self._rows_of(arg, chunk) for arg in self.additional_forward_args)
+        output = output_fn(full_precision(run_forward(forward_func, inputs, None, additional)))
+        return torch.stack([self._select(output, target, chunk) for target in targets])
+
+    def _select(self, output: Tensor, target: TargetType, chunk: Chunk) -> Tensor:
+        target = self._rows_of(target, chunk)
+        if isinstance(target, list):
+            target = [target[example] for example in chunk.example_numbers]
+        if isinstance(target, Tensor):
+            target = target.to(output.device)
+        scores: Tensor = select_targets(output, target)
+        assert scores.numel() == len(chunk.example_numbers), (
+            "Target not provided when necessary, cannot score multiple outputs: the scored output has shape "
+            f"{tuple(scores.shape)} for {len(chunk.example_numbers)} rows."
+        )
+        return scores.reshape(-1)
+
+    def _masked_input(self, i: int, chunk: Chunk, channels_last: bool) -> Tensor:
+        inputs, baselines = self.inputs[i], self.baselines[i]
+        mask = minmax(up(chunk.maps.to(inputs.device), inputs.shape[2:]))
+        masked = blend(mask, self._rows_of(inputs, chunk, share=True), self._rows_of(baselines, chunk, share=True))
+        memory_format = torch.channels_last if channels_last and masked.dim() == 4 else torch.contiguous_format
+        return masked.to(inputs.dtype).contiguous(memory_format=memory_format)
+
+    def _rows_of(self, values: Any, chunk: Chunk, share: bool = False) -> Any:
+        """The rows of ``values`` that belong to the chunk; what has not one row an example is the same for all.
+
+        With ``share``, a chunk of one example gets one row, to be broadcast.
+        """
+        if not isinstance(values, Tensor) or values.dim() == 0 or values.shape[0] != self.inputs[0].shape[0]:
+            return values
+        first, last = chunk.example_numbers[0], chunk.example_numbers[-1]
+        if share and first == last:
+            return values[first : first + 1]
+        return values.index_select(0, chunk.examples.to(values.device))
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The rows of one forward pass.
+
+    Args:
+        maps (Tensor): (R, 1, *spatial), at layer resolution.
+        examples (Tensor): The example of each row, ascending, (R,), int64, on the maps' device.
+        example_numbers (list[int]): The same, known without asking the device.
+    """
+
+    maps: Tensor
+    examples: Tensor
+    example_numbers: list[int]
+
+    def padded(self, rows: int) -> Chunk:
+        """The chunk with its last row repeated until it has ``rows``."""
+        more = rows - len(self.example_numbers)
+        last = self.example_numbers[-1]
+        return Chunk(
+            torch.cat([self.maps, self.maps[-1:].expand(more, *self.maps.shape[1:])]),
+            torch.cat([self.examples, self.examples[-1:].expand(more)]),
+            self.example_numbers + [last] * more,
+        )
 
 
 def _as_rows(target: TargetType) -> TargetType:
@@ -232,28 +293,11 @@ def _as_rows(target: TargetType) -> TargetType:
     return target
 
 
-def check_positive(name: str, value: int | None) -> None:
-    """Raises ``ValueError`` unless ``value`` is None or a whole number of at least 1."""
-    if value is not None and (not isinstance(value, int) or value < 1):
-        raise ValueError(f"{name}: got {value!r}; give a whole number of at least 1, or None.")
-
-
-def _autocast(forward_func: Callable[..., Any], device_type: str, dtype: torch.dtype) -> Callable[..., Any]:
-    def forward(*args: Any) -> Any:
-        with torch.autocast(device_type, dtype=dtype):
-            return forward_func(*args)
-
-    return forward
-
-
 def _identity(output: Tensor) -> Tensor:
     return output
 
 
-def _padded(index: Tensor, length: int) -> Tensor:
-    return torch.cat([index, index[-1:].expand(length - index.shape[0])])
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    # The CPU allocator raises a plain RuntimeError.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def check_positive(name: str, value: int | None) -> None:
+    """Raises ``ValueError`` unless ``value`` is None or a whole number of at least 1."""
+    if value is not None and (not isinstance(value, int) or value < 1):
+        raise ValueError(f"{name}: got {value!r}; give a whole number of at least 1, or None.")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -30,6 +29,7 @@ from captum_unioncam.masked_scoring import (
     MaskedScorer,
     check_positive,
 )
+from captum_unioncam.pass_tuning import PassTuner
 
 CHANNEL_WEIGHTS = ("score", "softmax")
 
@@ -59,28 +59,18 @@ def region_weights(scores: Tensor, scored: Tensor, channel_weights: str) -> Tens
     return weights.masked_fill(~scored, 0)
 
 
-@dataclass(frozen=True)
-class Region:
-    """The region map's parts: the terms ``w_k A_k`` that sum to ``L_R``, the channels scored, and their scores.
-
-    Args:
-        terms (Tensor): (N, K, *spatial), 0 where the ReLU of ``L_R`` clips their sum.
-        scored (Tensor): (N, K), bool.
-        scores (Tensor): (N, K), 0 where not scored.
-    """
-
-    terms: Tensor
-    scored: Tensor
-    scores: Tensor
-
-
-def region(scorer: MaskedScorer, activations: Tensor, channel_weights: str, max_channels: int | None) -> Region:
-    """Scores the channels of ``activations`` (N, K, *spatial) and weights them."""
+def score_channels(
+    scorer: MaskedScorer, activations: Tensor, channel_weights: str, max_channels: int | None
+) -> tuple[Tensor, Tensor]:
+    """The scores (T, N, K) of the channels of ``activations`` (N, K, *spatial), and which were scored (N, K)."""
     scored = channels_to_score(activations, max_channels)
-    scores = scorer.channel_scores(activations, scored, raw=channel_weights == "softmax")
-    weights = region_weights(scores, scored, channel_weights)
+    return scorer.channel_scores(activations, scored, raw=channel_weights == "softmax"), scored
+
+
+def region_terms(activations: Tensor, weights: Tensor) -> Tensor:
+    """The terms ``w_k A_k`` (N, K, *spatial) that sum to ``L_R``: 0 where its ReLU clips the sum."""
     terms = weights.reshape(weights.shape + (1,) * len(spatial_dims(activations))) * activations
-    return Region(terms * (terms.sum(1, keepdim=True) > 0), scored, scores)
+    return terms * (terms.sum(1, keepdim=True) > 0)
 
 
 def check_region_settings(channel_weights: str, max_channels: int | None) -> None:
@@ -130,6 +120,7 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):  # type: ignore[
         PerturbationAttribution.__init__(self, forward_func)
         self.confidence_fn = confidence_fn
         self.score_func = score_func
+        self._tuners: dict[Hashable, PassTuner] = {}
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
     def attribute(
@@ -164,7 +155,7 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):  # type: ignore[
             max_channels (int or None): Score only so many live channels, those of largest standard deviation over
                 space. Default: None, all
             internal_batch_size (int or None): Rows in a masked forward pass; halved when memory runs out.
-                Default: None, chosen for the device
+                Default: None, the fastest, learnt from the passes and remembered for inputs of this shape
             score_dtype (torch.dtype or None): ``torch.bfloat16`` or ``torch.float16``: autocast the masked passes.
                 Default: None, the model's own precision
             show_progress (bool): Show Captum's progress bar over the masked passes. Default: False
@@ -191,24 +182,27 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):  # type: ignore[
             self.forward_func,
             inputs,
             baselines,
-            target,
+            [target],
             additional_forward_args,
             confidence_fn=self.confidence_fn,
             score_func=self.score_func,
             internal_batch_size=internal_batch_size,
             score_dtype=score_dtype,
             progress_name=f"{self.get_name()} masked passes" if show_progress else None,
+            tuners=self._tuners,
         )
         with evaluation_mode(self.forward_func, self.score_func), torch.no_grad():
-            outputs = layer_activations(
+            terms = []
+            for activations in layer_activations(
                 self.forward_func,
                 self.layer,
                 inputs,
                 additional_forward_args,
                 self.device_ids,
                 attribute_to_layer_input,
-            )
-            terms = [region(scorer, a, channel_weights, max_channels).terms for a in outputs]
+            ):
+                (scores,), scored = score_channels(scorer, activations, channel_weights, max_channels)
+                terms.append(region_terms(activations, region_weights(scores, scored, channel_weights)))
             if attr_dim_summation:
                 terms = [term.sum(1, keepdim=True) for term in terms]
             return format_attributions(terms, relu_attributions)

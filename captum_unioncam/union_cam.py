@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from captum_unioncam._captum import (
     BaselineType,
     TargetType,
     format_additional_forward_args,
+    format_output,
     format_tensor_into_tuples,
     log_usage,
 )
@@ -22,12 +23,19 @@ from captum_unioncam.denoised_grad_cam import check_theta, denoised_terms
 from captum_unioncam.layer_evaluation import (
     check_inputs,
     evaluation_mode,
-    format_attributions,
     layer_gradients_and_activations,
 )
 from captum_unioncam.maps import divide_or_zero, minmax, spatial_range
 from captum_unioncam.masked_scoring import ConfidenceFunction, MaskedScorer
-from captum_unioncam.score_cam import Region, check_region_settings, region
+from captum_unioncam.pass_tuning import PassTuner
+from captum_unioncam.score_cam import (
+    check_region_settings,
+    region_terms,
+    region_weights,
+    score_channels,
+)
+
+CONFIDENCES = 4  # of the baseline, and of the denoised, the region and the union map
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,9 @@ class UnionCamDetails:
         return self.union_confidence - self.baseline_confidence
 
 
+Explained = tuple[Tensor, UnionCamDetails]
+
+
 def unite(denoised_map: Tensor, region_map: Tensor, denoised_beta: Tensor, region_beta: Tensor) -> Tensor:
     r"""Eq. 6: :math:`U = \beta_D D + \beta_R R`, of maps or of the terms that sum to them, with betas (N,)."""
     shape = (-1,) + (1,) * (region_map.dim() - 1)
@@ -87,15 +98,16 @@ def select(union_selected: Tensor, union_map: Tensor, region_map: Tensor) -> Ten
     return union_map.where(union_selected.reshape((-1,) + (1,) * (union_map.dim() - 1)), region_map)
 
 
-def unite_and_select(scorer: MaskedScorer, denoised_terms: Tensor, regions: Region) -> UnionCamDetails:
-    """AMU and AMS: Eq. 4-8 for the terms (N, K, *spatial) of the denoised and the region map."""
-    denoised_map = minmax(denoised_terms.sum(1, keepdim=True))
-    region_map = minmax(regions.terms.sum(1, keepdim=True))
+def unite_and_select(
+    scorer: MaskedScorer, target: int, denoised_sum: Tensor, region_sum: Tensor, scores: Tensor, scored: Tensor
+) -> UnionCamDetails:
+    """AMU and AMS, Eq. 4-8, for one of the scorer's targets: of ``L_D`` and ``L_R``, both (N, 1, *spatial)."""
+    denoised_map, region_map = minmax(denoised_sum), minmax(region_sum)
     # The baseline is what a mask of zeros shows.
     masks = torch.cat([torch.zeros_like(denoised_map), denoised_map, region_map], dim=1)
-    baseline, denoised, region = scorer.confidences(masks).unbind(1)
+    baseline, denoised, region = scorer.confidences(masks, target).unbind(1)
     union = unite(denoised_map, region_map, denoised - baseline, region - baseline)
-    united = scorer.confidences(union).squeeze(1)
+    united = scorer.confidences(union, target).squeeze(1)
     return UnionCamDetails(
         denoised_map=denoised_map,
         region_map=region_map,
@@ -105,8 +117,8 @@ def unite_and_select(scorer: MaskedScorer, denoised_terms: Tensor, regions: Regi
         region_confidence=region,
         union_confidence=united,
         union_selected=united - baseline > region - baseline,
-        channel_scores=regions.scores,
-        forward_passes=regions.scored.sum(1) + masks.shape[1] + union.shape[1],
+        channel_scores=scores,
+        forward_passes=scored.sum(1) + CONFIDENCES,
     )
 
 
@@ -167,6 +179,7 @@ class LayerUnionCam(LayerAttribution, GradientAttribution):  # type: ignore[misc
         GradientAttribution.__init__(self, forward_func)
         self.confidence_fn = confidence_fn
         self.score_func = score_func
+        self._tuners: dict[Hashable, PassTuner] = {}
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
     def attribute(
@@ -210,7 +223,7 @@ class LayerUnionCam(LayerAttribution, GradientAttribution):  # type: ignore[misc
             max_channels (int or None): Score only so many live channels, those of largest standard deviation over
                 space. Default: None, all
             internal_batch_size (int or None): Rows in a masked forward pass; halved when memory runs out.
-                Default: None, chosen for the device
+                Default: None, the fastest, learnt from the passes and remembered for inputs of this shape
             score_dtype (torch.dtype or None): ``torch.bfloat16`` or ``torch.float16``: autocast the channels' masked
                 passes. The four confidences keep the model's precision. Default: None, the model's own
             show_progress (bool): Show Captum's progress bar over the masked passes. Default: False
@@ -233,6 +246,82 @@ class LayerUnionCam(LayerAttribution, GradientAttribution):  # type: ignore[misc
             >>> attr = union_cam.attribute(images, target=labels)  # (N, 1, 14, 14)
             >>> heat = LayerAttribution.interpolate(attr, images.shape[2:], "bilinear")
         """
+        explained = self._explain(
+            [target],
+            inputs,
+            additional_forward_args,
+            attribute_to_layer_input,
+            relu_attributions,
+            attr_dim_summation,
+            grad_kwargs,
+            baselines=baselines,
+            theta=theta,
+            channel_weights=channel_weights,
+            max_channels=max_channels,
+            internal_batch_size=internal_batch_size,
+            score_dtype=score_dtype,
+            show_progress=show_progress,
+        )
+        return _format([of_targets[0] for of_targets in explained], return_details)
+
+    def attribute_targets(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        targets: Tensor | list[list[int]] | list[list[tuple[int, ...]]],
+        additional_forward_args: Any = None,
+        *,
+        return_details: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        r"""
+        Explains several targets of each example for little more than the price of one.
+
+        The masks do not depend on the target, so the channels' masked passes are run once and serve every target.
+
+        Args:
+            inputs (Tensor or tuple[Tensor, ...]): As in ``attribute``.
+            targets (Tensor or list): T targets of each of the N examples: an int64 tensor (N, T), or N lists of T
+                integers, or of T tuples for outputs of more dimensions.
+            additional_forward_args (Any): As in ``attribute``. Default: None
+            return_details (bool): Return ``(attributions, UnionCamDetails)``. Default: False
+            **kwargs: Any other argument of ``attribute``.
+
+        Returns:
+            *Tensor* or *tuple[Tensor, ...]*: What T calls of ``attribute`` would return, stacked along dimension 1:
+            (N, T, 1, \*spatial). So is every tensor of the details, but for ``forward_passes``, which stays (N,).
+
+        Raises:
+            ValueError: ``targets`` that are not T for each of the N examples; and as ``attribute``.
+            AssertionError: As ``attribute``.
+
+        Examples::
+
+            >>> top = model(images).topk(5).indices  # (N, 5)
+            >>> attr = LayerUnionCam(model, model.features[28]).attribute_targets(images, top)  # (N, 5, 1, 14, 14)
+        """
+        examples = format_tensor_into_tuples(inputs)[0].shape[0]
+        explained = self._explain(_by_target(targets, examples), inputs, additional_forward_args, **kwargs)
+        return _format([_stack_targets(of_targets) for of_targets in explained], return_details)
+
+    def _explain(
+        self,
+        targets: Sequence[TargetType],
+        inputs: Tensor | tuple[Tensor, ...],
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool = False,
+        relu_attributions: bool = False,
+        attr_dim_summation: bool = True,
+        grad_kwargs: dict[str, Any] | None = None,
+        *,
+        baselines: BaselineType = None,
+        theta: float = 10.0,
+        channel_weights: str = "score",
+        max_channels: int | None = None,
+        internal_batch_size: int | None = None,
+        score_dtype: torch.dtype | None = None,
+        show_progress: bool = False,
+    ) -> list[list[Explained]]:
+        """The attributions and details of each layer output and each target."""
         check_theta(theta)
         check_region_settings(channel_weights, max_channels)
         inputs = check_inputs(format_tensor_into_tuples(inputs))
@@ -241,37 +330,74 @@ class LayerUnionCam(LayerAttribution, GradientAttribution):  # type: ignore[misc
             self.forward_func,
             inputs,
             baselines,
-            target,
+            targets,
             additional_forward_args,
             confidence_fn=self.confidence_fn,
             score_func=self.score_func,
             internal_batch_size=internal_batch_size,
             score_dtype=score_dtype,
             progress_name=f"{self.get_name()} masked passes" if show_progress else None,
+            tuners=self._tuners,
         )
         with evaluation_mode(self.forward_func, self.score_func), torch.no_grad():
-            layer_outputs = layer_gradients_and_activations(
-                self.forward_func,
-                self.layer,
-                inputs,
-                target,
-                additional_forward_args,
-                self.device_ids,
-                attribute_to_layer_input,
-                grad_kwargs,
-            )
-            attributions, details = [], []
-            for gradients, activations in zip(*layer_outputs, strict=True):
-                denoised = denoised_terms(gradients, activations, theta)
-                regions = region(scorer, activations, channel_weights, max_channels)
-                detail = unite_and_select(scorer, denoised, regions)
-                details.append(detail)
-                attributions.append(
-                    select(detail.union_selected, detail.union_map, detail.region_map)
-                    if attr_dim_summation
-                    else selected_terms(detail, denoised, regions.terms)
+            gradients: list[tuple[Tensor, ...]] = []
+            for target in targets:
+                of_target, layer_outputs = layer_gradients_and_activations(
+                    self.forward_func,
+                    self.layer,
+                    inputs,
+                    target,
+                    additional_forward_args,
+                    self.device_ids,
+                    attribute_to_layer_input,
+                    grad_kwargs,
                 )
-            formatted = format_attributions(attributions, relu_attributions)
-        if not return_details:
-            return formatted
-        return formatted, tuple(details) if len(details) > 1 else details[0]
+                gradients.append(of_target)
+            explained: list[list[Explained]] = []
+            for output, activations in enumerate(layer_outputs):
+                scores, scored = score_channels(scorer, activations, channel_weights, max_channels)
+                explained.append([])
+                for t, of_target in enumerate(gradients):
+                    denoised = denoised_terms(of_target[output], activations, theta)
+                    region = region_terms(activations, region_weights(scores[t], scored, channel_weights))
+                    denoised_sum, region_sum = (terms.sum(1, keepdim=True) for terms in (denoised, region))
+                    details = unite_and_select(scorer, t, denoised_sum, region_sum, scores[t], scored)
+                    if attr_dim_summation:
+                        attribution = select(details.union_selected, details.union_map, details.region_map)
+                    else:
+                        attribution = selected_terms(details, denoised, region)
+                    explained[-1].append((attribution.relu() if relu_attributions else attribution, details))
+        return explained
+
+
+def _format(explained: list[Explained], return_details: bool) -> Any:
+    attributions, details = zip(*explained, strict=True)
+    formatted = format_output(len(attributions) > 1, attributions)
+    if not return_details:
+        return formatted
+    return formatted, details if len(details) > 1 else details[0]
+
+
+def _by_target(targets: Any, examples: int) -> list[TargetType]:
+    """N lists of T targets as T lists of N."""
+    rows = targets.tolist() if isinstance(targets, Tensor) else targets
+    if not isinstance(rows, list) or len(rows) != examples or not all(isinstance(row, list) and row for row in rows):
+        raise ValueError(
+            f"targets: got {targets!r}; give targets for each of the {examples} examples, as a tensor (N, T) or a list "
+            "of lists."
+        )
+    if len({len(row) for row in rows}) > 1:
+        raise ValueError(f"targets: {[len(row) for row in rows]} targets for the examples; give each the same number.")
+    return [list(of_examples) for of_examples in zip(*rows, strict=True)]
+
+
+def _stack_targets(explained: list[Explained]) -> Explained:
+    attributions, details = zip(*explained, strict=True)
+    stacked = {
+        field.name: torch.stack([getattr(of_target, field.name) for of_target in details], dim=1)
+        for field in fields(UnionCamDetails)
+    }
+    # The channels' passes are shared: each target adds its own confidences alone.
+    scored = details[0].forward_passes - CONFIDENCES
+    stacked["forward_passes"] = scored + CONFIDENCES * len(details)
+    return torch.stack(attributions, dim=1), UnionCamDetails(**stacked)

@@ -10,7 +10,7 @@ from torch.nn.modules.module import _global_forward_pre_hooks
 
 from captum_unioncam import LayerDenoisedGradCam, LayerScoreCam, LayerUnionCam, find_spatial_layer
 from captum_unioncam.layer_evaluation import evaluation_mode
-from tests.networks import TinyNet, tiny_inputs
+from tests.networks import TinyNet, same, tiny_inputs
 
 METHODS = (LayerUnionCam, LayerScoreCam, LayerDenoisedGradCam)
 
@@ -54,7 +54,7 @@ def test_a_training_model_ends_as_it_began_and_is_explained_in_evaluation_mode(m
     attr = method(FORWARDS[kind](net), net.features).attribute(inputs, 1)
     assert state_of(net) == before
     expected = method(net.eval(), net.features).attribute(inputs, 1)
-    assert torch.equal(attr, expected)
+    assert same(attr, expected)
 
 
 def test_every_module_is_seen_in_evaluation_mode_even_in_a_function_of_several_models():
@@ -121,8 +121,8 @@ def test_inputs_and_baselines_are_not_touched(method, requires_grad):
     values = inputs.detach().clone()
     expected = method(net, net.features).attribute(values.clone(), 1)
     attr = method(net, net.features).attribute(inputs, 1, attribute_to_layer_input=False)
-    assert torch.equal(attr, expected)
-    assert torch.equal(inputs.detach(), values)
+    assert same(attr, expected)
+    assert same(inputs.detach(), values)
     assert inputs.requires_grad is requires_grad
     assert inputs.grad is None
     method(net, net.features).attribute(inputs, 1, attribute_to_layer_input=True)
@@ -134,17 +134,17 @@ def test_in_place_relu_frozen_parameters_and_no_grad_change_nothing(method):
     net, inputs = TinyNet(), tiny_inputs()
     expected = method(net, net.features).attribute(inputs, 1)
     in_place = TinyNet(activation=nn.ReLU(inplace=True))
-    assert torch.equal(method(in_place, in_place.features).attribute(inputs, 1), expected)
+    assert same(method(in_place, in_place.features).attribute(inputs, 1), expected)
     smooth = TinyNet(activation=nn.SiLU())
     followed = []
     for relu in (nn.ReLU(), nn.ReLU(inplace=True)):
         net_with_relu = copy.deepcopy(smooth)
         net_with_relu.head.insert(0, relu)
         followed.append(method(net_with_relu, net_with_relu.features).attribute(inputs, 1))
-    assert torch.equal(*followed)
+    assert same(*followed)
     frozen = copy.deepcopy(net).requires_grad_(False)
     with torch.no_grad():
-        assert torch.equal(method(frozen, frozen.features).attribute(inputs, 1), expected)
+        assert same(method(frozen, frozen.features).attribute(inputs, 1), expected)
         assert not torch.is_grad_enabled()
 
 
@@ -153,7 +153,7 @@ def test_grad_kwargs_reach_autograd():
     expected = LayerUnionCam(net, net.features).attribute(inputs, 1)
     for method in (LayerUnionCam, LayerGradCam):
         attr = method(net, net.features).attribute(inputs, 1, grad_kwargs={"retain_graph": True})
-        assert method is LayerGradCam or torch.equal(attr, expected)
+        assert method is LayerGradCam or same(attr, expected)
         with pytest.raises(TypeError):
             method(net, net.features).attribute(inputs, 1, grad_kwargs={"no_such_argument": 1})
 

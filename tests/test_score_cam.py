@@ -5,7 +5,7 @@ from torch import nn
 from captum_unioncam import LayerScoreCam
 from captum_unioncam.score_cam import channels_to_score, region_weights
 from tests import reference
-from tests.networks import CHANNELS, TinyNet, tiny_inputs
+from tests.networks import CHANNELS, TinyNet, same, tiny_inputs
 
 
 @pytest.mark.parametrize("channel_weights", ["score", "softmax"])
@@ -34,7 +34,7 @@ def test_terms_are_zero_where_the_sum_is_clipped():
     assert (terms.masked_select(clipped.expand_as(terms)) == 0).all()
     assert torch.allclose(terms.sum(1, keepdim=True), attr)
     positive = score_cam.attribute(inputs, 0, relu_attributions=True, attr_dim_summation=False)
-    assert torch.equal(positive, terms.relu())
+    assert same(positive, terms.relu())
 
 
 def test_max_channels_keeps_the_live_channels_that_vary_most():
@@ -56,15 +56,15 @@ def test_max_channels_weighs_the_others_zero():
     assert (terms[~kept] == 0).all()
     assert (terms[kept].flatten(1).abs().sum(1) > 0).all()
     whole = score_cam.attribute(inputs, 0, attr_dim_summation=False, max_channels=CHANNELS + 9)
-    assert torch.equal(whole, every)
+    assert same(whole, every)
 
 
 def test_softmax_weights_leave_out_what_was_not_scored():
     scores = torch.tensor([[2.0, 0.0, 2.0], [0.0, 0.0, 0.0]])
     scored = torch.tensor([[True, False, True], [False, False, False]])
     weights = region_weights(scores, scored, "softmax")
-    assert torch.equal(weights[0], torch.tensor([0.5, 0.0, 0.5]))
-    assert torch.equal(weights[1], torch.zeros(3))
+    assert same(weights[0], torch.tensor([0.5, 0.0, 0.5]))
+    assert same(weights[1], torch.zeros(3))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch import nn
 from captum_unioncam import LayerDenoisedGradCam, LayerScoreCam, LayerUnionCam, UnionCamDetails
 from captum_unioncam.maps import minmax
 from tests import reference
-from tests.networks import CHANNELS, CLASSES, SIZES, TinyNet, tiny_inputs
+from tests.networks import CHANNELS, CLASSES, SIZES, TinyNet, same, tiny_inputs
 
 NDIMS = (1, 2, 3)
 THETAS = (0.0, 10.0, 50.0, 90.0, 100.0)
@@ -65,7 +65,7 @@ def test_both_outcomes_of_the_selection_occur_and_are_the_references():
             chosen = details.union_selected[i].item()
             selected.add(chosen)
             assert chosen == expected.union_selected
-            assert torch.equal(attr[i], (details.union_map if chosen else details.region_map)[i])
+            assert same(attr[i], (details.union_map if chosen else details.region_map)[i])
     assert selected == {True, False}
 
 
@@ -194,7 +194,7 @@ def test_baselines_in_every_form():
     number = method.attribute(inputs, 1, baselines=0.4)
     for baselines in (torch.full_like(inputs, 0.4), torch.full_like(inputs[:1], 0.4), (0.4,)):
         assert torch.allclose(method.attribute(inputs, 1, baselines=baselines), number, rtol=0, atol=1e-12)
-    assert torch.equal(method.attribute(inputs, 1, baselines=None), method.attribute(inputs, 1, baselines=0))
+    assert same(method.attribute(inputs, 1, baselines=None), method.attribute(inputs, 1, baselines=0))
     assert not torch.allclose(method.attribute(inputs, 1), number)
     with pytest.raises(AssertionError, match="baseline"):
         method.attribute(inputs, 1, baselines=inputs[:2])
@@ -277,7 +277,7 @@ def test_terms_sum_to_the_map_up_to_a_constant(activation):
     assert torch.allclose(difference, difference[:, :1], rtol=0, atol=1e-12)
     assert torch.allclose(minmax(terms.sum(1, keepdim=True)), attr, rtol=0, atol=1e-12)
     clipped = union_cam(net).attribute(inputs, 1, attr_dim_summation=False, relu_attributions=True)
-    assert torch.equal(clipped, terms.relu())
+    assert same(clipped, terms.relu())
 
 
 def test_details():
@@ -286,13 +286,13 @@ def test_details():
     assert isinstance(details, UnionCamDetails)
     confidence = net(inputs * 0).softmax(1)[:, 1]
     assert torch.allclose(details.baseline_confidence, confidence)
-    assert torch.equal(details.union_beta, details.union_confidence - details.baseline_confidence)
-    assert torch.equal(details.union_selected, details.union_beta > details.region_beta)
+    assert same(details.union_beta, details.union_confidence - details.baseline_confidence)
+    assert same(details.union_selected, details.union_beta > details.region_beta)
     denoised = LayerDenoisedGradCam(net, net.features).attribute(inputs, 1)
     region = LayerScoreCam(net, net.features).attribute(inputs, 1)
-    assert torch.equal(details.denoised_map, minmax(denoised))
-    assert torch.equal(details.region_map, minmax(region))
-    assert torch.equal(union_cam(net).attribute(inputs, 1), attr)
+    assert same(details.denoised_map, minmax(denoised))
+    assert same(details.region_map, minmax(region))
+    assert same(union_cam(net).attribute(inputs, 1), attr)
 
 
 def test_the_map_of_one_confidence_is_the_callers():
@@ -330,10 +330,10 @@ def test_constant_channels_cost_no_pass_and_constant_maps_are_zero(value):
     dead = TinyNet(activation=Gate(list(range(CHANNELS)), value))
     for weights in WEIGHTS:
         attr, details = union_cam(dead).attribute(inputs, 1, channel_weights=weights, return_details=True)
-        assert torch.equal(attr, torch.zeros(3, 1, 4, 3, dtype=torch.float64))
+        assert same(attr, torch.zeros(3, 1, 4, 3, dtype=torch.float64))
         assert details.forward_passes.tolist() == [4, 4, 4]
     terms = union_cam(dead).attribute(inputs, 1, attr_dim_summation=False)
-    assert torch.equal(terms, torch.zeros(3, CHANNELS, 4, 3, dtype=torch.float64))
+    assert same(terms, torch.zeros(3, CHANNELS, 4, 3, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("method", [LayerUnionCam, LayerScoreCam, LayerDenoisedGradCam])

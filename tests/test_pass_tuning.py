@@ -1,0 +1,169 @@
+"""The rows and memory format of a pass are learnt, on a clock that the tests drive."""
+
+import pytest
+import torch
+from torch import nn
+
+from captum_unioncam import LayerUnionCam, pass_tuning
+from captum_unioncam.pass_tuning import PassSetting, PassTuner
+from tests.networks import TinyNet, same, tiny_inputs
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    class Clock:
+        now = 0.0
+
+        def perf_counter(self):
+            return self.now
+
+    clock = Clock()
+    monkeypatch.setattr(pass_tuning, "time", clock)
+    return clock
+
+
+def run(tuner, clock, seconds, rows):
+    """Runs ``rows`` rows as the engine does, each pass taking ``seconds(setting)``; returns the settings."""
+    settings = []
+    while rows > 0:
+        setting = tuner.next()
+        count = min(setting.rows, rows)
+        with tuner.timed(setting, count):
+            clock.now += seconds(setting)
+        settings.append(setting)
+        rows -= count
+    return settings
+
+
+@pytest.mark.parametrize("best", [1, 2, 4, 8, 16, 32, 256, 1024])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_learns_the_fastest_rows_and_format(clock, best, channels_last):
+    def seconds(setting):
+        slower_with_size = 1 + abs(torch.tensor(setting.rows / best).log2().item())
+        return setting.rows * slower_with_size * (1 if setting.channels_last == channels_last else 1.5)
+
+    tuner = PassTuner(CPU, None, (True, False))
+    run(tuner, clock, seconds, 20_000)
+    assert tuner.next() == PassSetting(best, channels_last)
+    assert set(run(tuner, clock, seconds, 5_000)[:-1]) <= {PassSetting(best, channels_last)}
+
+
+def test_learning_costs_few_passes(clock):
+    tuner = PassTuner(CPU, None, (True, False))
+    settings = run(tuner, clock, lambda setting: setting.rows * (1 + abs(setting.rows - 8)), 600)
+    assert sum(setting.rows for setting in settings if setting.rows != 8) <= 2 * 16 + 2 * 4
+
+
+def test_the_first_pass_of_a_kind_does_not_decide(clock):
+    seen = set()
+
+    def seconds(setting):
+        first, _ = setting not in seen, seen.add(setting)
+        return setting.rows * (100 if first else 1 / setting.rows)
+
+    tuner = PassTuner(CPU, None, (False,))
+    run(tuner, clock, seconds, 20_000)
+    assert tuner.next().rows == 1024
+
+
+def test_a_given_number_of_rows_is_obeyed_and_the_format_still_learnt(clock):
+    tuner = PassTuner(CPU, 5, (True, False))
+    settings = run(tuner, clock, lambda setting: 2.0 if setting.channels_last else 1.0, 100)
+    assert {setting.rows for setting in settings} == {5}
+    assert tuner.next() == PassSetting(5, False)
+
+
+def test_incomplete_passes_are_not_timed(clock):
+    tuner = PassTuner(CPU, 8, (True, False))
+    run(tuner, clock, lambda setting: 1.0, 5)
+    assert not tuner.seconds
+
+
+def test_deterministic_algorithms_fix_the_setting(clock):
+    torch.use_deterministic_algorithms(True)
+    try:
+        tuner = PassTuner(CPU, None, (True, False))
+        settings = run(tuner, clock, lambda setting: 1.0, 1000)
+        assert set(settings) == {PassSetting(8, True)}
+        net, inputs = TinyNet(), tiny_inputs()
+        method = LayerUnionCam(net, net.features)
+        assert torch.equal(method.attribute(inputs, 1), method.attribute(inputs, 1))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_out_of_memory_halves_for_good_and_is_not_climbed_again(clock):
+    def seconds(setting):
+        if setting.rows > 16:
+            raise torch.OutOfMemoryError("simulated")
+        return 1.0
+
+    tuner = PassTuner(CPU, None, (False,))
+    rows = 1000
+    recovered = []
+    while rows > 0:
+        setting = tuner.next()
+        try:
+            with tuner.timed(setting, setting.rows):
+                clock.now += seconds(setting)
+            rows -= setting.rows
+        except torch.OutOfMemoryError as error:
+            recovered.append(tuner.recovers(setting, error))
+    assert recovered == [True]
+    assert tuner.next().rows == 16
+    assert not tuner.recovers(PassSetting(1, False), torch.OutOfMemoryError("simulated"))
+
+
+def test_the_cpu_allocators_error_is_known():
+    error = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+    assert PassTuner(CPU, 4, (False,)).recovers(PassSetting(4, False), error)
+    assert not PassTuner(CPU, 4, (False,)).recovers(PassSetting(4, False), RuntimeError("shapes"))
+
+
+class Viewing(TinyNet):
+    """Views its feature maps as vectors, which tensors in channels-last format do not allow."""
+
+    def __init__(self):
+        super().__init__()
+        self.formats = []
+
+    def forward(self, x):
+        features = self.features(x)
+        self.formats.append(x.is_contiguous(memory_format=torch.channels_last))
+        return self.head[-1](features.view(x.shape[0], -1))
+
+
+def test_a_model_that_cannot_take_channels_last_gets_the_usual_format():
+    net, inputs = Viewing(), tiny_inputs()
+    method = LayerUnionCam(net, net.features)
+    attr = method.attribute(inputs, 1)
+    assert net.formats.count(True) == 1
+    plain = TinyNet()
+    assert same(attr, LayerUnionCam(plain, plain.features).attribute(inputs, 1))
+    net.formats.clear()
+    method.attribute(inputs, 1)
+    assert True not in net.formats
+
+
+def test_what_was_learnt_is_remembered_for_inputs_of_the_shape(clock):
+    net = TinyNet(activation=nn.SiLU())
+    rows = []
+
+    def forward(x):
+        rows.append(x.shape[0])
+        clock.now += 1 + abs(x.shape[0] - 32)
+        return net(x)
+
+    method = LayerUnionCam(forward, net.features)
+    inputs = tiny_inputs(examples=200)
+    method.attribute(inputs, 1)
+    rows.clear()
+    method.attribute(inputs, 1)
+    assert rows[0] == 200  # the gradients
+    assert set(rows[1:-1]) - {200 * 5 % 32, 600 % 32, 200 % 32} == {32}
+    fresh = LayerUnionCam(forward, net.features)
+    rows.clear()
+    fresh.attribute(inputs, 1)
+    assert rows[1] == 8
