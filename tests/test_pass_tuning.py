@@ -1,5 +1,7 @@
 """The rows and memory format of a pass are learnt, on a clock that the tests drive."""
 
+from collections import Counter
+
 import pytest
 import torch
 from torch import nn
@@ -45,15 +47,31 @@ def test_learns_the_fastest_rows_and_format(clock, best, channels_last):
         return setting.rows * slower_with_size * (1 if setting.channels_last == channels_last else 1.5)
 
     tuner = PassTuner(CPU, None, (True, False))
-    run(tuner, clock, seconds, 20_000)
-    assert tuner.next() == PassSetting(best, channels_last)
-    assert set(run(tuner, clock, seconds, 5_000)[:-1]) <= {PassSetting(best, channels_last)}
+    run(tuner, clock, seconds, 500 * max(best, 8))
+    later = run(tuner, clock, seconds, 50 * best)
+    assert set(later) == {PassSetting(best, channels_last)}
 
 
 def test_learning_costs_few_passes(clock):
     tuner = PassTuner(CPU, None, (True, False))
-    settings = run(tuner, clock, lambda setting: setting.rows * (1 + abs(setting.rows - 8)), 600)
-    assert sum(setting.rows for setting in settings if setting.rows != 8) <= 2 * 16 + 2 * 4
+    settings = run(tuner, clock, lambda setting: setting.rows * (1 + abs(setting.rows - 8)), 5000)
+    assert sum(setting.rows for setting in settings if setting.rows != 8) <= 6 * (16 + 4)
+    assert sum(setting.rows for setting in settings[:50] if setting.rows != 8) <= 2 * (16 + 4)
+
+
+def test_a_trial_while_the_machine_was_busy_is_mended(clock):
+    passes = []
+
+    def seconds(setting):
+        passes.append(setting)
+        busy = 3 if len(passes) <= 4 else 1  # all the first trials of 8 rows
+        return setting.rows * busy * (1 + abs(setting.rows - 8) / 8)
+
+    tuner = PassTuner(CPU, None, (True, False))
+    run(tuner, clock, seconds, 200)
+    assert tuner.next().rows != 8
+    run(tuner, clock, seconds, 5000)
+    assert tuner.next().rows == 8
 
 
 def test_the_first_pass_of_a_kind_does_not_decide(clock):
@@ -162,7 +180,7 @@ def test_what_was_learnt_is_remembered_for_inputs_of_the_shape(clock):
     rows.clear()
     method.attribute(inputs, 1)
     assert rows[0] == 200  # the gradients
-    assert set(rows[1:-1]) - {200 * 5 % 32, 600 % 32, 200 % 32} == {32}
+    assert Counter(rows[1:]).most_common(1)[0][0] == rows[1] == 32
     fresh = LayerUnionCam(forward, net.features)
     rows.clear()
     fresh.attribute(inputs, 1)
