@@ -140,9 +140,9 @@ class LayerDenoisedGradCam(LayerAttribution, GradientAttribution):  # type: igno
         """
         check_theta(theta)
         inputs = check_inputs(format_tensor_into_tuples(inputs))
-        with evaluation_mode(self.forward_func), torch.no_grad():
+        with evaluation_mode(self.forward_func) as (forward_func,), torch.no_grad():
             gradients, activations = layer_gradients_and_activations(
-                self.forward_func,
+                forward_func,
                 self.layer,
                 inputs,
                 target,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from captum_unioncam.maps import MAX_SPATIAL_DIMS, full_precision
 
 
 @contextmanager
-def evaluation_mode(*functions: Callable[..., Any] | None) -> Iterator[None]:
+def evaluation_mode(*functions: Callable[..., Any] | None) -> Iterator[list[Any]]:
     """Runs the modules behind ``functions`` in evaluation mode, and gives each its own mode back.
 
     In training mode, thousands of masked images would go into the running statistics of batch normalisation, and
@@ -30,7 +31,10 @@ def evaluation_mode(*functions: Callable[..., Any] | None) -> Iterator[None]:
 
     Args:
         functions (Callable or None): Modules, methods of modules, or any functions that call modules. What a plain
-            function calls cannot be known beforehand: its modules are switched as they are called in this thread.
+            function calls cannot be known beforehand: its modules are switched as it calls them.
+
+    Yields:
+        *list[Callable or None]*: What to call in place of each.
     """
     switched: list[Module] = []
 
@@ -39,27 +43,42 @@ def evaluation_mode(*functions: Callable[..., Any] | None) -> Iterator[None]:
             module.training = False
             switched.append(module)
 
-    thread = threading.get_ident()
+    def in_evaluation_mode(function: Any) -> Any:
+        owner = getattr(function, "__self__", function)
+        if isinstance(owner, Module):
+            for module in owner.modules():
+                switch(module)
+            return function
+        # A hook would have a compiled function compiled anew. Its modules have run uncompiled, in forward_func.
+        if function is None or hasattr(function, "_torchdynamo_orig_callable"):
+            return function
+        return _switching(function, switch)
 
-    def switch_before_forward(module: Module, _args: Any) -> None:
-        if threading.get_ident() == thread:
-            switch(module)
-
-    owners = [getattr(f, "__self__", f) for f in functions if f is not None]
-    hook = None
-    if not all(isinstance(owner, Module) for owner in owners):
-        hook = register_module_forward_pre_hook(switch_before_forward)
     try:
-        for owner in owners:
-            if isinstance(owner, Module):
-                for module in owner.modules():
-                    switch(module)
-        yield
+        yield [in_evaluation_mode(function) for function in functions]
     finally:
-        if hook is not None:
-            hook.remove()
         for module in switched:
             module.training = True
+
+
+def _switching(function: Callable[..., Any], switch: Callable[[Module], None]) -> Callable[..., Any]:
+    """``function``, with ``switch`` called on each module before it runs, in the thread that called the function."""
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        thread = threading.get_ident()
+
+        def before_forward(module: Module, _args: Any) -> None:
+            if threading.get_ident() == thread:
+                switch(module)
+
+        hook = register_module_forward_pre_hook(before_forward)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            hook.remove()
+
+    return call
 
 
 def check_inputs(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -98,7 +98,7 @@ class MaskedScorer:
         )
         self.targets = [_as_rows(target) for target in targets]
         self.additional_forward_args = additional_forward_args or ()
-        self.confidence_fn = confidence_fn or class_confidence
+        self.confidence_fn = class_confidence if confidence_fn is None else confidence_fn
         self.score_func = score_func
         self.internal_batch_size = internal_batch_size
         self.score_dtype = score_dtype
@@ -136,7 +136,8 @@ class MaskedScorer:
         Raises:
             ValueError: As ``confidences``.
         """
-        forward_func = self.score_func or self.forward_func
+        # Not "or": a compiled module raises when asked for its truth.
+        forward_func = self.forward_func if self.score_func is None else self.score_func
         tuner = self._tuner(forward_func, activations.dim(), self.score_dtype)
         output_fn = _identity if raw else self.confidence_fn
         bar = progress(desc=self.progress_name, total=int(scored.sum())) if self.progress_name else NullProgress()

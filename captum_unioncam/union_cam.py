@@ -326,24 +326,25 @@ class LayerUnionCam(LayerAttribution, GradientAttribution):  # type: ignore[misc
         check_region_settings(channel_weights, max_channels)
         inputs = check_inputs(format_tensor_into_tuples(inputs))
         additional_forward_args = format_additional_forward_args(additional_forward_args)
-        scorer = MaskedScorer(
-            self.forward_func,
-            inputs,
-            baselines,
-            targets,
-            additional_forward_args,
-            confidence_fn=self.confidence_fn,
-            score_func=self.score_func,
-            internal_batch_size=internal_batch_size,
-            score_dtype=score_dtype,
-            progress_name=f"{self.get_name()} masked passes" if show_progress else None,
-            tuners=self._tuners,
-        )
-        with evaluation_mode(self.forward_func, self.score_func), torch.no_grad():
+        functions = evaluation_mode(self.forward_func, self.score_func)
+        with functions as (forward_func, score_func), torch.no_grad():
+            scorer = MaskedScorer(
+                forward_func,
+                inputs,
+                baselines,
+                targets,
+                additional_forward_args,
+                confidence_fn=self.confidence_fn,
+                score_func=score_func,
+                internal_batch_size=internal_batch_size,
+                score_dtype=score_dtype,
+                progress_name=f"{self.get_name()} masked passes" if show_progress else None,
+                tuners=self._tuners,
+            )
             gradients: list[tuple[Tensor, ...]] = []
             for target in targets:
                 of_target, layer_outputs = layer_gradients_and_activations(
-                    self.forward_func,
+                    forward_func,
                     self.layer,
                     inputs,
                     target,

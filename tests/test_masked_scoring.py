@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from captum_unioncam import LayerScoreCam, LayerUnionCam
+from captum_unioncam import LayerScoreCam, LayerUnionCam, masked_scoring
 from captum_unioncam.masked_scoring import MaskedScorer, class_confidence
 from tests.networks import CHANNELS, TinyNet, same, tiny_inputs
 
@@ -167,3 +167,60 @@ def test_integer_pictures_stay_integers():
     attr = LayerUnionCam(forward, net.features).attribute(pictures, 1)
     expected = LayerUnionCam(net, net.features).attribute(pictures.double() / 255, 1)
     assert torch.corrcoef(torch.stack([attr.flatten(), expected.flatten()]))[0, 1] > 0.99
+
+
+def compiled(function):
+    """Compiled as far as Dynamo goes, which counts what it compiles; and that count."""
+    graphs = []
+
+    def backend(graph, _example_inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    return torch.compile(function, backend=backend, dynamic=False), graphs
+
+
+@pytest.mark.parametrize("forward_is_function", [False, True])
+@pytest.mark.parametrize("of_function", [False, True])
+def test_a_compiled_score_function_is_compiled_once(of_function, forward_is_function):
+    net, inputs = TinyNet(activation=nn.SiLU()), tiny_inputs()
+    score_func, graphs = compiled((lambda x: net(x)) if of_function else net)
+    forward = (lambda x: net(x)) if forward_is_function else net
+    method = LayerUnionCam(forward, net.features, score_func=score_func)
+    attr = method.attribute(inputs, 1, internal_batch_size=4)  # 15 rows
+    assert len(graphs) == 1
+    method.attribute(inputs[:2], 1, internal_batch_size=4)  # 10 rows
+    assert len(graphs) == 1
+    assert same(attr, LayerUnionCam(net, net.features).attribute(inputs, 1))
+
+
+def test_a_compiled_score_function_without_a_batch_size_keeps_one(monkeypatch):
+    monkeypatch.setitem(masked_scoring.COMPILED_ROWS, "cpu", 4)
+    net, scoring = TinyNet(activation=nn.SiLU()), Counting(TinyNet(activation=nn.SiLU()))
+    LayerUnionCam(net, net.features, score_func=scoring).attribute(tiny_inputs(), 1)
+    assert scoring.rows == [4] * 4
+
+
+def test_an_exported_score_function_of_fixed_size():
+    net, inputs = TinyNet(activation=nn.SiLU()), tiny_inputs()
+    exported = torch.export.export(net, (inputs.repeat(2, 1, 1, 1)[:4],)).module()
+    method = LayerUnionCam(net, net.features, score_func=exported)
+    attr = method.attribute(inputs, 1, internal_batch_size=4)
+    assert same(attr, LayerUnionCam(net, net.features).attribute(inputs, 1))
+
+
+def test_autocast_casts_the_weights_once_a_call_and_not_once_a_chunk():
+    net, inputs = TinyNet(activation=nn.SiLU()).float(), tiny_inputs().float()
+    casts = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal casts
+            if func is torch.ops.aten._to_copy.default and args[0] is net.head[-1].weight:
+                casts += 1
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        LayerUnionCam(net, net.features).attribute(inputs, 1, score_dtype=torch.bfloat16, internal_batch_size=3)
+    assert casts == 1

@@ -78,10 +78,14 @@ def test_a_module_training_in_another_thread_is_left_alone():
         other(torch.ones(1))
         modes.append(other.training)
 
-    with evaluation_mode(lambda x: x):
+    def forward(x):
         thread = threading.Thread(target=run)
         thread.start()
         thread.join()
+        return x
+
+    with evaluation_mode(forward) as (call,):
+        call(torch.ones(1))
     assert modes == [True]
 
 
