@@ -96,7 +96,7 @@ class MaskedScorer:
         self.baselines = tuple(
             b.detach().to(x) if isinstance(b, Tensor) else b for b, x in zip(formatted, inputs, strict=True)
         )
-        self.targets = [_as_rows(target) for target in targets]
+        self.targets = [_as_rows(target, inputs[0].device) for target in targets]
         self.additional_forward_args = additional_forward_args or ()
         self.confidence_fn = class_confidence if confidence_fn is None else confidence_fn
         self.score_func = score_func
@@ -285,12 +285,12 @@ class Chunk:
         )
 
 
-def _as_rows(target: TargetType) -> TargetType:
-    """Targets of one row an example as a tensor, so that the rows of a chunk are taken on the device."""
-    if isinstance(target, Tensor) and target.numel() == 1:
-        return int(target.item())
+def _as_rows(target: TargetType, device: torch.device) -> TargetType:
+    """Targets of one row an example as a tensor on the device, where the rows of a chunk are taken from it."""
+    if isinstance(target, Tensor):
+        return int(target.item()) if target.numel() == 1 else target.to(device)
     if isinstance(target, list) and all(isinstance(index, int) for index in target):
-        return torch.tensor(target)
+        return torch.tensor(target, device=device)
     return target
 
 

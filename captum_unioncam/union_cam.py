@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -83,8 +83,13 @@ class UnionCamDetails:
         r""":math:`\beta_U` (Eq. 7): the confidence that the union map adds to the baseline's, (N,)."""
         return self.union_confidence - self.baseline_confidence
 
+    def of_target(self, t: int) -> UnionCamDetails:
+        """The details of target ``t``, where they are of the several targets of ``attribute_targets``."""
+        per_target = {f.name: getattr(self, f.name)[:, t] for f in fields(self) if f.name != "forward_passes"}
+        return replace(self, **per_target)
 
-Explained = tuple[Tensor, UnionCamDetails]
+
+Explained = tuple[Tensor, UnionCamDetails]  # attributions, and how they came about
 
 
 def unite(denoised_map: Tensor, region_map: Tensor, denoised_beta: Tensor, region_beta: Tensor) -> Tensor:
