@@ -14,7 +14,7 @@ import torch
 TRIALS = 2  # the first pass of a kind pays for kernels that are chosen and memory that is found
 RETRIALS, PASSES_PER_RETRIAL = 4, 50  # later and rarely, since something else may have kept the machine busy
 WORTHWHILE = 1.03
-FIRST_ROWS = {"cpu": 8, "cuda": 64}
+FIRST_ROWS = {"cpu": 4, "cuda": 64}
 MOST_ROWS = 1024
 
 

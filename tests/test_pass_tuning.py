@@ -47,16 +47,16 @@ def test_learns_the_fastest_rows_and_format(clock, best, channels_last):
         return setting.rows * slower_with_size * (1 if setting.channels_last == channels_last else 1.5)
 
     tuner = PassTuner(CPU, None, (True, False))
-    run(tuner, clock, seconds, 500 * max(best, 8))
+    run(tuner, clock, seconds, 500 * max(best, 4))
     later = run(tuner, clock, seconds, 50 * best)
     assert set(later) == {PassSetting(best, channels_last)}
 
 
 def test_learning_costs_few_passes(clock):
     tuner = PassTuner(CPU, None, (True, False))
-    settings = run(tuner, clock, lambda setting: setting.rows * (1 + abs(setting.rows - 8)), 5000)
-    assert sum(setting.rows for setting in settings if setting.rows != 8) <= 6 * (16 + 4)
-    assert sum(setting.rows for setting in settings[:50] if setting.rows != 8) <= 2 * (16 + 4)
+    settings = run(tuner, clock, lambda setting: setting.rows * (1 + abs(setting.rows - 4)), 5000)
+    assert sum(setting.rows for setting in settings if setting.rows != 4) <= 6 * (8 + 2)
+    assert sum(setting.rows for setting in settings[:50] if setting.rows != 4) <= 2 * (8 + 2)
 
 
 def test_a_trial_while_the_machine_was_busy_is_mended(clock):
@@ -64,14 +64,14 @@ def test_a_trial_while_the_machine_was_busy_is_mended(clock):
 
     def seconds(setting):
         passes.append(setting)
-        busy = 3 if len(passes) <= 4 else 1  # all the first trials of 8 rows
-        return setting.rows * busy * (1 + abs(setting.rows - 8) / 8)
+        busy = 3 if len(passes) <= 4 else 1  # all the first trials of 4 rows
+        return setting.rows * busy * (1 + abs(setting.rows - 4) / 4)
 
     tuner = PassTuner(CPU, None, (True, False))
     run(tuner, clock, seconds, 200)
-    assert tuner.next().rows != 8
+    assert tuner.next().rows != 4
     run(tuner, clock, seconds, 5000)
-    assert tuner.next().rows == 8
+    assert tuner.next().rows == 4
 
 
 def test_the_first_pass_of_a_kind_does_not_decide(clock):
@@ -94,8 +94,8 @@ def test_a_given_number_of_rows_is_obeyed_and_the_format_still_learnt(clock):
 
 
 def test_incomplete_passes_are_not_timed(clock):
-    tuner = PassTuner(CPU, 8, (True, False))
-    run(tuner, clock, lambda setting: 1.0, 5)
+    tuner = PassTuner(CPU, None, (True, False))
+    run(tuner, clock, lambda setting: 1.0, 3)
     assert not tuner.seconds
 
 
@@ -104,7 +104,7 @@ def test_deterministic_algorithms_fix_the_setting(clock):
     try:
         tuner = PassTuner(CPU, None, (True, False))
         settings = run(tuner, clock, lambda setting: 1.0, 1000)
-        assert set(settings) == {PassSetting(8, True)}
+        assert set(settings) == {PassSetting(4, True)}
         net, inputs = TinyNet(), tiny_inputs()
         method = LayerUnionCam(net, net.features)
         assert torch.equal(method.attribute(inputs, 1), method.attribute(inputs, 1))
@@ -184,4 +184,4 @@ def test_what_was_learnt_is_remembered_for_inputs_of_the_shape(clock):
     fresh = LayerUnionCam(forward, net.features)
     rows.clear()
     fresh.attribute(inputs, 1)
-    assert rows[1] == 8
+    assert rows[1] == pass_tuning.FIRST_ROWS["cpu"]
