@@ -80,8 +80,10 @@ class LayerDenoisedGradCam(LayerAttribution, GradientAttribution):  # type: igno
     (Eq. 1-3 of Hu et al., *UnionCAM*, Frontiers in Neurorobotics 2024, https://doi.org/10.3389/fnbot.2024.1490198).
     Each channel's positive gradients become weights that sum to 1, so the map does not depend on the gradients' scale.
 
-    Behind global average pooling every :math:`W_k` is constant over space: there theta has no effect, and each channel
-    with a positive gradient has the same weight.
+    Theta changes a channel only where :math:`p_k > 0`, since negative gradients count for nothing anyway. Behind global
+    average pooling every :math:`W_k` is constant over space: there theta has no effect, and each channel with a
+    positive gradient has the same weight. Nor has it in front of a 2x2 max pooling up to theta = 75, since three of
+    four gradients there are 0.
 
     Args:
         forward_func (Callable): The model, or a function of it, run in evaluation mode.

@@ -222,7 +222,7 @@ class LayerUnionCam(LayerAttribution, GradientAttribution):  # type: ignore[misc
                 number, a tensor of one or N examples, or a tuple of those for a tuple of inputs. The paper's is a
                 black image: for normalised inputs, that is the normalised black. Default: None, which is 0
             theta (float): Percentile in [0, 100] of each channel's gradients below which they are noise (Eq. 1).
-                Without effect behind global average pooling. Default: 10, the paper's
+                Without effect behind global average pooling, and mostly before max pooling. Default: 10, the paper's
             channel_weights (str): "score" weights each channel by its confidence, "softmax" by the softmax of the raw
                 target outputs. Default: "score", the paper's
             max_channels (int or None): Score only so many live channels, those of largest standard deviation over

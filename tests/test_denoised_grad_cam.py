@@ -6,7 +6,7 @@ from captum.attr import LayerGradCam
 from captum_unioncam import LayerDenoisedGradCam
 from captum_unioncam.denoised_grad_cam import denoised_gradients, denoised_terms, gradient_percentile, gradient_weights
 from tests import reference
-from tests.networks import PooledNet, TinyNet, tiny_inputs
+from tests.networks import CHANNELS, PooledNet, TinyNet, tiny_inputs
 
 THETAS = [0.0, 7.0, 10.0, 33.3, 50.0, 90.0, 100.0]
 
@@ -70,6 +70,19 @@ def test_theta_matters_behind_a_fully_connected_head_and_not_behind_global_pooli
         maps[type(net)] = [amd.attribute(inputs, 0, theta=theta) for theta in (0.0, 50.0)]
     assert not torch.allclose(*maps[TinyNet])
     assert torch.allclose(*maps[PooledNet], rtol=0, atol=1e-12)
+
+
+def test_theta_does_nothing_where_max_pooling_left_most_gradients_zero():
+    net, inputs = TinyNet(1, torch.nn.SiLU()), tiny_inputs(1)
+    pooled = torch.nn.Sequential(torch.nn.MaxPool1d(4, stride=2), torch.nn.Flatten(), torch.nn.Linear(CHANNELS * 2, 2))
+    net.head = pooled.double()  # two gradients of six at most
+    with torch.no_grad():
+        pooled[-1].weight.abs_()
+    amd = LayerDenoisedGradCam(net, net.features)
+    maps = {theta: amd.attribute(inputs, 0, theta=theta) for theta in (0.0, 10.0, 60.0, 90.0)}
+    assert torch.equal(maps[10.0], maps[0.0])
+    assert torch.equal(maps[60.0], maps[0.0])
+    assert not torch.allclose(maps[90.0], maps[0.0])
 
 
 def test_terms_sum_to_the_map_and_relu_clips():
