@@ -123,7 +123,7 @@ BatchSizeOption = Annotated[
         min=1,
         metavar="N",
         help="Masked pictures in a forward pass.",
-        show_default="chosen by device",
+        show_default="the fastest",
     ),
 ]
 

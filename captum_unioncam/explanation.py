@@ -35,7 +35,7 @@ class Settings:
             whose output has space
         device (str or None): Where to compute. Default: None, "cuda" where there is one, and "cpu" elsewhere
         dtype (str): What the channels are scored in: "float32", "bfloat16" or "float16". Default: "float32"
-        batch_size (int or None): Masked pictures in a forward pass. Default: None, chosen by device
+        batch_size (int or None): Masked pictures in a forward pass. Default: None, the fastest
         theta, channel_weights, max_channels: As ``LayerUnionCam.attribute`` takes them.
     """
 
@@ -147,6 +147,7 @@ class Explainer:
         self.layer_found = layer is None
         layer, self._layer = self._find_layer(black) if layer is None else self._named_layer(layer, black)
         self.settings = replace(self.settings, layer=layer)
+        self._union_cam = LayerUnionCam(self.model, self._layer)
 
     def class_index(self, target: str) -> int:
         """The class of that index or name.
@@ -180,22 +181,22 @@ class Explainer:
             top_k (int): Without ``target``, how many of the most probable classes to explain. Default: 1
 
         Returns:
-            *Iterator[Explanation]*: Each is computed as it is asked for.
+            *Iterator[Explanation]*: One for each class; the masked passes of all are one sweep.
         """
         shown = self._shown(picture)
         inputs, black = self._input_and_baseline(shown)
         confidences = self._confidences(inputs)[0]
         classes = confidences.topk(min(top_k, self.classes)).indices.tolist() if target is None else [target]
-        for index in classes:
+        union_cams, details = self._union_cam.attribute_targets(
+            inputs,
+            [classes],
+            baselines=black,
+            show_progress=self.show_progress,
+            return_details=True,
+            **self.settings.attribute_arguments(),
+        )
+        for t, index in enumerate(classes):
             grad_cam = LayerGradCam(self.model, self._layer).attribute(inputs.clone(), index, relu_attributions=True)
-            union_cam, details = LayerUnionCam(self.model, self._layer).attribute(
-                inputs,
-                index,
-                baselines=black,
-                show_progress=self.show_progress,
-                return_details=True,
-                **self.settings.attribute_arguments(),
-            )
             yield Explanation(
                 photo=shown,
                 class_index=index,
@@ -203,8 +204,8 @@ class Explainer:
                 confidence=confidences[index].item(),
                 settings=self.settings,
                 grad_cam=grad_cam.detach(),
-                union_cam=union_cam,
-                details=details,
+                union_cam=union_cams[:, t],
+                details=details.of_target(t),
             )
 
     def _shown(self, picture: Image.Image) -> Tensor:

@@ -484,6 +484,6 @@ def test_an_interruption_is_no_traceback(capsys, photo, monkeypatch):
     def interrupt(*_args, **_options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(LayerUnionCam, "attribute", interrupt)
+    monkeypatch.setattr(LayerUnionCam, "attribute_targets", interrupt)
     code, _, errors = run(capsys, *OWN, photo)
     assert (code, any(errors), output_files()) == (130, False, [])
