@@ -1,0 +1,50 @@
+"""What a benchmark ran on, and how its results are written."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def describe(device: torch.device) -> str:
+    """The processor or GPU, and the versions that matter, in one line."""
+    from importlib.metadata import version
+
+    if device.type == "cuda":
+        hardware = torch.cuda.get_device_name(device)
+    else:
+        names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+        instructions = [i for i in ("avx512f", "avx512_bf16", "amx_bf16") if any(i in line for line in _flags())]
+        name = names[0] if names else platform.processor()
+        hardware = f"{torch.get_num_threads()} cores of {name} ({', '.join(instructions) or 'no AVX-512'})"
+    return f"{hardware}; PyTorch {torch.__version__}, Captum {version('captum')}, Python {platform.python_version()}"
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if os.path.exists(path) else []
+
+
+def _flags() -> list[str]:
+    return [line for line in _lines("/proc/cpuinfo") if line.startswith("flags")][:1]
+
+
+def write_result(name: str, text: str) -> Path:
+    """Writes ``text`` whole or not at all."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / name
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+    return path
+
+
+def markdown(rows: list[dict[str, str]]) -> str:
+    """Rows of the same keys as a Markdown table."""
+    header = list(rows[0])
+    lines = [header, ["---"] * len(header), *([row[key] for key in header] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

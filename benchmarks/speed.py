@@ -1,0 +1,370 @@
+"""UnionCAM against the clock: the cost of a map over that of its bare forward passes, and beside other Score-CAMs.
+
+``python -m benchmarks.speed`` prints a table for each model and writes them to ``benchmarks/results/``.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import torchvision
+import typer
+from captum.attr import LayerGradCam
+from torch import Tensor, nn
+
+from benchmarks.machine import describe, markdown, write_result
+from captum_unioncam import LayerUnionCam, demo
+from captum_unioncam.masked_scoring import COMPILED_ROWS
+
+LAYERS = {"resnet18": "layer4", "mobilenet_v2": "features.18", "vgg16": "features.29"}
+SIZES = {"cpu": (2, 4, 8, 16, 32), "cuda": (16, 32, 64, 128, 256, 512)}
+PAPER = "The paper's own figures (VGG16, RTX A6000): 1.16 s and 2.22 GB an image."
+
+
+@dataclass
+class Subject:
+    """A model in evaluation mode, the layer to explain, and photos for it."""
+
+    name: str
+    model: nn.Module
+    layer: nn.Module
+    photos: Tensor
+    targets: Tensor
+
+
+@dataclass
+class Variant:
+    """A way to compute maps."""
+
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    compiled: bool = False
+    tf32: bool = False
+
+
+@dataclass
+class Measurement:
+    """What one way to compute maps took: seconds and passes an image, and bytes above a bare forward pass."""
+
+    name: str
+    seconds: float
+    seconds_of_first: float
+    attr: Tensor | None = None
+    passes: float = 0
+    over_floor: float = 0
+    memory: float = 0
+
+
+CHEAP = {"score_dtype": torch.bfloat16}
+VARIANTS = {
+    "cpu": [
+        Variant("UnionCAM, float32"),
+        Variant("bfloat16", CHEAP),
+        Variant("bfloat16 compiled", CHEAP, compiled=True),
+        Variant("bfloat16 compiled, max_channels=256", {**CHEAP, "max_channels": 256}, compiled=True),
+        Variant("bfloat16 compiled, max_channels=128", {**CHEAP, "max_channels": 128}, compiled=True),
+    ],
+    "cuda": [
+        Variant("UnionCAM, float32 without TF32"),
+        Variant("TF32", tf32=True),
+        Variant("bfloat16", CHEAP),
+        Variant("bfloat16, max_channels=128", {**CHEAP, "max_channels": 128}),
+    ],
+}
+NOTES = """The floor is the time of as many bare forward passes as the method ran, in the same precision, at the best
+batch size and memory format (a compiled model has one), run before and after it. Seconds an image are of a batch of
+two; the peers, and what is compared with them, run on the first photo. Compiling is not counted.
+"""
+
+
+def sample() -> Any:
+    """The module that loads the sample named by IMAGENET_SAMPLE, or None."""
+    if not os.environ.get("IMAGENET_SAMPLE"):
+        return None
+    spec = importlib.util.spec_from_file_location("imagenet_sample", Path(os.environ["IMAGENET_SAMPLE"]) / "model.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def subject(name: str, device: torch.device) -> Subject:
+    """ResNet-18 and VGG16 with random weights; MobileNetV2 with trained ones where the sample is at hand."""
+    torch.manual_seed(0)
+    trained = sample()
+    if trained:
+        photos = trained.load_samples(8)[0]
+    else:
+        photos = nn.functional.interpolate(demo.generate(8, seed=0)[0], (224, 224), mode="bilinear")
+    model = torchvision.models.get_model(name, weights=None).eval()
+    layer, weights = model.get_submodule(LAYERS[name]), "random weights"
+    if name == "mobilenet_v2" and trained:
+        model = trained.load_model()
+        layer, weights = model[1].get_submodule(LAYERS[name]), "trained"
+    model, photos = model.to(device), photos.to(device)
+    with torch.no_grad():
+        targets = model(photos).argmax(1)
+    return Subject(f"{name}, {weights}", model, layer, photos, targets)
+
+
+def seconds(run: Callable[[], Any], device: torch.device) -> float:
+    """Wall-clock seconds on a CPU, CUDA events on a GPU."""
+    if device.type == "cuda":
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        run()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) / 1000
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+class PeakMemory:
+    """Peak bytes while the context lasts: allocated on a GPU, resident on a CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def __enter__(self) -> PeakMemory:
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            _release_free_memory()
+            self.bytes, self.stop = 0, threading.Event()
+            self.thread = threading.Thread(target=self._sample)
+            self.thread.start()
+        return self
+
+    def _sample(self) -> None:
+        page = os.sysconf("SC_PAGE_SIZE")
+        while not self.stop.wait(0.002):
+            self.bytes = max(self.bytes, int(Path("/proc/self/statm").read_text().split()[1]) * page)
+
+    def __exit__(self, *_: object) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+            self.bytes = torch.cuda.max_memory_allocated()
+        else:
+            self.stop.set()
+            self.thread.join()
+
+
+def _release_free_memory() -> None:
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def peak(run: Callable[[], Any], device: torch.device) -> int:
+    with PeakMemory(device) as memory:
+        run()
+    return memory.bytes
+
+
+class Floor:
+    """Bare forward passes: the best batch size and memory format, and what a number of rows takes in it."""
+
+    def __init__(self, forward: Callable[[Tensor], Any], photo: Tensor, sizes: tuple[int, ...], compiled: bool) -> None:
+        self.forward = forward
+        formats = [torch.contiguous_format] if compiled else [torch.contiguous_format, torch.channels_last]
+        batches = [photo.repeat(n, 1, 1, 1).contiguous(memory_format=kind) for n in sizes for kind in formats]
+        for batch in batches:
+            self._passes(batch, 1)
+        self.batch = min(batches, key=lambda batch: min(self._seconds(batch, 1) for _ in range(3)) / len(batch))
+
+    def seconds(self, rows: int) -> float:
+        """Seconds of ``rows`` rows, a third of which are run."""
+        passes = -(-rows // (3 * len(self.batch)))
+        return self._seconds(self.batch, passes) * rows / (passes * len(self.batch))
+
+    def _seconds(self, batch: Tensor, passes: int) -> float:
+        return seconds(lambda: self._passes(batch, passes), batch.device)
+
+    @torch.no_grad()
+    def _passes(self, batch: Tensor, passes: int) -> None:
+        for _ in range(passes):
+            self.forward(batch)
+
+
+def compiled(model: nn.Module) -> Callable[..., Any]:
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    return torch.compile(model, options={"freezing": True} if on_cpu else None)
+
+
+def measure(of: Subject, variant: Variant, repeats: int) -> Measurement:
+    """One variant on two photos: against its floor, run before and after it each time."""
+    device, photos, targets = of.photos.device, of.photos[:2], of.targets[:2]
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = variant.tf32
+    score_func = compiled(of.model) if variant.compiled else None
+    method = LayerUnionCam(of.model, of.layer, score_func=score_func)
+    dtype = variant.settings.get("score_dtype")
+
+    def run(n: int = 2) -> Any:
+        return method.attribute(photos[:n], targets[:n], return_details=True, **variant.settings)
+
+    @torch.no_grad()
+    def bare(batch: Tensor) -> Any:
+        with torch.autocast(device.type, dtype=dtype) if dtype else nullcontext():
+            return (score_func or of.model)(batch)
+
+    if variant.compiled:
+        run()
+    with PeakMemory(device) as memory:
+        attr, details = run()  # learns the batch size
+    rows = int(details.forward_passes.sum())
+    sizes = (COMPILED_ROWS[device.type],) if variant.compiled else SIZES[device.type]
+    floor = Floor(bare, photos[:1], sizes, variant.compiled)
+    times, ratios = [], []
+    for _ in range(repeats):
+        before = floor.seconds(rows)
+        times.append(seconds(run, device))
+        ratios.append(2 * times[-1] / (before + floor.seconds(rows)))
+    return Measurement(
+        name=variant.name,
+        seconds=median(times) / 2,
+        seconds_of_first=median([seconds(lambda: run(1), device) for _ in range(repeats)]),
+        attr=attr,
+        passes=rows / 2,
+        over_floor=median(ratios),
+        memory=memory.bytes - peak(lambda: of.model(photos[:1]), device),
+    )
+
+
+def measure_five_classes(of: Subject, repeats: int) -> float:
+    """The time of five classes over that of one."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    method, photos, device = LayerUnionCam(of.model, of.layer), of.photos[:2], of.photos.device
+    with torch.no_grad():
+        targets = of.model(photos).topk(5).indices
+    method.attribute(photos, targets[:, 0])
+    one, five = [], []
+    for _ in range(repeats):
+        one.append(seconds(lambda: method.attribute(photos, targets[:, 0]), device))
+        five.append(seconds(lambda: method.attribute_targets(photos, targets), device))
+    return median(five) / median(one)
+
+
+def measure_memory_of_eight(of: Subject) -> float:
+    """Peak bytes above ``LayerGradCam``'s on the same eight photos."""
+    device = of.photos.device
+
+    def grad_cam() -> Any:
+        return LayerGradCam(of.model, of.layer).attribute(of.photos, of.targets)
+
+    def union_cam() -> Any:
+        return LayerUnionCam(of.model, of.layer).attribute(of.photos, of.targets, max_channels=128)
+
+    grad_cam()
+    return peak(union_cam, device) - peak(grad_cam, device)
+
+
+def measure_peers(of: Subject) -> list[Measurement]:
+    """Score-CAM of the other packages, on the first photo, and ``LayerGradCam``."""
+    device, photo, target = of.photos.device, of.photos[:1], int(of.targets[0])
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+    def grad_cam_package() -> Any:
+        from pytorch_grad_cam import ScoreCAM
+        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+        with ScoreCAM(model=of.model, target_layers=[of.layer]) as cam:
+            cam.batch_size = 16
+            return cam(input_tensor=photo, targets=[ClassifierOutputTarget(target)])
+
+    def torchcam_package() -> Any:
+        from torchcam.methods import ScoreCAM
+
+        with ScoreCAM(of.model, of.layer) as cam:
+            return cam(target, of.model(photo))
+
+    def layer_grad_cam() -> Any:
+        return LayerGradCam(of.model, of.layer).attribute(photo, target)
+
+    measurements = []
+    for name, run in (
+        ("grad-cam's Score-CAM, float32", grad_cam_package),
+        ("torchcam's Score-CAM, float32", torchcam_package),
+        ("LayerGradCam, float32", layer_grad_cam),
+    ):
+        with PeakMemory(device) as memory:
+            taken = seconds(run, device)
+        with torch.no_grad():
+            bare = peak(lambda: of.model(photo), device)
+        measurements.append(Measurement(name, taken, taken, memory=memory.bytes - bare))
+    return measurements
+
+
+def table(ours: list[Measurement], peers: list[Measurement]) -> str:
+    fastest_peer = min((m.seconds for m in peers if "Score-CAM" in m.name), default=float("nan"))
+    reference = ours[0].attr
+
+    def correlation(attr: Tensor) -> float:
+        return torch.corrcoef(torch.stack([attr.flatten(), reference.flatten()]))[0, 1].item()
+
+    rows = [
+        {
+            "method": m.name,
+            "s an image": f"{m.seconds:.3g}",
+            "passes an image": f"{m.passes:.0f}" if m.passes else "",
+            "time over floor": f"{m.over_floor:.2f}" if m.over_floor else "",
+            "times faster than the faster peer": f"{fastest_peer / m.seconds_of_first:.1f}",
+            "peak MB above a bare pass": f"{m.memory / 1e6:.0f}",
+            "correlation with float32": f"{correlation(m.attr):.4f}" if m.attr is not None else "",
+        }
+        for m in (*ours, *peers)
+    ]
+    return markdown(rows)
+
+
+def median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+def main(
+    models: Annotated[list[str] | None, typer.Option("--model", show_default="all three")] = None,
+    device: str = "cpu",
+    repeats: int = 3,
+    peers: bool = True,
+    output: str = "",
+) -> None:
+    """Print a table for each model, and write them to benchmarks/results/."""
+    on = torch.device(device)
+    sections = [f"# Speed\n\n`python -m benchmarks.speed {' '.join(sys.argv[1:])}`\n\n{describe(on)}\n"]
+    for name in models or LAYERS:
+        of = subject(name, on)
+        ours = [measure(of, variant, repeats) for variant in VARIANTS[on.type]]
+        five = measure_five_classes(of, repeats)
+        memory = measure_memory_of_eight(of)
+        others = measure_peers(of) if peers else []
+        sections.append(f"## {of.name}\n\n{table(ours, others)}\n")
+        sections.append(
+            f"Five classes take {five:.2f} times the time of one; the peak memory of eight photos is "
+            f"{memory / 1e6:+.0f} MB from LayerGradCam's.\n"
+        )
+        print(sections[-2], sections[-1], sep="\n", flush=True)
+    if on.type == "cuda":
+        sections.append(PAPER + "\n")
+    sections.append(NOTES)
+    print(write_result(output or f"speed-{on.type}.md", "\n".join(sections)))
+
+
+if __name__ == "__main__":
+    typer.run(main)
