@@ -223,7 +223,7 @@ def measure(of: Subject, variant: Variant, repeats: int) -> Measurement:
     @torch.no_grad()
     def bare(batch: Tensor) -> Any:
         with torch.autocast(device.type, dtype=dtype) if dtype else nullcontext():
-            return (score_func or of.model)(batch)
+            return (of.model if score_func is None else score_func)(batch)
 
     if variant.compiled:
         run()
@@ -237,6 +237,7 @@ def measure(of: Subject, variant: Variant, repeats: int) -> Measurement:
         before = floor.seconds(rows)
         times.append(seconds(run, device))
         ratios.append(2 * times[-1] / (before + floor.seconds(rows)))
+    print(f"{variant.name}: {median(times) / 2:.3g} s an image, {median(ratios):.2f} over the floor", file=sys.stderr)
     return Measurement(
         name=variant.name,
         seconds=median(times) / 2,

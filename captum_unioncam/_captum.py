@@ -1,4 +1,4 @@
-"""Captum's private helpers, imported here and nowhere else; tests/test_captum_interface.py watches them."""
+"""Captum's private helpers, imported here and nowhere else; tests/test_captum.py watches them."""
 
 from captum._utils.common import (
     _format_additional_forward_args,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,28 +32,25 @@ def evaluation_mode(*functions: Callable[..., Any] | None) -> Iterator[list[Any]
 
     Args:
         functions (Callable or None): Modules, methods of modules, or any functions that call modules. What a plain
-            function calls cannot be known beforehand: its modules are switched as it calls them.
+            function calls cannot be known beforehand: its modules are switched when it is first called.
 
     Yields:
         *list[Callable or None]*: What to call in place of each.
     """
     switched: list[Module] = []
 
-    def switch(module: Module) -> None:
-        if module.training:
-            module.training = False
-            switched.append(module)
+    def switch(root: Module) -> None:
+        for module in root.modules():
+            # Frozen TorchScript has no flag.
+            if getattr(module, "training", False):
+                module.training = False
+                switched.append(module)
 
     def in_evaluation_mode(function: Any) -> Any:
-        owner = getattr(function, "__self__", function)
-        if isinstance(owner, Module):
-            for module in owner.modules():
-                switch(module)
-            return function
-        # A hook would have a compiled function compiled anew. Its modules have run uncompiled, in forward_func.
-        if function is None or hasattr(function, "_torchdynamo_orig_callable"):
-            return function
-        return _switching(function, switch)
+        for module in _modules_behind(function):
+            switch(module)
+        known = function is None or isinstance(function, Module) or _uncompiled(function) is not function
+        return function if known else _switching(function, switch)
 
     try:
         yield [in_evaluation_mode(function) for function in functions]
@@ -61,22 +59,48 @@ def evaluation_mode(*functions: Callable[..., Any] | None) -> Iterator[list[Any]
             module.training = True
 
 
+def _uncompiled(function: Any) -> Any:
+    """The function that ``torch.compile`` was given, or the function itself."""
+    return getattr(function, "_torchdynamo_orig_callable", function)
+
+
+def _modules_behind(function: Any) -> list[Module]:
+    """The module, the module whose method it is, or the modules that a compiled function names."""
+    if isinstance(function, Module):
+        return [function]
+    original = _uncompiled(function)
+    owner = getattr(original, "__self__", None)
+    if isinstance(owner, Module):
+        return [owner]
+    if original is function or not inspect.isfunction(original):
+        return []
+    names = inspect.getclosurevars(original)
+    return [value for value in (*names.nonlocals.values(), *names.globals.values()) if isinstance(value, Module)]
+
+
 def _switching(function: Callable[..., Any], switch: Callable[[Module], None]) -> Callable[..., Any]:
-    """``function``, with ``switch`` called on each module before it runs, in the thread that called the function."""
+    """``function``, with ``switch`` called on each module that its first call runs, in the thread of that call."""
+    seen = False
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal seen
+        if seen:
+            # No hook any more: it would keep a compiled model within the function from being compiled.
+            return function(*args, **kwargs)
         thread = threading.get_ident()
 
         def before_forward(module: Module, _args: Any) -> None:
-            if threading.get_ident() == thread:
+            if not torch.compiler.is_compiling() and threading.get_ident() == thread:
                 switch(module)
 
         hook = register_module_forward_pre_hook(before_forward)
         try:
-            return function(*args, **kwargs)
+            result = function(*args, **kwargs)
         finally:
             hook.remove()
+        seen = True
+        return result
 
     return call
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -231,8 +232,9 @@ class MaskedScorer:
         target = self._rows_of(target, chunk)
         if isinstance(target, list):
             target = [target[example] for example in chunk.example_numbers]
-        if isinstance(target, Tensor):
-            target = target.to(output.device)
+        if isinstance(target, Tensor) and output.dim() == 2:
+            # As Captum does for more than one row; for one, it would ask the device which target it is.
+            return output.gather(1, target.to(output.device).reshape(-1, 1)).squeeze(1)
         scores: Tensor = select_targets(output, target)
         assert scores.numel() == len(chunk.example_numbers), (
             "Target not provided when necessary, cannot score multiple outputs: the scored output has shape "
@@ -300,5 +302,5 @@ def _identity(output: Tensor) -> Tensor:
 
 def check_positive(name: str, value: int | None) -> None:
     """Raises ``ValueError`` unless ``value`` is None or a whole number of at least 1."""
-    if value is not None and (not isinstance(value, int) or value < 1):
+    if value is not None and (not isinstance(value, Integral) or isinstance(value, bool) or value < 1):
         raise ValueError(f"{name}: got {value!r}; give a whole number of at least 1, or None.")

@@ -46,7 +46,7 @@ class PassTuner:
         self.learns = device.type in FIRST_ROWS and not torch.are_deterministic_algorithms_enabled()
         self.learns_rows = self.learns and rows is None
         self.rows = rows or FIRST_ROWS.get(device.type, 16)
-        self.most_rows = MOST_ROWS
+        self.most_rows = max(self.rows, MOST_ROWS)
         self.formats = formats
         self.started: Counter[PassSetting] = Counter()
         self.seconds: dict[PassSetting, float] = {}
@@ -129,5 +129,6 @@ class PassTuner:
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Whether ``error`` says that memory ran out; the CPU's allocator raises a plain ``RuntimeError``."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether ``error`` says that memory ran out; but for CUDA's allocator, all raise a plain ``RuntimeError``."""
+    said = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)

@@ -104,7 +104,8 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):  # type: ignore[
         confidence_fn (Callable or None): The output of ``forward_func`` to confidences of the same shape.
             Default: softmax over dimension 1 where there are several classes, the output itself otherwise
         score_func (Callable or None): Run in place of ``forward_func`` in the channels' masked passes, always with
-            ``internal_batch_size`` rows: a compiled or exported copy of the model. Default: None
+            ``internal_batch_size`` rows: a compiled copy of the model, or one exported in evaluation mode.
+            Default: None
     """
 
     def __init__(
@@ -144,8 +145,9 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):  # type: ignore[
             inputs (Tensor or tuple[Tensor, ...]): The examples, along dimension 0 of each tensor. Those with as many
                 spatial dimensions as the layer's output are masked.
             target (int, tuple, Tensor, list or None): The output to explain, as in ``LayerGradCam``. Default: None
-            additional_forward_args (Any): Further arguments of ``forward_func``; tensors with one row an example go
-                with their example. Default: None
+            additional_forward_args (Any): Further arguments of ``forward_func``. A tensor of N rows goes row by row
+                with the examples; share a value that happens to have N rows (one row, for one example) by a closure or
+                as a number. Default: None
             attribute_to_layer_input (bool): Explain the layer's input in place of its output. Default: False
             relu_attributions (bool): Set negative attributions to 0; the summed map has none. Default: False
             attr_dim_summation (bool): Sum over the channels. Default: True
@@ -157,7 +159,7 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):  # type: ignore[
             internal_batch_size (int or None): Rows in a masked forward pass; halved when memory runs out.
                 Default: None, the fastest, learnt from the passes and remembered for inputs of this shape
             score_dtype (torch.dtype or None): ``torch.bfloat16`` or ``torch.float16``: autocast the masked passes.
-                Default: None, the model's own precision
+                Weights that are frozen are cast again for each pass. Default: None, the model's own precision
             show_progress (bool): Show Captum's progress bar over the masked passes. Default: False
 
         Returns:

@@ -168,7 +168,8 @@ class LayerUnionCam(LayerAttribution, GradientAttribution):  # type: ignore[misc
             ``torch.sigmoid`` for several labels, ``lambda output: output`` for a model that ends in a softmax.
             Default: softmax over dimension 1 where there are several classes, the output itself otherwise
         score_func (Callable or None): Run in place of ``forward_func`` in the channels' masked passes, always with
-            ``internal_batch_size`` rows: a compiled or exported copy of the model. Default: None
+            ``internal_batch_size`` rows: a compiled copy of the model, or one exported in evaluation mode.
+            Default: None
     """
 
     def __init__(
@@ -211,8 +212,9 @@ class LayerUnionCam(LayerAttribution, GradientAttribution):  # type: ignore[misc
             inputs (Tensor or tuple[Tensor, ...]): The examples, along dimension 0 of each tensor. Those with as many
                 spatial dimensions as the layer's output are masked.
             target (int, tuple, Tensor, list or None): The output to explain, as in ``LayerGradCam``. Default: None
-            additional_forward_args (Any): Further arguments of ``forward_func``; tensors with one row an example go
-                with their example. Default: None
+            additional_forward_args (Any): Further arguments of ``forward_func``. A tensor of N rows goes row by row
+                with the examples; share a value that happens to have N rows (one row, for one example) by a closure or
+                as a number. Default: None
             attribute_to_layer_input (bool): Explain the layer's input in place of its output. Default: False
             relu_attributions (bool): Set negative attributions to 0; the summed map has none. Default: False
             attr_dim_summation (bool): Return the map; without, the terms of the sum that makes it, one a channel,
@@ -230,7 +232,8 @@ class LayerUnionCam(LayerAttribution, GradientAttribution):  # type: ignore[misc
             internal_batch_size (int or None): Rows in a masked forward pass; halved when memory runs out.
                 Default: None, the fastest, learnt from the passes and remembered for inputs of this shape
             score_dtype (torch.dtype or None): ``torch.bfloat16`` or ``torch.float16``: autocast the channels' masked
-                passes. The four confidences keep the model's precision. Default: None, the model's own
+                passes. The four confidences keep the model's precision. Weights that are frozen are cast again for
+                each pass. Default: None, the model's own
             show_progress (bool): Show Captum's progress bar over the masked passes. Default: False
             return_details (bool): Return ``(attributions, UnionCamDetails)``. Default: False
 
@@ -304,7 +307,7 @@ class LayerUnionCam(LayerAttribution, GradientAttribution):  # type: ignore[misc
             >>> top = model(images).topk(5).indices  # (N, 5)
             >>> attr = LayerUnionCam(model, model.features[28]).attribute_targets(images, top)  # (N, 5, 1, 14, 14)
         """
-        examples = format_tensor_into_tuples(inputs)[0].shape[0]
+        examples = check_inputs(format_tensor_into_tuples(inputs))[0].shape[0]
         explained = self._explain(_by_target(targets, examples), inputs, additional_forward_args, **kwargs)
         return _format([_stack_targets(of_targets) for of_targets in explained], return_details)
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from captum.attr import LayerAttribution
-from captum.attr._utils.attribution import Attribution
+from captum.attr import Attribution, LayerAttribution
 from torch import Tensor
 
 from captum_unioncam._captum import format_output, format_tensor_into_tuples, log_usage
