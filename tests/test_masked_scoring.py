@@ -195,6 +195,37 @@ def test_a_compiled_score_function_is_compiled_once(of_function, forward_is_func
     assert same(attr, LayerUnionCam(net, net.features).attribute(inputs, 1))
 
 
+def test_a_compiled_model_within_a_function_is_compiled_and_not_for_every_call():
+    net, inputs = TinyNet(activation=nn.SiLU()), tiny_inputs()
+    inner, graphs = compiled(net)
+    method = LayerUnionCam(net, net.features, score_func=lambda x: inner(x))
+    method.attribute(inputs, 1, internal_batch_size=4)
+    first = len(graphs)
+    assert 1 <= first <= 2
+    method.attribute(inputs, 1, internal_batch_size=4)
+    method.attribute(inputs, 1, internal_batch_size=4)
+    assert len(graphs) == first
+
+
+def test_a_single_row_does_not_ask_the_device_for_its_target():
+    items = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal items
+            items += func is torch.ops.aten._local_scalar_dense.default
+            return func(*args, **(kwargs or {}))
+
+    counts = []
+    for batch_size in (1, 15):
+        scorer = MaskedScorer(TinyNet(), (tiny_inputs(),), None, [[0, 1, 2]], None, internal_batch_size=batch_size)
+        items = 0
+        with Watch():
+            scorer.channel_scores(torch.randn(3, 5, 4, 3).double(), torch.ones(3, 5, dtype=torch.bool))
+        counts.append(items)
+    assert counts[0] == counts[1]
+
+
 def test_a_compiled_score_function_without_a_batch_size_keeps_one(monkeypatch):
     monkeypatch.setitem(masked_scoring.COMPILED_ROWS, "cpu", 4)
     net, scoring = TinyNet(activation=nn.SiLU()), Counting(TinyNet(activation=nn.SiLU()))

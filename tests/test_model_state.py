@@ -38,12 +38,23 @@ def training_net():
     return net
 
 
+def in_a_function(model):
+    return lambda x: model(x)
+
+
 FORWARDS = {
     "module": lambda net: net,
     "function": lambda net: lambda x: net(x),
     "method": lambda net: net.forward,
     "data parallel": lambda net: nn.DataParallel(net),
+    "function of data parallel": lambda net: in_a_function(nn.DataParallel(net)),
 }
+
+
+def compiled(function):
+    """Captured by Dynamo and run as it is."""
+    torch._dynamo.reset()
+    return torch.compile(function, backend="eager")
 
 
 @pytest.mark.parametrize("kind", FORWARDS)
@@ -55,6 +66,38 @@ def test_a_training_model_ends_as_it_began_and_is_explained_in_evaluation_mode(m
     assert state_of(net) == before
     expected = method(net.eval(), net.features).attribute(inputs, 1)
     assert same(attr, expected)
+
+
+@pytest.mark.parametrize(
+    "score_func",
+    [
+        lambda net: compiled(net),
+        lambda net: compiled(lambda x: net(x)),
+        lambda net: compiled(net.forward),
+        lambda net: in_a_function(compiled(net)),
+        lambda net: torch.jit.freeze(torch.jit.trace(net.eval(), tiny_inputs())),
+    ],
+    ids=["compiled", "compiled function", "compiled method", "function of compiled", "frozen"],
+)
+def test_a_score_function_of_a_training_copy_is_run_in_evaluation_mode_too(score_func):
+    net, copied, inputs = TinyNet(batch_norm=True), TinyNet(batch_norm=True).train(), tiny_inputs()
+    function = score_func(copied)
+    before = state_of(copied)
+    attr = LayerUnionCam(net, net.features, score_func=function).attribute(inputs, 1)
+    assert state_of(copied) == before
+    assert torch.allclose(attr, LayerUnionCam(net, net.features).attribute(inputs, 1), rtol=0, atol=1e-12)
+
+
+def test_a_data_parallel_model_in_a_function_is_switched_whole():
+    net = TinyNet(dropout=0.5).train()
+    parallel, modes = nn.DataParallel(net), []
+
+    def in_other_thread(module, args):  # as its replicas run
+        modes.append([m.training for m in net.modules()])
+
+    parallel.register_forward_pre_hook(in_other_thread)
+    LayerUnionCam(lambda x: parallel(x), net.features).attribute(tiny_inputs(), 1)
+    assert not any(mode for of_call in modes for mode in of_call)
 
 
 def test_every_module_is_seen_in_evaluation_mode_even_in_a_function_of_several_models():

@@ -87,10 +87,11 @@ def test_the_first_pass_of_a_kind_does_not_decide(clock):
 
 
 def test_a_given_number_of_rows_is_obeyed_and_the_format_still_learnt(clock):
-    tuner = PassTuner(CPU, 5, (True, False))
-    settings = run(tuner, clock, lambda setting: 2.0 if setting.channels_last else 1.0, 100)
-    assert {setting.rows for setting in settings} == {5}
-    assert tuner.next() == PassSetting(5, False)
+    for rows in (5, 3000):
+        tuner = PassTuner(CPU, rows, (True, False))
+        settings = run(tuner, clock, lambda setting: 2.0 if setting.channels_last else 1.0, 20 * rows)
+        assert {setting.rows for setting in settings} == {rows}
+        assert tuner.next() == PassSetting(rows, False)
 
 
 def test_incomplete_passes_are_not_timed(clock):
@@ -134,9 +135,24 @@ def test_out_of_memory_halves_for_good_and_is_not_climbed_again(clock):
     assert not tuner.recovers(PassSetting(1, False), torch.OutOfMemoryError("simulated"))
 
 
-def test_the_cpu_allocators_error_is_known():
-    error = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
-    assert PassTuner(CPU, 4, (False,)).recovers(PassSetting(4, False), error)
+@pytest.mark.parametrize(
+    "message",
+    [
+        "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes",
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "MPS backend out of memory (MPS allocated: 9 GB)",
+    ],
+)
+def test_errors_of_memory_that_are_plain_runtime_errors(message):
+    tuner = PassTuner(CPU, 4, (True, False))
+    assert tuner.recovers(PassSetting(4, True), RuntimeError(message))
+    assert tuner.formats == (True, False)
+    assert tuner.next().rows == 2
+
+
+def test_other_errors_are_not_taken_for_memory():
     assert not PassTuner(CPU, 4, (False,)).recovers(PassSetting(4, False), RuntimeError("shapes"))
 
 

@@ -384,6 +384,7 @@ def test_inputs_without_the_layers_space():
         ("max_channels", 0),
         ("internal_batch_size", -3),
         ("internal_batch_size", 2.5),
+        ("internal_batch_size", True),
         ("score_dtype", torch.int8),
     ],
 )
