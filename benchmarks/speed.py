@@ -225,10 +225,7 @@ def measure(of: Subject, variant: Variant, repeats: int) -> Measurement:
         with torch.autocast(device.type, dtype=dtype) if dtype else nullcontext():
             return (of.model if score_func is None else score_func)(batch)
 
-    if variant.compiled:
-        run()
-    with PeakMemory(device) as memory:
-        attr, details = run()  # learns the batch size
+    attr, details = run()  # compiles, and learns the batch size
     rows = int(details.forward_passes.sum())
     sizes = (COMPILED_ROWS[device.type],) if variant.compiled else SIZES[device.type]
     floor = Floor(bare, photos[:1], sizes, variant.compiled)
@@ -237,6 +234,8 @@ def measure(of: Subject, variant: Variant, repeats: int) -> Measurement:
         before = floor.seconds(rows)
         times.append(seconds(run, device))
         ratios.append(2 * times[-1] / (before + floor.seconds(rows)))
+    with PeakMemory(device) as memory:
+        run()
     print(f"{variant.name}: {median(times) / 2:.3g} s an image, {median(ratios):.2f} over the floor", file=sys.stderr)
     return Measurement(
         name=variant.name,
@@ -348,7 +347,9 @@ def main(
 ) -> None:
     """Print a table for each model, and write them to benchmarks/results/."""
     on = torch.device(device)
-    sections = [f"# Speed\n\n`python -m benchmarks.speed {' '.join(sys.argv[1:])}`\n\n{describe(on)}\n"]
+    allocator = [f"{name}={value}" for name, value in os.environ.items() if name.startswith("MALLOC_")]
+    command = " ".join([*sorted(allocator), "python -m benchmarks.speed", *sys.argv[1:]])
+    sections = [f"# Speed\n\n`{command}`\n\n{describe(on)}\n"]
     for name in models or LAYERS:
         of = subject(name, on)
         ours = [measure(of, variant, repeats) for variant in VARIANTS[on.type]]
