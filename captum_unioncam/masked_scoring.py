@@ -45,9 +45,9 @@ def class_confidence(output: Tensor) -> Tensor:
 class MaskedScorer:
     """Scores masked copies of one batch of inputs for one or more targets; all examples share one queue of rows.
 
-    A map of shape ``spatial`` at layer resolution becomes the mask ``minmax(up(map))``, goes on every input that has
-    as many spatial dimensions, and the model's answer for the target becomes the score. Masks are made a chunk of
-    rows at a time, so memory does not grow with the number of channels.
+    A mask, such as ``minmax(up(map))`` of a map at layer resolution, goes on every input that has as many spatial
+    dimensions, and the model's answer for the target becomes the score. Masks are made a chunk of rows at a time, so
+    memory does not grow with the number of channels.
 
     Args:
         forward_func (Callable): The model, already in evaluation mode.
@@ -119,9 +119,26 @@ class MaskedScorer:
         Raises:
             ValueError: No input has the maps' number of spatial dimensions, or a confidence is not finite.
         """
-        everywhere = torch.ones(maps.shape[:2], dtype=torch.bool, device=maps.device)
-        targets, tuner = [self.targets[target]], self._tuner(self.forward_func, maps.dim(), None)
-        return self._scores(maps, everywhere, targets, self.forward_func, self.confidence_fn, tuner)[0]
+        return self.masked_confidences(Masks.of_maps(maps), maps.shape[1], target).to(maps)
+
+    def masked_confidences(self, masks: Masks, count: int, target: int = 0) -> Tensor:
+        """As ``confidences``, for any masks: ``count`` for each example.
+
+        Args:
+            masks (Masks): Makes those of a chunk.
+            count (int): M, masks for each example.
+            target (int): Which of the targets. Default: 0, the first
+
+        Returns:
+            *Tensor* (N, M), on the first input's device.
+
+        Raises:
+            ValueError: As ``confidences``.
+        """
+        inputs = self.inputs[0]
+        everywhere = torch.ones((inputs.shape[0], count), dtype=torch.bool, device=inputs.device)
+        targets, tuner = [self.targets[target]], self._tuner(self.forward_func, masks.dims, None)
+        return self._scores(masks, everywhere, targets, self.forward_func, self.confidence_fn, tuner)[0]
 
     def channel_scores(self, activations: Tensor, scored: Tensor, *, raw: bool = False) -> Tensor:
         """Score of each input under each of its channels, for every target: a channel's pass serves them all.
@@ -144,7 +161,8 @@ class MaskedScorer:
         bar = progress(desc=self.progress_name, total=int(scored.sum())) if self.progress_name else NullProgress()
         device_type = self.inputs[0].device.type
         with torch.autocast(device_type, dtype=self.score_dtype) if self.score_dtype else nullcontext(), bar:
-            return self._scores(activations, scored, self.targets, forward_func, output_fn, tuner, bar)
+            scores = self._scores(Masks.of_maps(activations), scored, self.targets, forward_func, output_fn, tuner, bar)
+            return scores.to(activations)
 
     def _tuner(self, forward_func: Callable[..., Any], map_dims: int, dtype: torch.dtype | None) -> PassTuner:
         """What is known of the passes of this function for inputs of this kind."""
@@ -175,7 +193,7 @@ class MaskedScorer:
 
     def _scores(
         self,
-        maps: Tensor,
+        masks: Masks,
         scored: Tensor,
         targets: Sequence[TargetType],
         forward_func: Callable[..., Any],
@@ -183,35 +201,41 @@ class MaskedScorer:
         tuner: PassTuner,
         bar: Any = None,
     ) -> Tensor:
-        """The queue: one row for each map (N, M, *spatial) that is ``scored`` (N, M); scores (T, N, M)."""
-        examples, channels = scored.nonzero(as_tuple=True)
+        """The queue: one row for each mask that is ``scored`` (N, M); scores (T, N, M)."""
+        examples, numbers = scored.nonzero(as_tuple=True)
         example_numbers = examples.tolist()
-        scores = maps.new_zeros((len(targets), *maps.shape[:2]))
+        results = []
         start = 0
         with torch.no_grad():
             while start < len(example_numbers):
                 setting = tuner.next()
                 rows = slice(start, start + setting.rows)
-                chunk = Chunk(maps[examples[rows], channels[rows]].unsqueeze(1), examples[rows], example_numbers[rows])
+                chunk = Chunk(examples[rows], numbers[rows], example_numbers[rows])
                 count = len(chunk.example_numbers)
                 if forward_func is self.score_func:
                     chunk = chunk.padded(setting.rows)
                 try:
                     with tuner.timed(setting, count):
-                        result = self._run(chunk, setting.channels_last, targets, forward_func, output_fn)
-                        scores[:, examples[rows], channels[rows]] = result[:, :count].to(scores)
+                        result = self._run(masks, chunk, setting.channels_last, targets, forward_func, output_fn)
                 except RuntimeError as error:
                     if not tuner.recovers(setting, error):
                         raise
                     continue
+                results.append(result[:, :count])
                 start += count
                 if bar is not None:
                     bar.update(count)
+        scores = torch.zeros((len(targets), *scored.shape), device=scored.device)
+        if results:
+            values = torch.cat(results, 1)
+            scores = scores.to(values.dtype)
+            scores[:, examples, numbers] = values.to(scores.device)
         check_finite(scores.transpose(0, 1), "confidences")
         return scores
 
     def _run(
         self,
+        masks: Masks,
         chunk: Chunk,
         channels_last: bool,
         targets: Sequence[TargetType],
@@ -219,10 +243,9 @@ class MaskedScorer:
         output_fn: ConfidenceFunction,
     ) -> Tensor:
         """Runs one forward pass, to scores (T, R)."""
-        masked = self._masked(chunk.maps.dim())
         inputs = tuple(
-            self._masked_input(i, chunk, channels_last) if masked[i] else self._rows_of(x, chunk)
-            for i, x in enumerate(self.inputs)
+            self._masked_input(i, masks.make(chunk, x), chunk, channels_last) if masked else self._rows_of(x, chunk)
+            for i, (x, masked) in enumerate(zip(self.inputs, self._masked(masks.dims), strict=True))
         )
         additional = tuple(self._rows_of(arg, chunk) for arg in self.additional_forward_args)
         output = output_fn(full_precision(run_forward(forward_func, inputs, None, additional)))
@@ -242,9 +265,8 @@ class MaskedScorer:
         )
         return scores.reshape(-1)
 
-    def _masked_input(self, i: int, chunk: Chunk, channels_last: bool) -> Tensor:
+    def _masked_input(self, i: int, mask: Tensor, chunk: Chunk, channels_last: bool) -> Tensor:
         inputs, baselines = self.inputs[i], self.baselines[i]
-        mask = minmax(up(chunk.maps.to(inputs.device), inputs.shape[2:]))
         masked = blend(mask, self._rows_of(inputs, chunk, share=True), self._rows_of(baselines, chunk, share=True))
         memory_format = torch.channels_last if channels_last and masked.dim() == 4 else torch.contiguous_format
         return masked.to(inputs.dtype).contiguous(memory_format=memory_format)
@@ -267,24 +289,44 @@ class Chunk:
     """The rows of one forward pass.
 
     Args:
-        maps (Tensor): (R, 1, *spatial), at layer resolution.
-        examples (Tensor): The example of each row, ascending, (R,), int64, on the maps' device.
-        example_numbers (list[int]): The same, known without asking the device.
+        examples (Tensor): The example of each row, ascending, (R,), int64.
+        numbers (Tensor): Which of the example's masks it has, (R,), int64.
+        example_numbers (list[int]): The examples, known without asking the device.
     """
 
-    maps: Tensor
     examples: Tensor
+    numbers: Tensor
     example_numbers: list[int]
 
     def padded(self, rows: int) -> Chunk:
         """The chunk with its last row repeated until it has ``rows``."""
         more = rows - len(self.example_numbers)
-        last = self.example_numbers[-1]
-        return Chunk(
-            torch.cat([self.maps, self.maps[-1:].expand(more, *self.maps.shape[1:])]),
-            torch.cat([self.examples, self.examples[-1:].expand(more)]),
-            self.example_numbers + [last] * more,
-        )
+        examples, numbers = (torch.cat([x, x[-1:].expand(more)]) for x in (self.examples, self.numbers))
+        return Chunk(examples, numbers, self.example_numbers + self.example_numbers[-1:] * more)
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Masks that are made when they are needed.
+
+    Args:
+        dims (int): Inputs of so many dimensions take a mask.
+        make (Callable): A chunk and one such input, (N, C, *spatial), to the masks of the chunk's rows for it,
+            (R, 1, *spatial), in [0, 1].
+    """
+
+    dims: int
+    make: Callable[[Chunk, Tensor], Tensor]
+
+    @classmethod
+    def of_maps(cls, maps: Tensor) -> Masks:
+        """``minmax(up(m))`` for each of the maps (N, M, *spatial), which are of any resolution."""
+
+        def make(chunk: Chunk, inputs: Tensor) -> Tensor:
+            rows = maps[chunk.examples.to(maps.device), chunk.numbers.to(maps.device)].unsqueeze(1)
+            return minmax(up(rows.to(inputs.device), inputs.shape[2:]))
+
+        return cls(maps.dim(), make)
 
 
 def _as_rows(target: TargetType, device: torch.device) -> TargetType:
