@@ -244,7 +244,7 @@ class MaskedScorer:
     ) -> Tensor:
         """Runs one forward pass, to scores (T, R)."""
         inputs = tuple(
-            self._masked_input(i, masks.make(chunk, x), chunk, channels_last) if masked else self._rows_of(x, chunk)
+            self._masked_input(i, masks.make(chunk, x, i), chunk, channels_last) if masked else self._rows_of(x, chunk)
             for i, (x, masked) in enumerate(zip(self.inputs, self._masked(masks.dims), strict=True))
         )
         additional = tuple(self._rows_of(arg, chunk) for arg in self.additional_forward_args)
@@ -311,18 +311,18 @@ class Masks:
 
     Args:
         dims (int): Inputs of so many dimensions take a mask.
-        make (Callable): A chunk and one such input, (N, C, *spatial), to the masks of the chunk's rows for it,
-            (R, 1, *spatial), in [0, 1].
+        make (Callable): A chunk, one such input, (N, C, *spatial), and its number among the inputs, to the masks of the
+            chunk's rows for it, (R, 1, *spatial), in [0, 1].
     """
 
     dims: int
-    make: Callable[[Chunk, Tensor], Tensor]
+    make: Callable[[Chunk, Tensor, int], Tensor]
 
     @classmethod
     def of_maps(cls, maps: Tensor) -> Masks:
         """``minmax(up(m))`` for each of the maps (N, M, *spatial), which are of any resolution."""
 
-        def make(chunk: Chunk, inputs: Tensor) -> Tensor:
+        def make(chunk: Chunk, inputs: Tensor, _i: int) -> Tensor:
             rows = maps[chunk.examples.to(maps.device), chunk.numbers.to(maps.device)].unsqueeze(1)
             return minmax(up(rows.to(inputs.device), inputs.shape[2:]))
 
