@@ -201,7 +201,7 @@ def explain(
         max_channels=max_channels,
     )
     explainer = Explainer(settings, show_progress=sys.stderr.isatty())
-    class_index = None if target is None else explainer.class_index(target)
+    class_index = None if target is None else explainer.subject.class_index(target)
     all_explained = _explain_pictures(explainer, images or [], class_index, top_k or 1, formats or [Format.png], output)
     if not all_explained:
         raise typer.Exit(1)
@@ -215,7 +215,7 @@ def _explain_pictures(
 
     make_folder(output)
     names = FreeNames(output, taken=paths)
-    typer.echo(f"layer: {explainer.settings.layer}{_FOUND if explainer.layer_found else ''}")
+    typer.echo(f"layer: {explainer.settings.layer}{_FOUND if explainer.subject.layer_found else ''}")
     all_explained = True
     for path in paths or (None,):
         try:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,15 +12,11 @@ import torch
 from captum.attr import LayerGradCam
 from PIL import Image
 from torch import Tensor
-from torch.nn import Module
 
-from captum_unioncam.errors import Failure, WrongArgument, one_line
-from captum_unioncam.layers import find_spatial_layer
-from captum_unioncam.masked_scoring import class_confidence
-from captum_unioncam.models import DEMO, load_classifier, suggestion
+from captum_unioncam.explained_model import ExplainedModel
+from captum_unioncam.models import DEMO
 from captum_unioncam.union_cam import LayerUnionCam, UnionCamDetails
-
-_PACKAGES = ("captum-unioncam", "captum", "torch", "torchvision", "pillow")
+from captum_unioncam.versions import package_versions
 
 
 @dataclass(frozen=True)
@@ -106,7 +100,7 @@ class Explanation:
             "choice": self.choice,
             "forward_passes": int(self.details.forward_passes.item()),
             "settings": asdict(self.settings),
-            "versions": _versions(),
+            "versions": package_versions(),
         }
 
     def npy(self) -> bytes:
@@ -119,16 +113,13 @@ class Explanation:
 class Explainer:
     """Explains pictures with one model and layer.
 
-    The model is run on a black picture first, to find the layer and to see that all goes together.
-
     Args:
         settings (Settings): What to explain with.
         show_progress (bool): Show the progress of downloads and of masked passes. Default: False
 
     Attributes:
+        subject (ExplainedModel): The model.
         settings (Settings): As given, with the layer and the device that were chosen.
-        layer_found (bool): Whether the layer was neither given nor the classifier's own.
-        classes (int): How many the model tells apart.
 
     Raises:
         WrongArgument: There is no such model, layer or device, or the layer has no space.
@@ -136,41 +127,12 @@ class Explainer:
     """
 
     def __init__(self, settings: Settings, show_progress: bool = False) -> None:
-        device = _device(settings.device)
-        weights = None if settings.weights is None else Path(settings.weights)
-        self.classifier = load_classifier(settings.model, weights, settings.preprocess, show_progress)
-        self.model = self.classifier.model
-        self.settings = replace(settings, device=str(device))
+        self.subject = ExplainedModel(
+            settings.model, settings.weights, settings.layer, settings.preprocess, settings.device, show_progress
+        )
+        self.settings = replace(settings, device=str(self.subject.device), layer=self.subject.layer_name)
         self.show_progress = show_progress
-        black, self.classes = self._try_out()
-        layer = settings.layer or self.classifier.explained_layer
-        self.layer_found = layer is None
-        layer, self._layer = self._find_layer(black) if layer is None else self._named_layer(layer, black)
-        self.settings = replace(self.settings, layer=layer)
-        self._union_cam = LayerUnionCam(self.model, self._layer)
-
-    def class_index(self, target: str) -> int:
-        """The class of that index or name.
-
-        Raises:
-            WrongArgument: There is none, or the name is that of several.
-        """
-        if target.lstrip("-").isdecimal():
-            if 0 <= int(target) < self.classes:
-                return int(target)
-            raise WrongArgument(f"--target {target}: there are the classes 0 to {self.classes - 1}.")
-        names = [name.casefold() for name in self.classifier.class_names or ()]
-        indices = [index for index, name in enumerate(names) if name == target.casefold()]
-        if len(indices) == 1:
-            return indices[0]
-        if indices:
-            raise WrongArgument(f"--target {target}: is the name of the classes {indices}; give the index.")
-        if not names:
-            raise WrongArgument(
-                f"--target {target}: the names of this model's classes are not known; give an index from 0 to "
-                f"{self.classes - 1}."
-            )
-        raise WrongArgument(f"--target: there is no class {target!r}{suggestion(target.casefold(), names)}")
+        self._union_cam = LayerUnionCam(self.subject.model, self.subject.layer)
 
     def explain(self, picture: Image.Image, target: int | None = None, top_k: int = 1) -> Iterator[Explanation]:
         """Explains one class of a picture, or several.
@@ -183,10 +145,11 @@ class Explainer:
         Returns:
             *Iterator[Explanation]*: One for each class; the masked passes of all are one sweep.
         """
-        shown = self._shown(picture)
-        inputs, black = self._input_and_baseline(shown)
-        confidences = self._confidences(inputs)[0]
-        classes = confidences.topk(min(top_k, self.classes)).indices.tolist() if target is None else [target]
+        subject = self.subject
+        shown = subject.shown(picture)
+        inputs, black = subject.input_and_baseline(shown)
+        confidences = subject.confidences(inputs)[0]
+        classes = confidences.topk(min(top_k, subject.classes)).indices.tolist() if target is None else [target]
         union_cams, details = self._union_cam.attribute_targets(
             inputs,
             [classes],
@@ -196,101 +159,15 @@ class Explainer:
             **self.settings.attribute_arguments(),
         )
         for t, index in enumerate(classes):
-            grad_cam = LayerGradCam(self.model, self._layer).attribute(inputs.clone(), index, relu_attributions=True)
+            grad_cam = LayerGradCam(subject.model, subject.layer)
+            compared = grad_cam.attribute(inputs.clone(), index, relu_attributions=True)
             yield Explanation(
                 photo=shown,
                 class_index=index,
-                class_name=self.classifier.class_name(index),
+                class_name=subject.classifier.class_name(index),
                 confidence=confidences[index].item(),
                 settings=self.settings,
-                grad_cam=grad_cam.detach(),
+                grad_cam=compared.detach(),
                 union_cam=union_cams[:, t],
                 details=details.of_target(t),
             )
-
-    def _shown(self, picture: Image.Image) -> Tensor:
-        return self.classifier.preprocessing.fit(picture)
-
-    def _input_and_baseline(self, shown: Tensor) -> tuple[Tensor, Tensor]:
-        dtype = next((parameter.dtype for parameter in self.model.parameters()), torch.float32)
-        normalized = self.classifier.preprocessing.normalized
-        inputs, black = (
-            normalized(x).unsqueeze(0).to(self.settings.device, dtype) for x in (shown, torch.zeros_like(shown))
-        )
-        return inputs, black
-
-    def _try_out(self) -> tuple[Tensor, int]:
-        """A black input, and the number of classes that the model has for it."""
-        shown = self._shown(Image.new("RGB", (256, 256)))
-        try:
-            self.model.to(self.settings.device)
-            black, _ = self._input_and_baseline(shown)
-            return black, self._confidences(black).shape[1]
-        except Failure:
-            raise
-        except Exception as error:
-            # A user's model may raise anything.
-            raise Failure(
-                f"--model {self.classifier.name}: cannot run on pictures of shape {tuple(shown.shape)}: "
-                f"{one_line(error)}; try another --preprocess or --device."
-            ) from error
-
-    @torch.no_grad()
-    def _confidences(self, inputs: Tensor) -> Tensor:
-        """Class confidences (1, classes)."""
-        # A copy, since the model may write into its input.
-        output = self.model(inputs.clone())
-        if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[0] != 1:
-            what = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise Failure(
-                f"--model {self.classifier.name}: returned {what} for one picture; give a model that returns a tensor "
-                "of shape (1, classes)."
-            )
-        return class_confidence(output.float())
-
-    def _find_layer(self, inputs: Tensor) -> tuple[str, Module]:
-        try:
-            return find_spatial_layer(self.model, inputs)
-        except ValueError as error:
-            raise WrongArgument(f"{one_line(error)} Give --layer.") from error
-
-    def _named_layer(self, name: str, inputs: Tensor) -> tuple[str, Module]:
-        layers = dict(self.model.named_modules())
-        if name not in layers:
-            raise WrongArgument(f"--layer: the model has no layer {name!r}{suggestion(name, layers)}")
-        outputs: list[Any] = []
-        handle = layers[name].register_forward_hook(lambda _module, _args, output: outputs.append(output))
-        try:
-            self._confidences(inputs)
-        finally:
-            handle.remove()
-        shape = tuple(outputs[-1].shape) if outputs and isinstance(outputs[-1], Tensor) else None
-        if shape is None or len(shape) != 4 or shape[2] * shape[3] == 1:
-            what = "does not run" if not outputs else f"has {shape or type(outputs[-1]).__name__} as output"
-            raise WrongArgument(
-                f"--layer {name}: {what}; give a layer that maps pictures, (1, channels, height, width)."
-            )
-        return name, layers[name]
-
-
-def _versions() -> dict[str, str]:
-    """The installed versions of the packages that the numbers depend on."""
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        # What torch can name need not be there.
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
-        raise WrongArgument(f"--device {name}: is not there; give cpu, or leave it out.") from error
-    return device

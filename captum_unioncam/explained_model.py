@@ -1,0 +1,161 @@
+"""A classifier on its device with the layer to explain: pictures and class names go in, inputs and indices come out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import Module
+
+from captum_unioncam.errors import Failure, WrongArgument, one_line
+from captum_unioncam.layers import find_spatial_layer
+from captum_unioncam.masked_scoring import class_confidence
+from captum_unioncam.models import DEMO, load_classifier, suggestion
+
+
+class ExplainedModel:
+    """A classifier on its device, and the layer to explain.
+
+    The model is run on a black picture first, to find the layer and to see that all goes together.
+
+    Args:
+        name, weights, preprocess, show_progress: As ``load_classifier`` takes them.
+        layer (str or None): Dotted name of the layer to explain. Default: None, the classifier's own, or else the last
+            whose output has space
+        device (str or None): Where to compute. Default: None, "cuda" where there is one, and "cpu" elsewhere
+
+    Attributes:
+        classifier (Classifier): As loaded.
+        model (torch.nn.Module): The classifier's, on the device.
+        device (torch.device): Where it is.
+        layer_name (str), layer (torch.nn.Module): The layer to explain.
+        layer_found (bool): Whether the layer was neither given nor the classifier's own.
+        classes (int): How many the model tells apart.
+
+    Raises:
+        WrongArgument: There is no such model, layer or device, or the layer has no space.
+        Failure: The model cannot be loaded, does not run on pictures, or does not return (N, classes).
+    """
+
+    def __init__(
+        self,
+        name: str = DEMO,
+        weights: str | None = None,
+        layer: str | None = None,
+        preprocess: str = "auto",
+        device: str | None = None,
+        show_progress: bool = False,
+    ) -> None:
+        self.device = _device(device)
+        self.classifier = load_classifier(name, None if weights is None else Path(weights), preprocess, show_progress)
+        self.model = self.classifier.model
+        black, self.classes = self._try_out()
+        layer = layer or self.classifier.explained_layer
+        self.layer_found = layer is None
+        self.layer_name, self.layer = self._find_layer(black) if layer is None else self._named_layer(layer, black)
+
+    def class_index(self, target: str) -> int:
+        """The class of that index or name.
+
+        Raises:
+            WrongArgument: There is none, or the name is that of several.
+        """
+        if target.lstrip("-").isdecimal():
+            if 0 <= int(target) < self.classes:
+                return int(target)
+            raise WrongArgument(f"--target {target}: there are the classes 0 to {self.classes - 1}.")
+        names = [name.casefold() for name in self.classifier.class_names or ()]
+        indices = [index for index, name in enumerate(names) if name == target.casefold()]
+        if len(indices) == 1:
+            return indices[0]
+        if indices:
+            raise WrongArgument(f"--target {target}: is the name of the classes {indices}; give the index.")
+        if not names:
+            raise WrongArgument(
+                f"--target {target}: the names of this model's classes are not known; give an index from 0 to "
+                f"{self.classes - 1}."
+            )
+        raise WrongArgument(f"--target: there is no class {target!r}{suggestion(target.casefold(), names)}")
+
+    def shown(self, picture: Image.Image) -> Tensor:
+        """What the model sees of a picture in mode RGB, (3, H, W), in [0, 1]."""
+        return self.classifier.preprocessing.fit(picture)
+
+    def input_and_baseline(self, shown: Tensor) -> tuple[Tensor, Tensor]:
+        """The model's input for what it sees, and its black image, each (1, 3, H, W), on the device."""
+        dtype = next((parameter.dtype for parameter in self.model.parameters()), torch.float32)
+        normalized = self.classifier.preprocessing.normalized
+        inputs, black = (normalized(x).unsqueeze(0).to(self.device, dtype) for x in (shown, torch.zeros_like(shown)))
+        return inputs, black
+
+    def _try_out(self) -> tuple[Tensor, int]:
+        """A black input, and the number of classes that the model has for it."""
+        shown = self.shown(Image.new("RGB", (256, 256)))
+        try:
+            self.model.to(self.device)
+            black, _ = self.input_and_baseline(shown)
+            return black, self.confidences(black).shape[1]
+        except Failure:
+            raise
+        except Exception as error:
+            # A user's model may raise anything.
+            raise Failure(
+                f"--model {self.classifier.name}: cannot run on pictures of shape {tuple(shown.shape)}: "
+                f"{one_line(error)}; try another --preprocess or --device."
+            ) from error
+
+    @torch.no_grad()
+    def confidences(self, inputs: Tensor) -> Tensor:
+        """The model's confidence in each class, (1, classes), for an input (1, 3, H, W).
+
+        Raises:
+            Failure: The model returned something else.
+        """
+        # A copy, since the model may write into its input.
+        output = self.model(inputs.clone())
+        if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[0] != 1:
+            what = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise Failure(
+                f"--model {self.classifier.name}: returned {what} for one picture; give a model that returns a tensor "
+                "of shape (1, classes)."
+            )
+        return class_confidence(output.float())
+
+    def _find_layer(self, inputs: Tensor) -> tuple[str, Module]:
+        try:
+            return find_spatial_layer(self.model, inputs)
+        except ValueError as error:
+            raise WrongArgument(f"{one_line(error)} Give --layer.") from error
+
+    def _named_layer(self, name: str, inputs: Tensor) -> tuple[str, Module]:
+        layers = dict(self.model.named_modules())
+        if name not in layers:
+            raise WrongArgument(f"--layer: the model has no layer {name!r}{suggestion(name, layers)}")
+        outputs: list[Any] = []
+        handle = layers[name].register_forward_hook(lambda _module, _args, output: outputs.append(output))
+        try:
+            self.confidences(inputs)
+        finally:
+            handle.remove()
+        shape = tuple(outputs[-1].shape) if outputs and isinstance(outputs[-1], Tensor) else None
+        if shape is None or len(shape) != 4 or shape[2] * shape[3] == 1:
+            what = "does not run" if not outputs else f"has {shape or type(outputs[-1]).__name__} as output"
+            raise WrongArgument(
+                f"--layer {name}: {what}; give a layer that maps pictures, (1, channels, height, width)."
+            )
+        return name, layers[name]
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        # What torch can name need not be there.
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        raise WrongArgument(f"--device {name}: is not there; give cpu, or leave it out.") from error
+    return device
