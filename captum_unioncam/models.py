@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -52,15 +53,25 @@ class Preprocessing:
         mean, std = (shown.new_tensor(values).reshape(-1, 1, 1) for values in (self.mean, self.std))
         return (shown - mean) / std
 
+    def objects_seen(self, objects: Image.Image) -> Tensor:
+        """Where the model sees a picture's objects, bool, (H, W).
+
+        Args:
+            objects (PIL.Image.Image): Mode "L", of the picture's size: 255 on the objects, and 0 elsewhere.
+        """
+        # Resized as the picture is, their borders are grey.
+        return self.fit(objects.convert("RGB"))[0] > 0.5
+
 
 def squeezed_to(size: int) -> Callable[[Image.Image], Tensor]:
     """A ``fit`` that resizes to a square, whatever the picture's shape."""
+    # Not a function within this one, which could not be sent to another process.
+    return partial(_squeezed, size)
 
-    def fit(picture: Image.Image) -> Tensor:
-        pixels = np.array(picture.resize((size, size), Image.Resampling.BILINEAR))
-        return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
 
-    return fit
+def _squeezed(size: int, picture: Image.Image) -> Tensor:
+    pixels = np.array(picture.resize((size, size), Image.Resampling.BILINEAR))
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
 
 
 PAPER = Preprocessing(squeezed_to(224))
@@ -174,15 +185,45 @@ def suggestion(wrong: str, names: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(near)}?" if near else "."
 
 
+def preprocessing_of(name: str, preprocess: str = "auto") -> Preprocessing:
+    """The preprocessing that ``load_classifier`` would take, without the model's weights.
+
+    Args:
+        name, preprocess (str): As ``load_classifier`` takes them.
+
+    Raises:
+        WrongArgument: There is no such model.
+    """
+    if preprocess == "paper" or ":" in name:
+        return PAPER
+    if name == DEMO:
+        from captum_unioncam.demo.pictures import PICTURE_SIZE
+
+        return Preprocessing(squeezed_to(PICTURE_SIZE))
+    weights = _torchvision_weights(name)
+    transforms = weights.transforms()
+    fit = weights.transforms(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    return Preprocessing(fit, tuple(transforms.mean), tuple(transforms.std))
+
+
 def _demo() -> Classifier:
     from captum_unioncam import demo
-    from captum_unioncam.demo.pictures import PICTURE_SIZE
 
-    preprocessing = Preprocessing(squeezed_to(PICTURE_SIZE))
-    return Classifier(DEMO, demo.load_model(), preprocessing, demo.CLASS_NAMES, demo.EXPLAINED_LAYER)
+    return Classifier(DEMO, demo.load_model(), preprocessing_of(DEMO), demo.CLASS_NAMES, demo.EXPLAINED_LAYER)
 
 
 def _torchvision(name: str, state: StateDict | None, show_progress: bool) -> Classifier:
+    weights = _torchvision_weights(name)
+    class_names = tuple(weights.meta["categories"])
+    if state is None:
+        model, classes = _downloaded(name, weights, show_progress), len(class_names)
+    else:
+        model, classes = _built_for(name, state)
+    return Classifier(name, model, preprocessing_of(name), class_names if classes == len(class_names) else None)
+
+
+def _torchvision_weights(name: str) -> Any:
+    """torchvision's best weights of a model, which are not downloaded yet."""
     from torchvision import models  # type: ignore[import-untyped]
 
     names = models.list_models(module=models)
@@ -191,16 +232,7 @@ def _torchvision(name: str, state: StateDict | None, show_progress: bool) -> Cla
             f"--model: there is no model {name!r}{suggestion(name, [DEMO, *names])} Give {DEMO!r}, a torchvision "
             "classification model, or package.module:function."
         )
-    weights = models.get_model_weights(name).DEFAULT
-    class_names = tuple(weights.meta["categories"])
-    if state is None:
-        model, classes = _downloaded(name, weights, show_progress), len(class_names)
-    else:
-        model, classes = _built_for(name, state)
-    transforms = weights.transforms()
-    fit = weights.transforms(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    preprocessing = Preprocessing(fit, tuple(transforms.mean), tuple(transforms.std))
-    return Classifier(name, model, preprocessing, class_names if classes == len(class_names) else None)
+    return models.get_model_weights(name).DEFAULT
 
 
 def _downloaded(name: str, weights: Any, show_progress: bool) -> Module:

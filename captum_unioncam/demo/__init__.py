@@ -1,4 +1,4 @@
-"""A small trained network and pictures to try the methods on, with nothing to download.
+"""A small trained network, and pictures and data sets to try the methods on, with nothing to download.
 
 Example::
 
@@ -15,13 +15,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from captum_unioncam.demo.data_sets import write_image_folder, write_voc
 from captum_unioncam.demo.network import EXPLAINED_LAYER, DemoNet
 from captum_unioncam.demo.pictures import CLASS_NAMES, generate
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["CLASS_NAMES", "EXPLAINED_LAYER", "DemoNet", "generate", "load_model", "load_picture"]
+__all__ = [
+    "CLASS_NAMES",
+    "EXPLAINED_LAYER",
+    "DemoNet",
+    "generate",
+    "load_model",
+    "load_picture",
+    "write_image_folder",
+    "write_voc",
+]
 
 _FOLDER = Path(__file__).parent
 
