@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,16 +16,43 @@ _INSTALL = "install what the command needs with: pip install 'captum-unioncam[cl
 
 try:
     import typer
+
+    from captum_unioncam.options import (
+        OUTPUT_HELP,
+        BatchSizeOption,
+        ChannelWeights,
+        ChannelWeightsOption,
+        DeviceOption,
+        Dtype,
+        DtypeOption,
+        LayerOption,
+        MaxChannelsOption,
+        MethodsOption,
+        ModelOption,
+        Preprocess,
+        PreprocessOption,
+        Protocol,
+        ProtocolOption,
+        SeedOption,
+        StepsOption,
+        TargetOption,
+        ThetaOption,
+        WeightsOption,
+    )
 except ModuleNotFoundError:
     sys.exit(f"Error: typer is missing; {_INSTALL}")
 
 if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
     from captum_unioncam.explanation import Explainer, Explanation
     from captum_unioncam.files import FreeNames
+    from captum_unioncam.methods import MethodSettings
 
 _EMBEDDED = "embedded picture"
 _FOUND = " (found: the last whose output has space)"
-_NEEDED = ("PIL", "safetensors", "torchvision")
+_NEEDED = ("PIL", "jinja2", "pandas", "safetensors", "torchvision")
 
 app = typer.Typer(
     pretty_exceptions_enable=False,
@@ -40,92 +67,6 @@ class Format(str, Enum):
     png = "png"
     npy = "npy"
     json = "json"
-
-
-class Preprocess(str, Enum):
-    auto = "auto"
-    paper = "paper"
-
-
-class ChannelWeights(str, Enum):
-    score = "score"
-    softmax = "softmax"
-
-
-class Dtype(str, Enum):
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-ModelOption = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        metavar="NAME",
-        help="demo, the embedded network; a torchvision classification model; or package.module:function, a function "
-        "that returns your own.",
-    ),
-]
-WeightsOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--weights",
-        metavar="FILE",
-        help="Weights of the model: .safetensors, or a state dict saved by torch.save.",
-        show_default="the model's own, which torchvision downloads",
-    ),
-]
-LayerOption = Annotated[
-    str | None,
-    typer.Option(
-        "--layer",
-        metavar="NAME",
-        help="Layer to explain, such as features.28.",
-        show_default="the last whose output has space",
-    ),
-]
-PreprocessOption = Annotated[
-    Preprocess,
-    typer.Option("--preprocess", help="As the weights want it, or the paper's: 224x224 in [0, 1], nothing else."),
-]
-ThetaOption = Annotated[
-    float,
-    typer.Option(
-        "--theta", min=0, max=100, metavar="PERCENT", help="Percentile of the gradients below which they are noise."
-    ),
-]
-ChannelWeightsOption = Annotated[
-    ChannelWeights,
-    typer.Option("--channel-weights", help="Weight channels by their score, or by the softmax of all scores."),
-]
-MaxChannelsOption = Annotated[
-    int | None,
-    typer.Option(
-        "--max-channels",
-        min=1,
-        metavar="N",
-        help="Score only the N channels that vary most, which is faster.",
-        show_default="all",
-    ),
-]
-DeviceOption = Annotated[
-    str | None,
-    typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps.", show_default="cuda where there is one"),
-]
-DtypeOption = Annotated[
-    Dtype, typer.Option("--dtype", help="What channels are scored in; half precision is faster on many devices.")
-]
-BatchSizeOption = Annotated[
-    int | None,
-    typer.Option(
-        "--batch-size",
-        min=1,
-        metavar="N",
-        help="Masked pictures in a forward pass.",
-        show_default="the fastest",
-    ),
-]
 
 
 def _print_version(wanted: bool) -> None:
@@ -151,10 +92,7 @@ def explain(
     model: ModelOption = "demo",
     weights: WeightsOption = None,
     layer: LayerOption = None,
-    target: Annotated[
-        str | None,
-        typer.Option("--target", metavar="CLASS", help="Class to explain: index or name.", show_default="predicted"),
-    ] = None,
+    target: TargetOption = None,
     top_k: Annotated[
         int | None, typer.Option("--top-k", min=1, metavar="K", help="Explain the K most probable classes instead.")
     ] = None,
@@ -165,9 +103,7 @@ def explain(
     device: DeviceOption = None,
     dtype: DtypeOption = Dtype.float32,
     batch_size: BatchSizeOption = None,
-    output: Annotated[
-        Path, typer.Option("--output", metavar="FOLDER", help="Where the files go; made if need be.")
-    ] = Path("unioncam"),
+    output: Annotated[Path, typer.Option("--output", "--out", metavar="FOLDER", help=OUTPUT_HELP)] = Path("unioncam"),
     formats: Annotated[
         list[Format] | None,
         typer.Option(
@@ -190,7 +126,7 @@ def explain(
 
     settings = Settings(
         model=model,
-        weights=None if weights is None else str(weights),
+        weights=_path(weights),
         layer=layer,
         preprocess=preprocess.value,
         device=device,
@@ -238,14 +174,8 @@ def _explain_picture(
 ) -> Iterator[str]:
     """Writes the files of one picture, and says so in a line for each class."""
     from captum_unioncam.files import slug, write_whole
-    from captum_unioncam.pictures import open_picture
 
-    if path is None:
-        from captum_unioncam.demo import load_picture
-
-        name, stem, picture = _EMBEDDED, "demo", load_picture()
-    else:
-        name, stem, picture = str(path), path.stem, open_picture(path)
+    name, stem, picture = _opened(path)
     for explanation in explainer.explain(picture, target, top_k):
         # Before any file is written: what fails here leaves none.
         contents = {wanted.value: _content(explanation, name, wanted) for wanted in formats}
@@ -259,6 +189,17 @@ def _explain_picture(
         )
 
 
+def _opened(path: Path | None) -> tuple[str, str, Image.Image]:
+    """The picture, or the embedded one, with its name and what its files are named after."""
+    if path is None:
+        from captum_unioncam.demo import load_picture
+
+        return _EMBEDDED, "demo", load_picture()
+    from captum_unioncam.pictures import open_picture
+
+    return str(path), path.stem, open_picture(path)
+
+
 def _content(explanation: Explanation, picture: str, wanted: Format) -> bytes:
     if wanted is Format.npy:
         return explanation.npy()
@@ -267,6 +208,206 @@ def _content(explanation: Explanation, picture: str, wanted: Format) -> bytes:
     from captum_unioncam.visualization import explanation_panel, png
 
     return png(explanation_panel(explanation))
+
+
+@app.command()
+def methods() -> None:
+    """List the methods that compare and evaluate know by name."""
+    from captum_unioncam.methods import names
+
+    for name in names():
+        typer.echo(name)
+    typer.echo("torchcam:NAME, grad_cam:NAME: any CAM of those packages, such as torchcam:LayerCAM")
+    typer.echo("package.module:function: a factory of your own, as captum_unioncam.methods.register takes it")
+
+
+@app.command()
+def compare(
+    image: Annotated[
+        Path | None, typer.Argument(metavar="IMAGE", help="Picture.", show_default="an embedded one")
+    ] = None,
+    method_names: MethodsOption = "union_cam,denoised_grad_cam,score_cam,grad_cam,guided_grad_cam,occlusion",
+    model: ModelOption = "demo",
+    weights: WeightsOption = None,
+    layer: LayerOption = None,
+    target: TargetOption = None,
+    preprocess: PreprocessOption = Preprocess.auto,
+    theta: ThetaOption = 10.0,
+    max_channels: MaxChannelsOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = Dtype.float32,
+    batch_size: BatchSizeOption = None,
+    steps: StepsOption = 100,
+    seed: SeedOption = 0,
+    output: Annotated[Path, typer.Option("--out", "--output", metavar="FOLDER", help=OUTPUT_HELP)] = Path("comparison"),
+) -> None:
+    """Compare methods on one picture: a panel, a table of metrics, and a page of both.
+
+    Writes a panel of the maps (png), each method's drop, increase, insertion, deletion and seconds (csv), and one page
+    with both (html).
+    """
+    from captum_unioncam.comparison import compare as compare_methods
+    from captum_unioncam.explained_model import ExplainedModel
+    from captum_unioncam.files import FreeNames, make_folder, slug, write_whole
+    from captum_unioncam.judging import Judge
+    from captum_unioncam.visualization import png
+
+    make_folder(output)
+    name, stem, picture = _opened(image)
+    subject = ExplainedModel(model, _path(weights), layer, preprocess.value, device, sys.stderr.isatty())
+    settings = _method_settings(theta, max_channels, dtype, batch_size)
+    judge = Judge(subject, _method_names(method_names), settings, steps, seed)
+    class_index = None if target is None else subject.class_index(target)
+    comparison = compare_methods(judge, name, picture, class_index)
+    contents = {"png": png(comparison.panel()), "csv": comparison.csv(), "html": comparison.page()}
+    names = FreeNames(output, taken=[] if image is None else [image])
+    paths = names.paths(f"{stem}-{slug(comparison.class_name)}", contents)
+    for path, content in zip(paths, contents.values(), strict=True):
+        write_whole(path, content)
+    typer.echo(f"{name}: {comparison.class_name} {comparison.confidence:.2f}; layer {comparison.layer}")
+    typer.echo(comparison.text())
+    typer.echo(", ".join(map(str, paths)))
+    if comparison.failures:
+        raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    context: typer.Context,
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA",
+            help="demo, 1000 generated pictures; a folder with one subfolder of pictures for each class (ImageNet's "
+            "layout); or one that holds VOCdevkit/VOC2007.",
+        ),
+    ] = "demo",
+    method_names: MethodsOption = "union_cam,score_cam,denoised_grad_cam,grad_cam",
+    output: Annotated[
+        Path, typer.Option("--out", "--output", metavar="FOLDER", help="Where the records go; made if need be.")
+    ] = Path("evaluation"),
+    classes: Annotated[
+        Path | None,
+        typer.Option(
+            "--classes",
+            metavar="FILE",
+            help="Which output each class of the data is: one line for each output, its first word the class's name "
+            "in the data (as ImageNet's LOC_synset_mapping.txt), or .json with the output of each name.",
+            show_default="by name or order",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=1, metavar="N", help="A random subset of N pictures.", show_default="all"),
+    ] = None,
+    seed: SeedOption = 0,
+    protocol: ProtocolOption = Protocol.own,
+    model: ModelOption = "demo",
+    weights: WeightsOption = None,
+    layer: LayerOption = None,
+    preprocess: PreprocessOption = Preprocess.auto,
+    theta: ThetaOption = 10.0,
+    max_channels: MaxChannelsOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = Dtype.float32,
+    batch_size: BatchSizeOption = None,
+    steps: StepsOption = 100,
+    workers: Annotated[
+        int, typer.Option("--workers", min=0, metavar="N", help="Processes that read pictures meanwhile.")
+    ] = 2,
+) -> None:
+    """Evaluate methods over a data set, on one process or many.
+
+    One record for each picture, class and method is appended to files in the folder. Started again with the same
+    settings, it does only what is missing. For several GPUs or machines:
+    torchrun --nproc-per-node G --nnodes M -m captum_unioncam.evaluation DATA ...
+    """
+    from captum_unioncam.evaluation import Evaluation, is_first_process, local_device
+    from captum_unioncam.evaluation import evaluate as evaluate_methods
+    from captum_unioncam.explained_model import ExplainedModel
+
+    if protocol is Protocol.paper:
+        model = model if _given(context, "model") else "vgg16"
+        preprocess = preprocess if _given(context, "preprocess") else Preprocess.paper
+        limit = limit if _given(context, "limit") else 2000
+        # Another model has another layer.
+        layer = layer or ("features.29" if model == "vgg16" else None)
+    subject = ExplainedModel(
+        model, _path(weights), layer, preprocess.value, local_device(device), show_progress=sys.stderr.isatty()
+    )
+    settings = _method_settings(theta, max_channels, dtype, batch_size)
+    evaluation = Evaluation(data, classes, limit, seed, steps, settings)
+    first = is_first_process()
+    if first:
+        typer.echo(f"layer: {subject.layer_name}{_FOUND if subject.layer_found else ''}")
+    tally = evaluate_methods(evaluation, subject, _method_names(method_names), output, workers, show_progress=first)
+    typer.echo(
+        f"{tally.records} new records of {tally.images} pictures in {output}, {tally.failures} of them failures; "
+        f"captum-unioncam report {output} shows all."
+    )
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where an evaluation's records are.")] = Path(
+        "evaluation"
+    ),
+) -> None:
+    """Report on an evaluation: tables, plots, and a page of both with the best and worst maps.
+
+    Writes FOLDER/report: table.csv, table.md, table.tex, curves.png, box.png and report.html.
+    """
+    from captum_unioncam.report import write_report
+
+    paths = write_report(folder, _photos(folder))
+    typer.echo((folder / "report" / "table.md").read_text())
+    typer.echo(", ".join(map(str, paths)))
+
+
+def _given(context: typer.Context, name: str) -> bool:
+    """Whether the option is on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
+def _photos(folder: Path) -> Callable[[str], Tensor | None]:
+    """The photos of an evaluation as its model saw them, None where they are not at hand any more."""
+    from captum_unioncam.data_sets import picture_of
+    from captum_unioncam.models import preprocessing_of
+    from captum_unioncam.records import read_settings
+
+    settings = read_settings(folder) or {}
+
+    def photo(name: str) -> Tensor | None:
+        try:
+            preprocessing = preprocessing_of(settings["model"], settings["preprocess"])
+            return preprocessing.fit(picture_of(settings["data"], name))
+        except Exception:
+            # The report is of the records: it shows the maps without them.
+            return None
+
+    return photo
+
+
+def _method_names(text: str) -> list[str]:
+    """Those in a list with commas between, each once."""
+    names = list(dict.fromkeys(name for name in (part.strip() for part in text.split(",")) if name))
+    if not names:
+        raise WrongArgument("--methods: is empty; give names with commas between.")
+    return names
+
+
+def _method_settings(theta: float, max_channels: int | None, dtype: Dtype, batch_size: int | None) -> MethodSettings:
+    import torch
+
+    from captum_unioncam.methods import MethodSettings
+
+    score_dtype = None if dtype is Dtype.float32 else getattr(torch, dtype.value)
+    return MethodSettings(theta, max_channels, batch_size, score_dtype)
+
+
+def _path(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -31,6 +31,7 @@ class ExplainedModel:
         classifier (Classifier): As loaded.
         model (torch.nn.Module): The classifier's, on the device.
         device (torch.device): Where it is.
+        weights (str or None), preprocess (str): As given.
         layer_name (str), layer (torch.nn.Module): The layer to explain.
         layer_found (bool): Whether the layer was neither given nor the classifier's own.
         classes (int): How many the model tells apart.
@@ -52,6 +53,7 @@ class ExplainedModel:
         self.device = _device(device)
         self.classifier = load_classifier(name, None if weights is None else Path(weights), preprocess, show_progress)
         self.model = self.classifier.model
+        self.weights, self.preprocess = weights, preprocess
         black, self.classes = self._try_out()
         layer = layer or self.classifier.explained_layer
         self.layer_found = layer is None

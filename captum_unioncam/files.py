@@ -89,4 +89,4 @@ def _identity(path: Path) -> str:
 
 
 def _not_writable(path: Path, error: OSError) -> Failure:
-    return Failure(f"cannot write {path}: {error.strerror or one_line(error)}; give another folder with --output.")
+    return Failure(f"cannot write {path}: {error.strerror or one_line(error)}; make room or give another folder.")

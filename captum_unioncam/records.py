@@ -25,7 +25,8 @@ MAP_SIZE = 16
 Settings = dict[str, Any]
 Key = tuple[str, int | None, str]
 
-_ABOUT = "versions"  # kept beside the settings, and not compared
+# Kept beside the settings, and not compared: what they say that matters is in the fingerprints.
+_ABOUT = ("classes", "weights", "versions")
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,9 @@ def read_settings(folder: Path) -> Settings | None:
     """
     path = folder / "settings.json"
     try:
-        settings: Settings = json.loads(path.read_bytes())
+        settings = json.loads(path.read_bytes())
+        if not isinstance(settings, dict):
+            raise ValueError("it holds no settings")
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -183,7 +186,8 @@ def begin_or_go_on(folder: Path, settings: Settings) -> None:
 
     Args:
         folder (Path): Made where it does not exist.
-        settings (dict): All that the records depend on, as JSON has it; "versions" is kept with them, not compared.
+        settings (dict): All that the records depend on, as JSON has it; "classes", "weights" and
+            "versions" are kept with them, and not compared.
 
     Raises:
         WrongArgument: The folder holds an evaluation with other settings.
@@ -204,5 +208,5 @@ def begin_or_go_on(folder: Path, settings: Settings) -> None:
 
 def differing(before: Settings, now: Settings) -> str:
     """Says which settings differ, and how; nothing where none does."""
-    names = [name for name in {**before, **now} if name != _ABOUT and before.get(name) != now.get(name)]
+    names = [name for name in {**before, **now} if name not in _ABOUT and before.get(name) != now.get(name)]
     return "; ".join(f"{name} {before.get(name)!r} there, {now.get(name)!r} now" for name in names)

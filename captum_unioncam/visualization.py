@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ _COLORS = "inferno"
 _OPACITY = 0.55
 _SELECTED = "#c2185b"
 _INCHES = 2.6
+_MOST_COLUMNS = 6
 _DPI = 150
 
 
@@ -40,26 +42,29 @@ class HeatMap:
 
 
 def panel(photo: Tensor, heat_maps: Sequence[HeatMap], title: str) -> Figure:
-    """A row of the photo and of each map over it.
+    """The photo and each map over it, side by side, in rows of at most six.
 
     Args:
         photo (Tensor): (3, H, W), in [0, 1].
         heat_maps (Sequence[HeatMap]): From left to right.
-        title (str): Above the row.
+        title (str): Above them all.
 
     Returns:
         *matplotlib.figure.Figure*: Without pyplot, so it need not be closed.
     """
     pixels = photo.permute(1, 2, 0).cpu().numpy()
-    columns = 1 + len(heat_maps)
-    height = _INCHES * pixels.shape[0] / pixels.shape[1]
-    figure = Figure(figsize=(_INCHES * columns, height + 0.95), layout="constrained")
-    axes = figure.subplots(1, columns)
+    rows = math.ceil((1 + len(heat_maps)) / _MOST_COLUMNS)
+    columns = math.ceil((1 + len(heat_maps)) / rows)
+    height = _INCHES * pixels.shape[0] / pixels.shape[1] + 0.5
+    figure = Figure(figsize=(_INCHES * columns, height * rows + 0.45), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for unused in axes[1 + len(heat_maps) :]:
+        unused.set_axis_off()
     # Class names may hold a dollar sign, which is no formula here.
     figure.suptitle(title, fontsize=13, parse_math=False)
     _draw(axes[0], pixels, "original_image")
     axes[0].set_title("photo", fontsize=10)
-    for axis, heat_map in zip(axes[1:], heat_maps, strict=True):
+    for axis, heat_map in zip(axes[1:], heat_maps, strict=False):
         _draw_heat_map(axis, pixels, heat_map)
     return figure
 

@@ -1,0 +1,333 @@
+"""Methods judged over a data set, resumable, on as many processes as there are.
+
+On several devices or machines, all of which see the same folders::
+
+    torchrun --nproc-per-node 8 -m captum_unioncam.evaluation DATA --methods union_cam,grad_cam --out DIR
+
+Each image is a problem of its own: the processes share the images that are still to be done, and write what they find
+to files of their own. They speak to each other once, at the start, and none waits for another at the end.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import Module
+from torch.utils.data import DataLoader, Dataset
+
+from captum_unioncam._captum import NullProgress, progress
+from captum_unioncam.data_sets import DataSet, open_data_set, subset
+from captum_unioncam.errors import Failure, one_line
+from captum_unioncam.explained_model import ExplainedModel
+from captum_unioncam.judging import Judge, Judgement
+from captum_unioncam.maps import minmax
+from captum_unioncam.methods import MethodSettings
+from captum_unioncam.models import Preprocessing
+from captum_unioncam.records import MAP_SIZE, Key, Record, RecordFile, Settings, begin_or_go_on, differing, read_records
+from captum_unioncam.versions import package_versions
+
+# A device that has failed answers nothing any more: its errors are not the image's.
+_DEVICE_ERRORS: tuple[type[Exception], ...] = (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()
+_SECONDS_BETWEEN_LINES = 30
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is evaluated: all that the records depend on.
+
+    Args:
+        data (str): "demo", or the folder of a data set, as ``open_data_set`` takes it.
+        classes (Path or None): Its file of classes. Default: None
+        limit (int or None): Take a random subset of so many images, the same for everyone. Default: None, all
+        seed (int): Of the subset, and of methods that draw random numbers. Default: 0
+        steps (int): Of the insertion and deletion curves. Default: 100
+        settings (MethodSettings): Of the methods. Its batch size, which only changes rounding, may differ between
+            starts.
+    """
+
+    data: str
+    classes: Path | None = None
+    limit: int | None = None
+    seed: int = 0
+    steps: int = 100
+    settings: MethodSettings = field(default_factory=MethodSettings)
+
+    def names_and_targets(self, data_set: DataSet) -> dict[str, tuple[int, ...] | Failure]:
+        """The chosen images, each with its targets, or with why they cannot be read."""
+        chosen: dict[str, tuple[int, ...] | Failure] = {}
+        for name in subset(data_set.names, self.limit, self.seed):
+            try:
+                chosen[name] = data_set.targets(name)
+            except Failure as error:
+                chosen[name] = error
+        return chosen
+
+    def recorded(self, subject: ExplainedModel, chosen: dict[str, tuple[int, ...] | Failure]) -> Settings:
+        """The settings as they are kept beside the records."""
+        images = [(name, None if isinstance(targets, Failure) else targets) for name, targets in chosen.items()]
+        dtype = self.settings.score_dtype
+        return {
+            "data": self.data if self.data == "demo" else str(Path(self.data).resolve()),
+            "images": len(images),
+            "images_sha256": hashlib.sha256(repr(images).encode(errors="surrogatepass")).hexdigest(),
+            "classes": None if self.classes is None else str(self.classes),
+            "limit": self.limit,
+            "seed": self.seed,
+            "model": subject.classifier.name,
+            "weights": subject.weights,
+            "model_sha256": fingerprint(subject.model),
+            "layer": subject.layer_name,
+            "preprocess": subject.preprocess,
+            "theta": self.settings.theta,
+            "max_channels": self.settings.max_channels,
+            "dtype": "float32" if dtype is None else str(dtype).removeprefix("torch."),
+            "steps": self.steps,
+            "versions": package_versions("grad-cam", "torchcam"),
+        }
+
+
+@dataclass
+class Tally:
+    """What one process did: records written, how many of them failures, and of how many images."""
+
+    records: int = 0
+    failures: int = 0
+    images: int = 0
+
+
+def evaluate(
+    evaluation: Evaluation,
+    subject: ExplainedModel,
+    method_names: Sequence[str],
+    folder: Path,
+    workers: int = 2,
+    show_progress: bool = True,
+) -> Tally:
+    """Judges the methods on every image and target of which there is no record yet.
+
+    Args:
+        evaluation (Evaluation): What to evaluate on, and how.
+        subject (ExplainedModel): The model and the layer.
+        method_names (Sequence[str]): As ``captum_unioncam.methods`` knows them. Others may be added in a later start.
+        folder (Path): Where the records go, and those of an earlier start are; made if need be.
+        workers (int): Processes that read pictures while the device computes. Default: 2
+        show_progress (bool): Show a progress bar on the standard error stream. Default: True
+
+    Returns:
+        *Tally*: Of this process.
+
+    Raises:
+        WrongArgument: There is no such data set or method, or the folder holds an evaluation with other settings.
+        Failure: The folder cannot be written, or the processes have different models or data.
+    """
+    data_set = open_data_set(evaluation.data, subject.classifier.class_names, subject.classes, evaluation.classes)
+    judge = Judge(subject, method_names, evaluation.settings, evaluation.steps, evaluation.seed)
+    chosen = evaluation.names_and_targets(data_set)
+    missing = _agree(folder, evaluation.recorded(subject, chosen), chosen, method_names)
+    share = dict(list(missing.items())[_rank() :: _world_size()])
+    total = sum(map(len, share.values()))
+    tally = Tally(images=len(share))
+    pictures = _Pictures(data_set, list(share), subject.classifier.preprocessing)
+    loader = DataLoader(pictures, batch_size=None, num_workers=min(workers, len(share)))
+    shown = show_progress and total
+    bar = progress(desc="records", total=total, mininterval=_update_interval()) if shown else NullProgress()
+    with RecordFile(folder) as file, bar:
+        for seen in loader:
+            for record in _records(judge, seen, share[seen.name], chosen[seen.name]):
+                file.append(record)
+                tally.records += 1
+                tally.failures += record.error is not None
+                bar.update()
+    return tally
+
+
+def _records(judge: Judge, seen: _Seen, keys: Iterable[Key], targets: tuple[int, ...] | Failure) -> Iterator[Record]:
+    """The missing records of one image."""
+    for name, target, method in keys:
+        target_name = None if target is None else judge.subject.classifier.class_name(target)
+        error = one_line(targets) if isinstance(targets, Failure) else seen.error
+        if error is None and target is not None and seen.shown is not None:
+            try:
+                judgement = judge.judge(method, seen.shown, target, seen.objects[target], name)
+            except _DEVICE_ERRORS:
+                raise
+            except Exception as caught:
+                # Whatever a method raises on one image, the others are still to be judged.
+                error = f"{type(caught).__name__}: {one_line(caught)}"
+            else:
+                yield _record(name, target, target_name, method, judgement)
+                continue
+        yield Record(name, target, target_name, method, error=error)
+
+
+def _record(name: str, target: int, target_name: str | None, method: str, judgement: Judgement) -> Record:
+    return Record(
+        image=name,
+        target=target,
+        target_name=target_name,
+        method=method,
+        seconds=_short(judgement.seconds),
+        confidence=_short(judgement.confidence),
+        drop=_short(judgement.drop),
+        increase=judgement.increase,
+        insertion=_short(judgement.insertion.area.item()),
+        deletion=_short(judgement.deletion.area.item()),
+        insertion_curve=[round(value, 4) for value in judgement.insertion.confidences[0].tolist()],
+        deletion_curve=[round(value, 4) for value in judgement.deletion.confidences[0].tolist()],
+        pointing=judgement.pointing,
+        energy=None if judgement.energy is None else _short(judgement.energy),
+        map=_thumbnail(judgement.attribution),
+    )
+
+
+def _short(value: float) -> float:
+    """To six digits: the rest is rounding that differs between devices."""
+    return float(f"{value:.6g}")
+
+
+def _thumbnail(attribution: Tensor) -> str:
+    small = minmax(F.interpolate(attribution, (MAP_SIZE, MAP_SIZE), mode="area"))
+    return base64.b64encode((small * 255).round().to(torch.uint8).cpu().numpy().tobytes()).decode()
+
+
+def _update_interval() -> float:
+    """Seconds: a bar that is not on a terminal is a line in a log for each update."""
+    return 0.5 if sys.stderr.isatty() else _SECONDS_BETWEEN_LINES
+
+
+# What the pictures are while the device computes.
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """An image as the model sees it, and where it sees each target's objects; or why it cannot be read."""
+
+    name: str
+    shown: Tensor | None
+    objects: dict[int, Tensor | None]
+    error: str | None = None
+
+
+class _Pictures(Dataset[_Seen]):
+    """Read and preprocessed in a worker."""
+
+    def __init__(self, data_set: DataSet, names: Sequence[str], preprocessing: Preprocessing) -> None:
+        self.data_set = data_set
+        self.names = names
+        self.preprocessing = preprocessing
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> _Seen:
+        name = self.names[index]
+        try:
+            sample = self.data_set.sample(name)
+            shown = self.preprocessing.fit(sample.picture)
+            objects = {
+                target: None if mask is None else self.preprocessing.objects_seen(mask)
+                for target, mask in sample.objects.items()
+            }
+        except Exception as error:
+            # An image that cannot be read must not end the worker, and with it the run.
+            return _Seen(name, None, {}, one_line(error))
+        return _Seen(name, shown, objects)
+
+
+# What the processes agree on.
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
+def _world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def is_first_process() -> bool:
+    """Whether this is the one that speaks for all."""
+    return _rank() == 0
+
+
+def local_device(device: str | None) -> str | None:
+    """This process's own device: under torchrun each takes another GPU, unless a device is named."""
+    if device is None and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
+        return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
+    return device
+
+
+def _agree(
+    folder: Path, settings: Settings, chosen: dict[str, tuple[int, ...] | Failure], method_names: Sequence[str]
+) -> dict[str, list[Key]]:
+    """The records that are missing, by image: the first process looks, and tells the others.
+
+    What each read for itself would differ, since others have begun to write by then.
+    """
+    if _world_size() == 1:
+        begin_or_go_on(folder, settings)
+        return _missing(folder, chosen, method_names)
+    told: list[Any] = [None, None, None]
+    problem: Exception | None = None
+    # Through the processors: GPUs have nothing to exchange.
+    dist.init_process_group("gloo")
+    try:
+        if _rank() == 0:
+            try:
+                begin_or_go_on(folder, settings)
+                told = [settings, _missing(folder, chosen, method_names), None]
+            except Exception as error:
+                problem, told = error, [None, None, one_line(error)]
+        dist.broadcast_object_list(told)
+    finally:
+        dist.destroy_process_group()
+    if problem is not None:
+        raise problem
+    first, missing, said = told
+    if said is not None:
+        raise Failure(f"the first process could not begin: {said}")
+    differences = differing(first, settings)
+    if differences:
+        raise Failure(
+            f"process {_rank()} would evaluate something else than the first: {differences}; give the same weights "
+            "(--weights) and data everywhere."
+        )
+    return {name: list(keys) for name, keys in missing.items()}
+
+
+def _missing(
+    folder: Path, chosen: dict[str, tuple[int, ...] | Failure], method_names: Sequence[str]
+) -> dict[str, list[Key]]:
+    done = {record.key for record in read_records(folder)}
+    missing: dict[str, list[Key]] = defaultdict(list)
+    for name, targets in chosen.items():
+        for target in (None,) if isinstance(targets, Failure) else targets:
+            missing[name] += [key for key in ((name, target, method) for method in method_names) if key not in done]
+    return {name: keys for name, keys in missing.items() if keys}
+
+
+def fingerprint(model: Module) -> str:
+    """The SHA-256 of the model's weights: two models with the same give the same records."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+if __name__ == "__main__":
+    from captum_unioncam.cli import main
+
+    sys.exit(main(["evaluate", *sys.argv[1:]]))

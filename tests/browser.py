@@ -1,0 +1,75 @@
+"""Pages in headless Chromium: the fixture ``open_page``, for ``pytest_plugins = ("tests.browser",)``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+_ARGUMENTS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+# Not for the whole session: Playwright keeps an event loop running meanwhile.
+@pytest.fixture(scope="module")
+def chromium():
+    """Debian's Chromium, driven by Playwright; without it tests fail where CI=true, and are skipped elsewhere."""
+    try:
+        from playwright.sync_api import sync_playwright
+    except ModuleNotFoundError:
+        _missing("playwright is missing: pip install playwright")
+    path = shutil.which("chromium")
+    if path is None:
+        _missing("chromium is missing: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=_ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(chromium):
+    """``open_page(path, width=1280, dark=False)`` opens a file and returns Playwright's page.
+
+    The test fails if the page complains on the console, raises, asks for anything but itself, or has an image without
+    pixels.
+    """
+    contexts, problems = [], []
+
+    def open_page(path, width=1280, dark=False):
+        context = chromium.new_context(
+            viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light"
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: message.type in ("error", "warning") and problems.append(message.text))
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("requestfailed", lambda request: problems.append(f"failed: {request.url[:200]}"))
+        page.on(
+            "request", lambda request: request.url.startswith((path.as_uri(), "data:")) or problems.append(request.url)
+        )
+        page.goto(path.as_uri(), wait_until="load")
+        empty = page.locator("img").evaluate_all(
+            "images => images.filter(image => !image.naturalWidth).map(image => image.alt)"
+        )
+        problems.extend(f"no pixels: {description}" for description in empty)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not problems, problems
+
+
+def _missing(message):
+    if os.environ.get("CI") == "true":
+        pytest.fail(message)
+    pytest.skip(message)
