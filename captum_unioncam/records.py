@@ -173,7 +173,7 @@ def read_settings(folder: Path) -> Settings | None:
     try:
         settings = json.loads(path.read_bytes())
         if not isinstance(settings, dict):
-            raise ValueError("it holds no settings")
+            raise ValueError("it holds no evaluation")
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
