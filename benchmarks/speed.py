@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import gc
-import importlib.util
 import os
 import sys
 import threading
@@ -23,6 +22,7 @@ import typer
 from captum.attr import LayerGradCam
 from torch import Tensor, nn
 
+from benchmarks.imagenet_sample import sample
 from benchmarks.machine import describe, markdown, write_result
 from captum_unioncam import LayerUnionCam, demo
 from captum_unioncam.masked_scoring import COMPILED_ROWS
@@ -86,18 +86,6 @@ NOTES = """The floor is the time of as many bare forward passes as the method ra
 batch size and memory format (a compiled model has one), run before and after it. Seconds an image are of a batch of
 two; the peers, and what is compared with them, run on the first photo. Compiling is not counted.
 """
-
-
-def sample() -> Any:
-    """The module that loads the sample named by IMAGENET_SAMPLE, or None."""
-    if not os.environ.get("IMAGENET_SAMPLE"):
-        return None
-    spec = importlib.util.spec_from_file_location("imagenet_sample", Path(os.environ["IMAGENET_SAMPLE"]) / "model.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def subject(name: str, device: torch.device) -> Subject:

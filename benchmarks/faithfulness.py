@@ -1,0 +1,157 @@
+"""Methods side by side as in the paper's Tables 1 and 2: average drop and increase, and insertion and deletion.
+
+``python -m benchmarks.faithfulness`` evaluates what is at hand, and writes the tables to ``benchmarks/results/``: the
+embedded network on generated pictures, and, where IMAGENET_SAMPLE names their folder, the sample's trained MobileNetV2
+on its photos. The paper's own experiment needs its data and torchvision's weights of VGG16::
+
+    python -m benchmarks.faithfulness --imagenet ILSVRC2012/val --classes LOC_synset_mapping.txt
+    python -m benchmarks.faithfulness --voc VOC2007 --model package.module:function --layer features.29
+
+Records are kept in ``benchmarks/runs/``: what is broken off goes on when started again. Under torchrun the images are
+shared over all processes, as by ``captum-unioncam evaluate``; the first to find all records there writes the tables.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from benchmarks import imagenet_sample
+from benchmarks.machine import describe, markdown, write_result
+from captum_unioncam import methods
+from captum_unioncam.evaluation import Evaluation, evaluate, local_device
+from captum_unioncam.explained_model import ExplainedModel
+from captum_unioncam.records import read_records
+from captum_unioncam.report import Summary, display_table, summarize
+
+RUNS = Path(__file__).parent / "runs"
+PEERS = [
+    *("torchcam:GradCAMpp", "torchcam:SmoothGradCAMpp", "torchcam:XGradCAM", "torchcam:LayerCAM"),
+    "grad_cam:AblationCAM",
+]
+# Of the paper's Tables 1 and 2, and what else the records tell.
+TABLES = {
+    "Average drop and increase": ("average drop", "average increase"),
+    "Insertion and deletion": ("insertion", "deletion"),
+    "Pointing games": ("pointing game", "energy pointing game"),
+}
+
+
+@dataclass
+class Experiment:
+    """A model on a data set."""
+
+    name: str
+    title: str
+    model: str
+    data: str
+    layer: str | None = None
+    classes: Path | None = None
+    weights: str | None = None
+    preprocess: str = "paper"
+    limit: int | None = None
+
+
+def experiments(limit: int | None) -> list[Experiment]:
+    """What needs nothing that is not at hand."""
+    found = [
+        Experiment(
+            "demo",
+            "Embedded network (a fully connected head), generated pictures",
+            "demo",
+            "demo",
+            preprocess="auto",
+            limit=limit or 64,
+        )
+    ]
+    if imagenet_sample.sample():
+        folder = imagenet_sample.folder()
+        found.append(
+            Experiment(
+                "sample",
+                "MobileNetV2, trained on ImageNet (global average pooling), photos of the sample",
+                "benchmarks.imagenet_sample:load_model",
+                str(folder / "val"),
+                imagenet_sample.LAYER,
+                folder / "classes.txt",
+                limit=limit,
+            )
+        )
+    return found
+
+
+def summary_of(experiment: Experiment, method_names: list[str], steps: int, device: str | None) -> Summary:
+    """Evaluates what is missing, and sums up all."""
+    subject = ExplainedModel(
+        experiment.model,
+        experiment.weights,
+        experiment.layer,
+        experiment.preprocess,
+        local_device(device),
+    )
+    evaluation = Evaluation(experiment.data, experiment.classes, experiment.limit, steps=steps)
+    folder = RUNS / f"{experiment.name}-{steps}"
+    evaluate(evaluation, subject, method_names, folder)
+    return summarize(record for record in read_records(folder) if record.method in method_names)
+
+
+def tables(summary: Summary) -> str:
+    """The paper's tables, in Markdown, best first."""
+    texts, best = display_table(summary)
+    written = []
+    for title, names in TABLES.items():
+        columns = [column for column in texts.columns if column.partition(" (")[0].rstrip(" ↑↓") in names]
+        if not columns:
+            continue
+        rows = []
+        first = summary.table[summary.table.metric.str.startswith(names[0])].set_index("method")["mean"]
+        for method in first.sort_values(ascending="↓" in columns[0]).index:
+            cells = {
+                column: f"**{texts.loc[method, column]}**" if best.loc[method, column] else texts.loc[method, column]
+                for column in columns
+            }
+            rows.append({"method": f"`{method}`", **cells})
+        written.append(f"### {title}\n\n{markdown(rows)}\n")
+    return "\n".join(written)
+
+
+def main(
+    imagenet: Annotated[Path | None, typer.Option(help="ILSVRC2012's validation set, a folder for each class.")] = None,
+    voc: Annotated[Path | None, typer.Option(help="The folder that holds VOCdevkit/VOC2007.")] = None,
+    classes: Annotated[Path | None, typer.Option(help="Which output each class is, as evaluate takes it.")] = None,
+    model: Annotated[str, typer.Option(help="For the two data sets.")] = "vgg16",
+    weights: Annotated[str | None, typer.Option(help="A file of its weights.")] = None,
+    layer: Annotated[str, typer.Option(help="The explained layer of it.")] = "features.29",
+    limit: Annotated[int | None, typer.Option(help="Pictures; the paper takes 2000 of ILSVRC2012.")] = None,
+    steps: Annotated[int, typer.Option(help="Of the curves.")] = 50,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+    names: Annotated[str, typer.Option("--methods", help="With commas between.")] = "",
+) -> None:
+    """Evaluates all methods on what is at hand, or on the data given."""
+    chosen = [
+        Experiment(name, f"{model}, {title}", model, str(path), layer, classes, weights, limit=limit or most)
+        for name, title, path, most in (
+            ("imagenet", "ILSVRC2012 validation photos", imagenet, 2000),
+            ("voc", "VOC2007 test set", voc, None),
+        )
+        if path
+    ]
+    method_names = names.split(",") if names else [*methods.names(), *PEERS]
+    for experiment in chosen or experiments(limit):
+        summary = summary_of(experiment, method_names, steps, device)
+        machine = describe(torch.device(local_device(device) or ("cuda" if torch.cuda.is_available() else "cpu")))
+        text = (
+            f"# {experiment.title}\n\n`python -m benchmarks.faithfulness`: {summary.images} images, {steps} steps, "
+            f"layer `{experiment.layer or 'the default one'}`, means with 95 % bootstrap intervals over images; "
+            f"{summary.failed} failures. {machine}.\n\n{tables(summary)}"
+        )
+        print(text)
+        write_result(f"faithfulness-{experiment.name}.md", text)
+
+
+if __name__ == "__main__":
+    typer.run(main)
