@@ -84,7 +84,9 @@ def experiments(limit: int | None) -> list[Experiment]:
     return found
 
 
-def summary_of(experiment: Experiment, method_names: list[str], steps: int, device: str | None) -> Summary:
+def summary_of(
+    experiment: Experiment, method_names: list[str], steps: int, device: str | None, folder: Path
+) -> Summary:
     """Evaluates what is missing, and sums up all."""
     subject = ExplainedModel(
         experiment.model,
@@ -94,7 +96,6 @@ def summary_of(experiment: Experiment, method_names: list[str], steps: int, devi
         local_device(device),
     )
     evaluation = Evaluation(experiment.data, experiment.classes, experiment.limit, steps=steps)
-    folder = RUNS / f"{experiment.name}-{steps}"
     evaluate(evaluation, subject, method_names, folder)
     return summarize(record for record in read_records(folder) if record.method in method_names)
 
@@ -142,7 +143,7 @@ def main(
     ]
     method_names = names.split(",") if names else [*methods.names(), *PEERS]
     for experiment in chosen or experiments(limit):
-        summary = summary_of(experiment, method_names, steps, device)
+        summary = summary_of(experiment, method_names, steps, device, RUNS / f"{experiment.name}-{steps}")
         machine = describe(torch.device(local_device(device) or ("cuda" if torch.cuda.is_available() else "cpu")))
         text = (
             f"# {experiment.title}\n\n`python -m benchmarks.faithfulness`: {summary.images} images, {steps} steps, "

@@ -16,8 +16,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import io
-import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -47,7 +45,7 @@ from captum_unioncam.denoised_grad_cam import LayerDenoisedGradCam
 from captum_unioncam.errors import Failure, WrongArgument, one_line
 from captum_unioncam.layer_evaluation import check_finite, evaluation_mode
 from captum_unioncam.maps import up
-from captum_unioncam.models import suggestion
+from captum_unioncam.models import imported_function, suggestion
 from captum_unioncam.score_cam import LayerScoreCam
 from captum_unioncam.union_cam import LayerUnionCam
 
@@ -378,7 +376,7 @@ def _folded(name: str) -> str:
 def _factory(name: str) -> Factory:
     if ":" in name:
         peer = _PEERS.get(name.partition(":")[0])
-        return peer.factory(name) if peer else _imported_function(name)
+        return peer.factory(name) if peer else imported_function(name, name)
     factory = _BUILT_IN.get(name) or _registered.get(name)
     if factory is None:
         raise WrongArgument(
@@ -386,28 +384,6 @@ def _factory(name: str) -> Factory:
             "grad_cam:NAME, or package.module:function."
         )
     return factory
-
-
-def _imported_function(name: str) -> Any:
-    module_name, _, function_name = name.partition(":")
-    if not module_name or not function_name:
-        raise WrongArgument(f"{name}: give package.module:function.")
-    # As python -m has it, and an installed command has not.
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise WrongArgument(f"{name}: there is no module {error.name!r}, here or installed.") from error
-    except Exception as error:
-        raise Failure(f"{name}: importing it raised {type(error).__name__}: {one_line(error)}") from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        functions = [key for key, value in vars(module).items() if callable(value)]
-        raise WrongArgument(
-            f"{name}: {module_name} has no function {function_name!r}{suggestion(function_name, functions)}"
-        )
-    return function
 
 
 def _from_outside(name: str, factory: Factory, model: Module, layer: Module, settings: MethodSettings) -> Attribute:

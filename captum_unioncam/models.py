@@ -206,6 +206,38 @@ def preprocessing_of(name: str, preprocess: str = "auto") -> Preprocessing:
     return Preprocessing(fit, tuple(transforms.mean), tuple(transforms.std))
 
 
+def imported_function(name: str, asked: str) -> Any:
+    """The function "package.module:function", imported.
+
+    Args:
+        name (str): Its name; modules in the working folder are found as well.
+        asked (str): What the messages begin with: who asked for it.
+
+    Raises:
+        WrongArgument: There is no such module or function.
+        Failure: Importing the module failed.
+    """
+    module_name, _, function_name = name.partition(":")
+    if not module_name or not function_name:
+        raise WrongArgument(f"{asked}: give package.module:function.")
+    # As python -m has it, and an installed command has not.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise WrongArgument(f"{asked}: there is no module {error.name!r}, here or installed.") from error
+    except Exception as error:
+        raise Failure(f"{asked}: importing it raised {type(error).__name__}: {one_line(error)}") from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        functions = [key for key, value in vars(module).items() if callable(value)]
+        raise WrongArgument(
+            f"{asked}: {module_name} has no function {function_name!r}{suggestion(function_name, functions)}"
+        )
+    return function
+
+
 def _demo() -> Classifier:
     from captum_unioncam import demo
 
@@ -267,24 +299,7 @@ def _built_for(name: str, state: StateDict) -> tuple[Module, int]:
 
 
 def _made_by_function(name: str) -> Module:
-    module_name, _, function_name = name.partition(":")
-    if not module_name or not function_name:
-        raise WrongArgument(f"--model {name}: give package.module:function.")
-    # As python -m has it, and an installed command has not.
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise WrongArgument(f"--model {name}: there is no module {error.name!r}, here or installed.") from error
-    except Exception as error:
-        raise Failure(f"--model {name}: importing it raised {type(error).__name__}: {one_line(error)}") from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        functions = [key for key, value in vars(module).items() if callable(value)]
-        raise WrongArgument(
-            f"--model {name}: {module_name} has no function {function_name!r}{suggestion(function_name, functions)}"
-        )
+    function = imported_function(name, f"--model {name}")
     try:
         model = function()
     except Exception as error:

@@ -1,0 +1,147 @@
+"""The paper's ablation: the halves alone, the union without selection, the whole; theta, weights and channels.
+
+``python -m benchmarks.ablation`` writes a table for each network, and a plot over theta, to ``benchmarks/results/``:
+for the embedded network, whose fully connected head reads each position by its own weights, and, where IMAGENET_SAMPLE
+names its folder, for the sample's trained MobileNetV2. Behind the latter's global average pooling every channel's
+gradient is the same everywhere, so theta removes nothing there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import torch
+import typer
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.nn import Module
+
+from benchmarks.faithfulness import RUNS, experiments, summary_of
+from benchmarks.machine import RESULTS, describe, markdown, write_result
+from captum_unioncam import LayerUnionCam, methods
+from captum_unioncam.evaluation import local_device
+from captum_unioncam.files import write_whole
+from captum_unioncam.report import Summary, display_table
+from captum_unioncam.visualization import png
+
+THETAS = (0, 10, 20, 30, 40, 50, 60, 70, 80, 90)
+CHANNELS = (16, 32, 64, 128, 256)
+METRICS = ("average drop", "average increase", "insertion", "deletion")
+LIMITS = {"demo": 64, "sample": 16}
+
+
+class Variants:
+    """UnionCAM with other arguments, as methods; what is computed of an image is kept for those that share it."""
+
+    def __init__(self) -> None:
+        self.groups: dict[str, list[str]] = {}
+        self._image: Tensor | None = None
+        self._results: dict[str, tuple[Tensor, Any]] = {}
+
+    def add(self, group: str, name: str, selected: Callable[[Tensor, Any], Tensor], **arguments: Any) -> None:
+        """Registers one, whose map ``selected`` takes from the result and its details."""
+
+        def factory(model: Module, layer: Module, _settings: methods.MethodSettings) -> methods.Attribute:
+            union_cam = LayerUnionCam(model, layer)
+
+            def attribute(inputs: Tensor, target: Tensor, baselines: Tensor) -> Tensor:
+                if self._image is None or not torch.equal(inputs, self._image):
+                    self._image, self._results = inputs.clone(), {}
+                key = f"{sorted(arguments.items())} {target.tolist()}"
+                if key not in self._results:
+                    self._results[key] = union_cam.attribute(
+                        inputs, target, baselines=baselines, return_details=True, **arguments
+                    )
+                return selected(*self._results[key])
+
+            return attribute
+
+        methods.register(name, factory)
+        self.groups.setdefault(group, []).append(name)
+
+
+def variants() -> Variants:
+    """All that the tables compare."""
+
+    def whole(attributions: Tensor, _details: Any) -> Tensor:
+        return attributions
+
+    def denoised(_attributions: Tensor, details: Any) -> Tensor:
+        return details.denoised_map
+
+    found = Variants()
+    found.add("Parts", "denoised alone (AMD)", denoised, theta=10.0)
+    found.add("Parts", "region alone", lambda _, details: details.region_map, theta=10.0)
+    found.add("Parts", "union without selection (AMD, AMU)", lambda _, details: details.union_map, theta=10.0)
+    found.add("Parts", "the whole (AMD, AMU, AMS)", whole, theta=10.0)
+    for theta in THETAS:
+        found.add("Theta, the whole", f"theta {theta}", whole, theta=float(theta))
+    for theta in THETAS:
+        found.add("Theta, denoised alone", f"denoised, theta {theta}", denoised, theta=float(theta))
+    found.add("Channel weights", "score", whole, theta=10.0)
+    found.add("Channel weights", "softmax", whole, theta=10.0, channel_weights="softmax")
+    for channels in CHANNELS:
+        found.add("Channels scored", f"max_channels {channels}", whole, theta=10.0, max_channels=channels)
+    found.add("Channels scored", "all channels", whole, theta=10.0)
+    return found
+
+
+def tables(summary: Summary, groups: dict[str, list[str]]) -> str:
+    """A table for each group, in its order."""
+    texts, _ = display_table(summary)
+    columns = [column for column in texts.columns if column.partition(" (")[0].rstrip(" ↑↓") in METRICS]
+    return "\n".join(
+        f"## {title}\n\n"
+        + markdown([{"variant": name, **{column: texts.loc[name, column] for column in columns}} for name in names])
+        + "\n"
+        for title, names in groups.items()
+    )
+
+
+def theta_plot(summary: Summary, groups: dict[str, list[str]]) -> Figure:
+    """Each metric over theta, with its interval."""
+    figure = Figure(figsize=(13, 3.4), layout="constrained")
+    for axis, metric in zip(figure.subplots(1, len(METRICS)), METRICS, strict=True):
+        for group in ("Theta, the whole", "Theta, denoised alone"):
+            table = summary.table[summary.table.metric.str.startswith(metric)].set_index("method").loc[groups[group]]
+            axis.plot(THETAS, table["mean"], marker="o", markersize=3, label=group.removeprefix("Theta, "))
+            axis.fill_between(THETAS, table["low"], table["high"], alpha=0.15)
+        axis.set_title(table.metric.iloc[0])
+        axis.set_xlabel("theta")
+    axis.legend()
+    return figure
+
+
+def main(
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+    steps: Annotated[int, typer.Option(help="Of the curves.")] = 50,
+) -> None:
+    """Evaluates all variants on what is at hand."""
+    found = variants()
+    names = [name for group in found.groups.values() for name in group]
+    for experiment in experiments(None):
+        experiment.limit = LIMITS[experiment.name]
+        folder = RUNS / f"ablation-{experiment.name}-{steps}"
+        summary = summary_of(experiment, names, steps, device, folder)
+        pooled = experiment.name == "sample"
+        note = (
+            "Behind global average pooling a channel's gradient is the same everywhere: theta can have no effect, and "
+            "has none.\n\n"
+            if pooled
+            else "![Metrics over theta](ablation-theta.png)\n\n"
+        )
+        machine = describe(torch.device(local_device(device) or ("cuda" if torch.cuda.is_available() else "cpu")))
+        text = (
+            f"# Ablation: {experiment.title}\n\n`python -m benchmarks.ablation`: {summary.images} images, {steps} "
+            f"steps, means with 95 % bootstrap intervals over images; {summary.failed} failures. {machine}.\n\n{note}"
+            f"{tables(summary, found.groups)}"
+        )
+        print(text)
+        write_result(f"ablation-{experiment.name}.md", text)
+        if not pooled:
+            write_whole(RESULTS / "ablation-theta.png", png(theta_plot(summary, found.groups)))
+
+
+if __name__ == "__main__":
+    typer.run(main)
