@@ -16,6 +16,8 @@ RETRIALS, PASSES_PER_RETRIAL = 4, 50  # later and rarely, since something else m
 WORTHWHILE = 1.03
 FIRST_ROWS = {"cpu": 4, "cuda": 64}
 MOST_ROWS = 1024
+# On a CPU more rows than the caches of its cores hold are never worth their memory, and timings too noisy to tell.
+MOST_ROWS_PER_THREAD = 8
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class PassTuner:
         self.learns = device.type in FIRST_ROWS and not torch.are_deterministic_algorithms_enabled()
         self.learns_rows = self.learns and rows is None
         self.rows = rows or FIRST_ROWS.get(device.type, 16)
-        self.most_rows = max(self.rows, MOST_ROWS)
+        per_device = MOST_ROWS_PER_THREAD * torch.get_num_threads() if device.type == "cpu" else MOST_ROWS
+        self.most_rows = max(self.rows, min(per_device, MOST_ROWS))
         self.formats = formats
         self.started: Counter[PassSetting] = Counter()
         self.seconds: dict[PassSetting, float] = {}

@@ -23,6 +23,8 @@ def clock(monkeypatch):
 
     clock = Clock()
     monkeypatch.setattr(pass_tuning, "time", clock)
+    # As where there are many cores.
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 128)
     return clock
 
 
@@ -201,3 +203,12 @@ def test_what_was_learnt_is_remembered_for_inputs_of_the_shape(clock):
     rows.clear()
     fresh.attribute(inputs, 1)
     assert rows[1] == pass_tuning.FIRST_ROWS["cpu"]
+
+
+@pytest.mark.parametrize(("threads", "most"), [(1, 8), (2, 16), (64, 512), (1000, 1024)])
+def test_a_cpus_rows_grow_with_its_threads_at_most(clock, monkeypatch, threads, most):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    tuner = PassTuner(CPU, None, (False,))
+    assert max(setting.rows for setting in run(tuner, clock, lambda setting: 1.0, 100_000)) == most
+    # A number that is asked for is obeyed.
+    assert {setting.rows for setting in run(PassTuner(CPU, 4096, (False,)), clock, lambda _: 1.0, 8192)} == {4096}
