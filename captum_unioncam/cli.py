@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
     from captum_unioncam.explanation import Explainer, Explanation
     from captum_unioncam.files import FreeNames
     from captum_unioncam.methods import MethodSettings
+    from captum_unioncam.records import Settings
 
 _EMBEDDED = "embedded picture"
 _FOUND = " (found: the last whose output has space)"
@@ -108,6 +112,7 @@ def explain(
         list[Format] | None,
         typer.Option(
             "--format",
+            metavar="png|npy|json",
             help="A panel of all maps, the raw map, or the numbers and settings; may be given again for more.",
             show_default="png",
         ),
@@ -226,7 +231,7 @@ def compare(
     image: Annotated[
         Path | None, typer.Argument(metavar="IMAGE", help="Picture.", show_default="an embedded one")
     ] = None,
-    method_names: MethodsOption = "union_cam,denoised_grad_cam,score_cam,grad_cam,guided_grad_cam,occlusion",
+    method_names: MethodsOption = "union_cam, denoised_grad_cam, score_cam, grad_cam, guided_grad_cam, occlusion",
     model: ModelOption = "demo",
     weights: WeightsOption = None,
     layer: LayerOption = None,
@@ -241,10 +246,10 @@ def compare(
     seed: SeedOption = 0,
     output: Annotated[Path, typer.Option("--out", "--output", metavar="FOLDER", help=OUTPUT_HELP)] = Path("comparison"),
 ) -> None:
-    """Compare methods on one picture: a panel, a table of metrics, and a page of both.
+    """Compare methods on one picture, by maps and metrics.
 
     Writes a panel of the maps (png), each method's drop, increase, insertion, deletion and seconds (csv), and one page
-    with both (html).
+    with both (html). Of a method that fails the error is shown, and the exit code is 1.
     """
     from captum_unioncam.comparison import compare as compare_methods
     from captum_unioncam.explained_model import ExplainedModel
@@ -252,21 +257,25 @@ def compare(
     from captum_unioncam.judging import Judge
     from captum_unioncam.visualization import png
 
-    make_folder(output)
+    wanted = _method_names(method_names)
     name, stem, picture = _opened(image)
-    subject = ExplainedModel(model, _path(weights), layer, preprocess.value, device, sys.stderr.isatty())
-    settings = _method_settings(theta, max_channels, dtype, batch_size)
-    judge = Judge(subject, _method_names(method_names), settings, steps, seed)
+    on_terminal = sys.stderr.isatty()
+    subject = ExplainedModel(model, _path(weights), layer, preprocess.value, device, on_terminal)
     class_index = None if target is None else subject.class_index(target)
-    comparison = compare_methods(judge, name, picture, class_index)
+    judge = Judge(subject, wanted, _method_settings(theta, max_channels, dtype, batch_size), steps, seed)
+    make_folder(output)
+    comparison = compare_methods(judge, name, picture, class_index, on_terminal)
     contents = {"png": png(comparison.panel()), "csv": comparison.csv(), "html": comparison.page()}
     names = FreeNames(output, taken=[] if image is None else [image])
     paths = names.paths(f"{stem}-{slug(comparison.class_name)}", contents)
     for path, content in zip(paths, contents.values(), strict=True):
         write_whole(path, content)
     typer.echo(f"{name}: {comparison.class_name} {comparison.confidence:.2f}; layer {comparison.layer}")
-    typer.echo(comparison.text())
+    if comparison.judgements:
+        typer.echo(comparison.text())
     typer.echo(", ".join(map(str, paths)))
+    for method, problem in comparison.failures.items():
+        _complain(Failure(f"{method}: {problem}"))
     if comparison.failures:
         raise typer.Exit(1)
 
@@ -282,7 +291,7 @@ def evaluate(
             "layout); or one that holds VOCdevkit/VOC2007.",
         ),
     ] = "demo",
-    method_names: MethodsOption = "union_cam,score_cam,denoised_grad_cam,grad_cam",
+    method_names: MethodsOption = "union_cam, score_cam, denoised_grad_cam, grad_cam",
     output: Annotated[
         Path, typer.Option("--out", "--output", metavar="FOLDER", help="Where the records go; made if need be.")
     ] = Path("evaluation"),
@@ -313,13 +322,17 @@ def evaluate(
     batch_size: BatchSizeOption = None,
     steps: StepsOption = 100,
     workers: Annotated[
-        int, typer.Option("--workers", min=0, metavar="N", help="Processes that read pictures meanwhile.")
+        int, typer.Option("--workers", min=0, metavar="N", help="Processes that read pictures ahead.")
     ] = 2,
 ) -> None:
     """Evaluate methods over a data set, on one process or many.
 
-    One record for each picture, class and method is appended to files in the folder. Started again with the same
-    settings, it does only what is missing. For several GPUs or machines:
+    One record for each picture, class and method is appended to files in the folder; that of a method that fails is its
+    error. Started again with the same settings, it does only what is missing; report shows what there is.
+
+    For several GPUs or machines, each of which sees the folders:
+
+    \b
     torchrun --nproc-per-node G --nnodes M -m captum_unioncam.evaluation DATA ...
     """
     from captum_unioncam.evaluation import Evaluation, is_first_process, local_device
@@ -332,6 +345,7 @@ def evaluate(
         limit = limit if _given(context, "limit") else 2000
         # Another model has another layer.
         layer = layer or ("features.29" if model == "vgg16" else None)
+    wanted = _method_names(method_names)
     subject = ExplainedModel(
         model, _path(weights), layer, preprocess.value, local_device(device), show_progress=sys.stderr.isatty()
     )
@@ -340,7 +354,7 @@ def evaluate(
     first = is_first_process()
     if first:
         typer.echo(f"layer: {subject.layer_name}{_FOUND if subject.layer_found else ''}")
-    tally = evaluate_methods(evaluation, subject, _method_names(method_names), output, workers, show_progress=first)
+    tally = evaluate_methods(evaluation, subject, wanted, output, workers, show_progress=first)
     typer.echo(
         f"{tally.records} new records of {tally.images} pictures in {output}, {tally.failures} of them failures; "
         f"captum-unioncam report {output} shows all."
@@ -353,15 +367,58 @@ def report(
         "evaluation"
     ),
 ) -> None:
-    """Report on an evaluation: tables, plots, and a page of both with the best and worst maps.
+    """Report on an evaluation in tables, plots and a page.
 
-    Writes FOLDER/report: table.csv, table.md, table.tex, curves.png, box.png and report.html.
+    Prints the means of each method, and writes them with their plots to FOLDER/report: table.csv, table.md, table.tex,
+    curves.png, box.png, and report.html, which also shows the best and the worst maps. The evaluation need not have
+    finished.
     """
-    from captum_unioncam.report import write_report
+    from captum_unioncam.records import read_records, read_settings
+    from captum_unioncam.report import summarize, text, write_report
 
-    paths = write_report(folder, _photos(folder))
-    typer.echo((folder / "report" / "table.md").read_text())
-    typer.echo(", ".join(map(str, paths)))
+    settings = read_settings(folder)
+    if settings is None:
+        raise WrongArgument(
+            f"{folder}: holds no evaluation; give the folder that captum-unioncam evaluate has written."
+        )
+    summary = summarize(read_records(folder))
+    paths = write_report(folder, _photos(settings), summary)
+    # In a file or a pipe a row is a line.
+    typer.echo(text(summary, shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
+    typer.echo(f"\n{', '.join(map(str, paths))}")
+
+
+@app.command("app")
+def try_out(
+    model: ModelOption = "demo",
+    weights: WeightsOption = None,
+    device: DeviceOption = None,
+    host: Annotated[
+        str, typer.Option("--host", metavar="ADDRESS", help="Where to listen; 0.0.0.0 lets other machines in.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int | None,
+        typer.Option("--port", min=1, max=65535, metavar="N", help="Port.", show_default="a free one from 7860 on"),
+    ] = None,
+) -> None:
+    """Serve a page to try it on: a picture, a network, and the maps of several methods. Ctrl-C ends it.
+
+    Visitors choose among the network given here, the embedded one and torchvision's.
+    """
+    from threading import Event
+
+    try:
+        from captum_unioncam.app import Workbench, served
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "gradio":
+            raise
+        raise Failure(
+            "gradio is missing; install what the command needs with: pip install 'captum-unioncam[app]'"
+        ) from error
+
+    with suppress(KeyboardInterrupt), served(Workbench(model, _path(weights), device), host, port) as address:
+        typer.echo(f"{address} (Ctrl-C ends it)")
+        Event().wait()
 
 
 def _given(context: typer.Context, name: str) -> bool:
@@ -370,13 +427,10 @@ def _given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name != "DEFAULT"
 
 
-def _photos(folder: Path) -> Callable[[str], Tensor | None]:
+def _photos(settings: Settings) -> Callable[[str], Tensor | None]:
     """The photos of an evaluation as its model saw them, None where they are not at hand any more."""
     from captum_unioncam.data_sets import picture_of
     from captum_unioncam.models import preprocessing_of
-    from captum_unioncam.records import read_settings
-
-    settings = read_settings(folder) or {}
 
     def photo(name: str) -> Tensor | None:
         try:
@@ -419,6 +473,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         *int*: The exit code: 0, 1 for a failure, 2 for wrong arguments, 130 when interrupted.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names of files and methods need not be in its encoding.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return app(arguments, prog_name="captum-unioncam", standalone_mode=False) or 0
     except (WrongArgument, Failure) as error:
@@ -436,7 +493,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # What Typer finds wrong with the arguments; the type is click's, which newer Typers carry within themselves.
         if not hasattr(error, "format_message"):
             raise
-        _complain(WrongArgument(f"{error.format_message().rstrip('.')}; see captum-unioncam explain --help."))
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "captum-unioncam"
+        _complain(WrongArgument(f"{error.format_message().rstrip('.')}; see {command} --help."))
         return 2
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import textwrap
 from dataclasses import dataclass
 
 import pandas as pd
@@ -10,10 +10,16 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from captum_unioncam.errors import one_line
+from captum_unioncam._captum import progress
+from captum_unioncam.errors import Failure, one_line
 from captum_unioncam.judging import Judge, Judgement
 from captum_unioncam.pages import png_uri, render
 from captum_unioncam.visualization import HeatMap, panel, png
+
+# Towards what is better.
+_ARROWS = {"drop": "↓", "increase": "↑", "insertion": "↑", "deletion": "↓", "seconds": "↓"}
+# What fits above a map.
+_TITLE_WIDTH = 32
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class Comparison:
             {
                 "method": method,
                 "drop": judgement.drop,
-                "increase": int(judgement.increase),
+                "increase": judgement.increase,
                 "insertion": judgement.insertion.area.item(),
                 "deletion": judgement.deletion.area.item(),
                 "seconds": judgement.seconds,
@@ -52,49 +58,55 @@ class Comparison:
             for method, judgement in self.judgements.items()
         ]
         rows += [{"method": method, "error": error} for method, error in self.failures.items()]
-        table: pd.DataFrame = pd.DataFrame(rows)
+        table: pd.DataFrame = pd.DataFrame(rows, columns=["method", *_ARROWS, "error"])
+        # A whole number, also beside those that are missing.
+        table["increase"] = table["increase"].astype("Int64")
         return table
 
     def text(self) -> str:
-        """The table for a terminal."""
-        return str(self.table().to_string(index=False, na_rep="-", float_format="{:.3f}".format))
+        """The table as plain text, without the methods that failed."""
+        return str(self._display_table().to_string(index=False))
 
     def csv(self) -> bytes:
         """The table as a file."""
-        file = io.StringIO()
-        self.table().to_csv(file, index=False)
-        return file.getvalue().encode()
+        return self.table().to_csv(index=False).encode(errors="replace")
 
     def panel(self) -> Figure:
         """The photo, and each method's map over it."""
         heat_maps = [
             HeatMap(
                 judgement.attribution,
-                f"{method}\ninsertion {judgement.insertion.area.item():.2f}, "
+                f"{textwrap.fill(method, _TITLE_WIDTH)}\ninsertion {judgement.insertion.area.item():.2f}, "
                 f"deletion {judgement.deletion.area.item():.2f}",
             )
             for method, judgement in self.judgements.items()
         ]
-        return panel(self.photo, heat_maps, self._title())
+        title = f"{self.class_name}  {self.confidence:.2f}   |   layer {self.layer}"
+        return panel(self.photo, heat_maps, title)
 
     def page(self) -> bytes:
         """An HTML file that needs nothing else."""
-        table = self.table()
+        table = self._display_table()
         return render(
             "comparison.html",
-            title=self._title(),
-            picture=self.picture,
+            comparison=self,
             panel=png_uri(png(self.panel())),
-            methods=", ".join(self.judgements),
             headings=list(table.columns),
-            rows=[[_cell(value) for value in row] for row in table.itertuples(index=False)],
+            rows=table.to_numpy().tolist(),
         )
 
-    def _title(self) -> str:
-        return f"{self.class_name}  {self.confidence:.2f}   |   layer {self.layer}"
+    def _display_table(self) -> pd.DataFrame:
+        """The table as people read it: texts, of the methods that did not fail."""
+        table = self.table().iloc[: len(self.judgements)]
+        texts: pd.DataFrame = table[["method"]].copy()
+        for name, arrow in _ARROWS.items():
+            texts[f"{name} {arrow}"] = table[name].map(("{:d}" if name == "increase" else "{:.3f}").format)
+        return texts
 
 
-def compare(judge: Judge, name: str, picture: Image.Image, target: int | None = None) -> Comparison:
+def compare(
+    judge: Judge, name: str, picture: Image.Image, target: int | None = None, show_progress: bool = False
+) -> Comparison:
     """Lets each of the judge's methods explain a class of a picture.
 
     Args:
@@ -102,6 +114,7 @@ def compare(judge: Judge, name: str, picture: Image.Image, target: int | None = 
         name (str): The picture's.
         picture (PIL.Image.Image): In mode RGB, of any size.
         target (int or None): The class. Default: None, the most probable
+        show_progress (bool): Show a progress bar on the standard error stream. Default: False
 
     Returns:
         *Comparison*: A method that fails does not keep the others from it.
@@ -111,11 +124,12 @@ def compare(judge: Judge, name: str, picture: Image.Image, target: int | None = 
     confidences = subject.confidences(subject.input_and_baseline(shown)[0])[0]
     target = int(confidences.argmax()) if target is None else target
     judgements, failures = {}, {}
-    for method in judge.method_names:
+    methods = judge.method_names
+    for method in progress(methods, desc="methods") if show_progress else methods:
         try:
             judgements[method] = judge.judge(method, shown, target, None, name)
         except Exception as error:
-            failures[method] = f"{type(error).__name__}: {one_line(error)}"
+            failures[method] = _problem(method, error)
     return Comparison(
         name,
         shown,
@@ -127,7 +141,6 @@ def compare(judge: Judge, name: str, picture: Image.Image, target: int | None = 
     )
 
 
-def _cell(value: object) -> str:
-    if value is None or value != value:
-        return "-"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+def _problem(method: str, error: Exception) -> str:
+    message = one_line(error).removeprefix(f"{method}: ")
+    return message if isinstance(error, Failure) else f"{type(error).__name__}: {message}"

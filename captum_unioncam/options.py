@@ -83,10 +83,15 @@ MaxChannelsOption = Annotated[
 ]
 DeviceOption = Annotated[
     str | None,
-    typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps.", show_default="cuda where there is one"),
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        help="Where to compute: cpu, cuda, cuda:1, mps.",
+        show_default="cuda where there is one",
+    ),
 ]
 DtypeOption = Annotated[
-    Dtype, typer.Option("--dtype", help="What channels are scored in; half precision is faster on many devices.")
+    Dtype, typer.Option("--dtype", help="Precision that channels are scored in; half of it is faster on many devices.")
 ]
 BatchSizeOption = Annotated[
     int | None,
@@ -115,14 +120,15 @@ StepsOption = Annotated[
     int, typer.Option("--steps", min=1, metavar="N", help="Steps of the insertion and deletion curves.")
 ]
 SeedOption = Annotated[
-    int, typer.Option("--seed", min=0, metavar="N", help="Of random subsets, and of methods that draw random numbers.")
+    int,
+    typer.Option("--seed", min=0, metavar="N", help="Seed of random subsets, and of methods that draw random numbers."),
 ]
 ProtocolOption = Annotated[
     Protocol,
     typer.Option(
         "--protocol",
-        help="As the other options say; or the paper's, which is --model vgg16 --layer features.29 --preprocess paper "
-        "--theta 10 --limit 2000, but for what is given.",
+        help="own: as the other options say. paper: as the UnionCAM paper has it, --model vgg16 --layer features.29 "
+        "--preprocess paper --theta 10 --limit 2000, except for those of them that are given.",
     ),
 ]
 OUTPUT_HELP = "Where the files go; made if need be."

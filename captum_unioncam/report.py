@@ -29,7 +29,7 @@ from captum_unioncam.errors import Failure
 from captum_unioncam.files import make_folder, write_whole
 from captum_unioncam.pages import jpeg_uri, png_uri, render
 from captum_unioncam.records import MAP_SIZE, Record, read_records, read_settings
-from captum_unioncam.visualization import png
+from captum_unioncam.visualization import COLORS, OPACITY, png
 
 Array = npt.NDArray[np.float64]
 Photo = Callable[[str], Tensor | None]
@@ -41,7 +41,6 @@ _EXAMPLES = 4
 _NAMED_IMAGES = 3
 _MOST_FAILURES = 50
 _PICTURE_SIDE = 256
-_OPACITY = 0.55
 _FIXED_POINT = 2.0**40
 
 
@@ -139,13 +138,13 @@ class Summary:
     failed: int
 
 
-def write_report(folder: Path, photo: Photo, resamples: int = 1000) -> list[Path]:
+def write_report(folder: Path, photo: Photo, summary: Summary | None = None) -> list[Path]:
     """Writes what an evaluation found: table.csv, table.md, table.tex, curves.png, box.png and report.html.
 
     Args:
         folder (Path): The evaluation's; the files go into its subfolder "report", in place of older ones.
         photo (Callable): An image's name to the photo (3, H, W) in [0, 1], or to None where it is not at hand.
-        resamples (int): Of the bootstrap. Default: 1000
+        summary (Summary or None): Of the folder's records, where it is at hand. Default: None, they are read
 
     Returns:
         *list[Path]*: The files.
@@ -160,7 +159,7 @@ def write_report(folder: Path, photo: Photo, resamples: int = 1000) -> list[Path
     settings = read_settings(folder)
     if settings is None:
         raise Failure(f"{folder}: holds no evaluation; give the folder that captum-unioncam evaluate has written.")
-    summary = summarize(read_records(folder), resamples)
+    summary = summary or summarize(read_records(folder))
     if not summary.records and not summary.failed:
         raise Failure(f"{folder}: holds no records; run captum-unioncam evaluate with it first.")
     curves, box = png(curve_plot(summary)), png(box_plot(summary))
@@ -397,6 +396,33 @@ def _mean_and_interval(mean: float, low: float, high: float, form: str) -> str:
     return f"{mean:{form}}" if math.isnan(low) else f"{mean:{form}} [{low:{form}}, {high:{form}}]"
 
 
+def text(summary: Summary, width: int | None = None) -> str:
+    """The table as plain text, the best values with an asterisk, and the failures.
+
+    Args:
+        summary (Summary): What ``summarize`` gave.
+        width (int or None): Columns of the terminal: a table that is wider goes on below. Default: None, any
+    """
+    texts, best = display_table(summary)
+    marked = texts + best.map(lambda is_best: " *" if is_best else "  ")
+    # pandas ends headings that go on below with a backslash.
+    table = [line.rstrip(" \\") for line in marked.to_string(line_width=width).splitlines()]
+    lines = [
+        f"images: {summary.images}; maps: {summary.records}; failures: {summary.failed}",
+        "means over maps, with their 95 % bootstrap intervals over images; * the best",
+        "",
+        *table,
+    ]
+    if summary.failures:
+        lines += ["", "failures:", *map(_failure_line, summary.failures[:_MOST_FAILURES])]
+    return "\n".join(lines)
+
+
+def _failure_line(group: FailureGroup) -> str:
+    images = ", ".join([*group.images, "…"] if group.has_more else group.images)
+    return f"{group.count:5}  {', '.join(group.methods)}: {group.message} ({images})"
+
+
 def markdown_table(summary: Summary) -> str:
     """The table in Markdown, methods as code, the best values bold."""
     texts, best = display_table(summary)
@@ -557,7 +583,7 @@ def _picture(record: Record, photo: Tensor | None) -> Image.Image:
     pixels = (photo.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     picture = Image.fromarray(pixels)
     picture.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
-    overlay = Image.blend(picture.convert("L").convert("RGB"), _colored(values, picture.size), _OPACITY)
+    overlay = Image.blend(picture.convert("L").convert("RGB"), _colored(values, picture.size), OPACITY)
     both = Image.new("RGB", (2 * picture.width, picture.height))
     both.paste(picture)
     both.paste(overlay, (picture.width, 0))
@@ -566,4 +592,4 @@ def _picture(record: Record, photo: Tensor | None) -> Image.Image:
 
 def _colored(values: npt.NDArray[np.uint8], size: tuple[int, int]) -> Image.Image:
     heat = np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BILINEAR))
-    return Image.fromarray(matplotlib.colormaps["inferno"](heat, bytes=True)[:, :, :3].copy())
+    return Image.fromarray(matplotlib.colormaps[COLORS](heat, bytes=True)[:, :, :3].copy())

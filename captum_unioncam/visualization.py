@@ -18,8 +18,8 @@ from torch import Tensor
 from captum_unioncam.explanation import Explanation
 
 # Its brightness rises with the map, so that the unimportant is dark, in grey print and to the colour-blind too.
-_COLORS = "inferno"
-_OPACITY = 0.55
+COLORS = "inferno"
+OPACITY = 0.55
 _SELECTED = "#c2185b"
 _INCHES = 2.6
 _MOST_COLUMNS = 6
@@ -124,8 +124,8 @@ def _draw(
         sign="positive",
         plt_fig_axis=(axis.figure, axis),
         outlier_perc=0,
-        cmap=_COLORS,
-        alpha_overlay=_OPACITY,
+        cmap=COLORS,
+        alpha_overlay=OPACITY,
         use_pyplot=False,
     )
     axis.spines[:].set_visible(False)

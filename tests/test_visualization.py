@@ -97,3 +97,12 @@ def test_a_panel_is_written_as_png(photo):
     with Image.open(io.BytesIO(png(explanation_panel(explanation(photo, True))))) as picture:
         assert picture.format == "PNG"
         assert picture.width > 3 * picture.height
+
+
+@pytest.mark.parametrize(("maps", "rows", "columns"), [(1, 1, 2), (5, 1, 6), (6, 2, 4), (14, 3, 5)])
+def test_many_maps_go_into_even_rows_of_at_most_six(photo, maps, rows, columns):
+    figure = panel(photo, [HeatMap(torch.rand(1, 1, 4, 4), f"map {i}") for i in range(maps)], "a class")
+    grid = figure.axes[0].get_subplotspec().get_gridspec()
+    assert grid.get_geometry() == (rows, columns)
+    shown = [axis.get_title() for axis in figure.axes if axis.axison]
+    assert shown == ["photo", *(f"map {i}" for i in range(maps))]
