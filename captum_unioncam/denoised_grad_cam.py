@@ -23,6 +23,7 @@ from captum_unioncam.layer_evaluation import (
     format_attributions,
     layer_gradients_and_activations,
 )
+from captum_unioncam.layouts import ReshapeTransform
 from captum_unioncam.maps import divide_or_zero, spatial_dims
 
 
@@ -87,19 +88,27 @@ class LayerDenoisedGradCam(LayerAttribution, GradientAttribution):  # type: igno
 
     Args:
         forward_func (Callable): The model, or a function of it, run in evaluation mode.
-        layer (torch.nn.Module): The layer to explain, with an output of shape (N, K, \*spatial).
+        layer (torch.nn.Module or list[torch.nn.Module]): The layer to explain, with an output of shape
+            (N, K, \*spatial), or several of them.
         device_ids (list[int] or None): The devices of a ``DataParallel`` model that ``forward_func`` wraps.
             Default: None
+        reshape_transform (Callable or None): The layer's output, each tensor of it, to (N, K, \*spatial). Gradients
+            pass through it as well, so it may only move values and leave some out: ``tokens_to_maps(14, 14)``,
+            ``channels_last_to_maps``, or your own. Default: None, that of torchvision's ViT or Swin transformer where
+            the layer is within one, and the output as it is elsewhere
     """
 
     def __init__(
         self,
         forward_func: Callable[..., Any],
-        layer: Module,
+        layer: Module | list[Module],
         device_ids: list[int] | None = None,
+        *,
+        reshape_transform: ReshapeTransform | None = None,
     ) -> None:
         LayerAttribution.__init__(self, forward_func, layer, device_ids)
         GradientAttribution.__init__(self, forward_func)
+        self.reshape_transform = reshape_transform
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
     def attribute(
@@ -113,7 +122,7 @@ class LayerDenoisedGradCam(LayerAttribution, GradientAttribution):  # type: igno
         grad_kwargs: dict[str, Any] | None = None,
         *,
         theta: float = 10.0,
-    ) -> Tensor | tuple[Tensor, ...]:
+    ) -> Any:
         r"""
         Args:
             inputs (Tensor or tuple[Tensor, ...]): The examples, along dimension 0 of each tensor.
@@ -127,12 +136,13 @@ class LayerDenoisedGradCam(LayerAttribution, GradientAttribution):  # type: igno
                 Default: 10, the paper's
 
         Returns:
-            *Tensor* or *tuple[Tensor, ...]*: :math:`L_D` (N, 1, \*spatial), or its terms (N, K, \*spatial) without
-            ``attr_dim_summation``; a tuple where the layer has several output tensors.
+            *Tensor*, *tuple[Tensor, ...]* or *list*: :math:`L_D` (N, 1, \*spatial), or its terms (N, K, \*spatial)
+            without ``attr_dim_summation``; a tuple where the layer has several output tensors; a list of those, one a
+            layer, for a list of layers.
 
         Raises:
-            ValueError: theta outside [0, 100], a layer without spatial dimensions, an empty batch, or activations or
-                gradients that are not finite.
+            ValueError: theta outside [0, 100], a layer without spatial dimensions, an empty batch or list of layers, or
+                activations or gradients that are not finite.
             AssertionError: A target that does not fit the output, as in Captum.
 
         Examples::
@@ -152,8 +162,10 @@ class LayerDenoisedGradCam(LayerAttribution, GradientAttribution):  # type: igno
                 self.device_ids,
                 attribute_to_layer_input,
                 grad_kwargs,
+                self.reshape_transform,
             )
-            terms = [denoised_terms(w, a, theta) for w, a in zip(gradients, activations, strict=True)]
-            if attr_dim_summation:
-                terms = [term.sum(1, keepdim=True) for term in terms]
-            return format_attributions(terms, relu_attributions)
+            attributions = []
+            for of_layer in zip(gradients, activations, strict=True):
+                terms = [denoised_terms(w, a, theta) for w, a in zip(*of_layer, strict=True)]
+                attributions.append([x.sum(1, keepdim=True) for x in terms] if attr_dim_summation else terms)
+            return format_attributions(self.layer, attributions, relu_attributions)

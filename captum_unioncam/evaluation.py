@@ -4,8 +4,10 @@ On several devices or machines, all of which see the same folders::
 
     torchrun --nproc-per-node 8 -m captum_unioncam.evaluation DATA --methods union_cam,grad_cam --out DIR
 
-Each image is a problem of its own: the processes share the images that are still to be done, and write what they find
-to files of their own. They speak to each other once, at the start, and none waits for another at the end.
+Each image is a problem of its own: every process takes its share of the images, looks what is missing of it, and writes
+what it finds to a file of its own. The processes never speak to each other, so that none waits for another, and any
+number of them goes on where others were stopped; that they evaluate the same, each reads from the settings in the
+folder, which the first to come writes.
 """
 
 from __future__ import annotations
@@ -15,13 +17,11 @@ import hashlib
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
@@ -35,11 +35,9 @@ from captum_unioncam.judging import Judge, Judgement
 from captum_unioncam.maps import minmax
 from captum_unioncam.methods import MethodSettings
 from captum_unioncam.models import Preprocessing
-from captum_unioncam.records import MAP_SIZE, Key, Record, RecordFile, Settings, begin_or_go_on, differing, read_records
+from captum_unioncam.records import MAP_SIZE, Key, Record, RecordFile, Settings, begin_or_go_on, read_records
 from captum_unioncam.versions import package_versions
 
-# A device that has failed answers nothing any more: its errors are not the image's.
-_DEVICE_ERRORS: tuple[type[Exception], ...] = (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()
 _SECONDS_BETWEEN_LINES = 30
 
 
@@ -129,23 +127,26 @@ def evaluate(
         *Tally*: Of this process.
 
     Raises:
-        WrongArgument: There is no such data set or method, or the folder holds an evaluation with other settings.
-        Failure: The folder cannot be written, or the processes have different models or data.
+        WrongArgument: There is no such data set or method, or the folder holds an evaluation with other settings, which
+            another process with another model or other data may have begun.
+        Failure: The folder cannot be written.
     """
     data_set = open_data_set(evaluation.data, subject.classifier.class_names, subject.classes, evaluation.classes)
     judge = Judge(subject, method_names, evaluation.settings, evaluation.steps, evaluation.seed)
     chosen = evaluation.names_and_targets(data_set)
-    missing = _agree(folder, evaluation.recorded(subject, chosen), chosen, method_names)
-    share = dict(list(missing.items())[_rank() :: _world_size()])
-    total = sum(map(len, share.values()))
-    tally = Tally(images=len(share))
-    pictures = _Pictures(data_set, list(share), subject.classifier.preprocessing)
-    loader = DataLoader(pictures, batch_size=None, num_workers=min(workers, len(share)))
+    begin_or_go_on(folder, evaluation.recorded(subject, chosen))
+    # By place among all images, not among the missing: that changes while other processes write.
+    share = dict(list(chosen.items())[_rank() :: _world_size()])
+    missing = _missing(folder, share, method_names)
+    total = sum(map(len, missing.values()))
+    tally = Tally(images=len(missing))
+    pictures = _Pictures(data_set, list(missing), subject.classifier.preprocessing)
+    loader = DataLoader(pictures, batch_size=None, num_workers=min(workers, len(missing)))
     shown = show_progress and total
     bar = progress(desc="records", total=total, mininterval=_update_interval()) if shown else NullProgress()
     with RecordFile(folder) as file, bar:
         for seen in loader:
-            for record in _records(judge, seen, share[seen.name], chosen[seen.name]):
+            for record in _records(judge, seen, missing[seen.name], chosen[seen.name]):
                 file.append(record)
                 tally.records += 1
                 tally.failures += record.error is not None
@@ -161,15 +162,24 @@ def _records(judge: Judge, seen: _Seen, keys: Iterable[Key], targets: tuple[int,
         if error is None and target is not None and seen.shown is not None:
             try:
                 judgement = judge.judge(method, seen.shown, target, seen.objects[target], name)
-            except _DEVICE_ERRORS:
-                raise
             except Exception as caught:
                 # Whatever a method raises on one image, the others are still to be judged.
+                if _device_failed(caught):
+                    raise
                 error = f"{type(caught).__name__}: {one_line(caught)}"
             else:
                 yield _record(name, target, target_name, method, judgement)
                 continue
         yield Record(name, target, target_name, method, error=error)
+
+
+def _device_failed(error: BaseException | None) -> bool:
+    """Whether the device has failed, which answers nothing any more: not the image's error, nor the method's."""
+    if error is None:
+        return False
+    # Before torch 2.8 it is a RuntimeError like any other. Methods from outside have theirs wrapped.
+    of_device = isinstance(error, getattr(torch, "AcceleratorError", ())) or str(error).startswith("CUDA error")
+    return of_device or _device_failed(error.__cause__)
 
 
 def _record(name: str, target: int, target_name: str | None, method: str, judgement: Judgement) -> Record:
@@ -246,7 +256,7 @@ class _Pictures(Dataset[_Seen]):
         return _Seen(name, shown, objects)
 
 
-# What the processes agree on.
+# What each process takes.
 
 
 def _rank() -> int:
@@ -269,50 +279,13 @@ def local_device(device: str | None) -> str | None:
     return device
 
 
-def _agree(
-    folder: Path, settings: Settings, chosen: dict[str, tuple[int, ...] | Failure], method_names: Sequence[str]
-) -> dict[str, list[Key]]:
-    """The records that are missing, by image: the first process looks, and tells the others.
-
-    What each read for itself would differ, since others have begun to write by then.
-    """
-    if _world_size() == 1:
-        begin_or_go_on(folder, settings)
-        return _missing(folder, chosen, method_names)
-    told: list[Any] = [None, None, None]
-    problem: Exception | None = None
-    # Through the processors: GPUs have nothing to exchange.
-    dist.init_process_group("gloo")
-    try:
-        if _rank() == 0:
-            try:
-                begin_or_go_on(folder, settings)
-                told = [settings, _missing(folder, chosen, method_names), None]
-            except Exception as error:
-                problem, told = error, [None, None, one_line(error)]
-        dist.broadcast_object_list(told)
-    finally:
-        dist.destroy_process_group()
-    if problem is not None:
-        raise problem
-    first, missing, said = told
-    if said is not None:
-        raise Failure(f"the first process could not begin: {said}")
-    differences = differing(first, settings)
-    if differences:
-        raise Failure(
-            f"process {_rank()} would evaluate something else than the first: {differences}; give the same weights "
-            "(--weights) and data everywhere."
-        )
-    return {name: list(keys) for name, keys in missing.items()}
-
-
 def _missing(
-    folder: Path, chosen: dict[str, tuple[int, ...] | Failure], method_names: Sequence[str]
+    folder: Path, share: Mapping[str, tuple[int, ...] | Failure], method_names: Sequence[str]
 ) -> dict[str, list[Key]]:
+    """The keys of the records that there are not yet, by image."""
     done = {record.key for record in read_records(folder)}
     missing: dict[str, list[Key]] = defaultdict(list)
-    for name, targets in chosen.items():
+    for name, targets in share.items():
         for target in (None,) if isinstance(targets, Failure) else targets:
             missing[name] += [key for key in ((name, target, method) for method in method_names) if key not in done]
     return {name: keys for name, keys in missing.items() if keys}

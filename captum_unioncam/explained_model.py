@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -12,6 +11,7 @@ from torch.nn import Module
 
 from captum_unioncam.errors import Failure, WrongArgument, one_line
 from captum_unioncam.layers import find_spatial_layer
+from captum_unioncam.layouts import WithMaps, found_transform
 from captum_unioncam.masked_scoring import class_confidence
 from captum_unioncam.models import DEMO, load_classifier, suggestion
 
@@ -32,7 +32,8 @@ class ExplainedModel:
         model (torch.nn.Module): The classifier's, on the device.
         device (torch.device): Where it is.
         weights (str or None), preprocess (str): As given.
-        layer_name (str), layer (torch.nn.Module): The layer to explain.
+        layer_name (str), layer (torch.nn.Module): The layer to explain; where the layer's output is tokens or has its
+            channels last, as in torchvision's transformers, one that was put behind it and has maps.
         layer_found (bool): Whether the layer was neither given nor the classifier's own.
         classes (int): How many the model tells apart.
 
@@ -57,7 +58,8 @@ class ExplainedModel:
         black, self.classes = self._try_out()
         layer = layer or self.classifier.explained_layer
         self.layer_found = layer is None
-        self.layer_name, self.layer = self._find_layer(black) if layer is None else self._named_layer(layer, black)
+        self.layer_name = self._find_layer(black) if layer is None else layer
+        self.layer = self._layer_with_maps(self.layer_name, black)
 
     def class_index(self, target: str) -> int:
         """The class of that index or name.
@@ -126,29 +128,40 @@ class ExplainedModel:
             )
         return class_confidence(output.float())
 
-    def _find_layer(self, inputs: Tensor) -> tuple[str, Module]:
+    def _find_layer(self, inputs: Tensor) -> str:
         try:
-            return find_spatial_layer(self.model, inputs)
+            return find_spatial_layer(self.model, inputs)[0]
         except ValueError as error:
             raise WrongArgument(f"{one_line(error)} Give --layer.") from error
 
-    def _named_layer(self, name: str, inputs: Tensor) -> tuple[str, Module]:
+    def _layer_with_maps(self, name: str, inputs: Tensor) -> Module:
         layers = dict(self.model.named_modules())
         if name not in layers:
             raise WrongArgument(f"--layer: the model has no layer {name!r}{suggestion(name, layers)}")
-        outputs: list[Any] = []
-        handle = layers[name].register_forward_hook(lambda _module, _args, output: outputs.append(output))
+        layer: Module = layers[name]
+        output = self._output_of(layer, inputs)
+        transform = found_transform([self.model], layer)
+        maps = transform(output) if isinstance(output, Tensor) else None
+        if maps is None or maps.dim() != 4 or maps.shape[2:].numel() == 1:
+            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            what = "does not run" if output is None else f"has {shape} as output"
+            raise WrongArgument(
+                f"--layer {name}: {what}; give a layer that maps pictures, (1, channels, height, width)."
+            )
+        if maps is output:
+            return layer
+        with_maps = WithMaps(layer, transform)
+        self.model.set_submodule(name, with_maps)
+        return with_maps.maps
+
+    def _output_of(self, layer: Module, inputs: Tensor) -> object:
+        outputs: list[object] = [None]
+        handle = layer.register_forward_hook(lambda _module, _args, output: outputs.append(output))
         try:
             self.confidences(inputs)
         finally:
             handle.remove()
-        shape = tuple(outputs[-1].shape) if outputs and isinstance(outputs[-1], Tensor) else None
-        if shape is None or len(shape) != 4 or shape[2] * shape[3] == 1:
-            what = "does not run" if not outputs else f"has {shape or type(outputs[-1]).__name__} as output"
-            raise WrongArgument(
-                f"--layer {name}: {what}; give a layer that maps pictures, (1, channels, height, width)."
-            )
-        return name, layers[name]
+        return outputs[-1]
 
 
 def _device(name: str | None) -> torch.device:

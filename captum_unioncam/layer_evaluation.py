@@ -6,7 +6,7 @@ import inspect
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import wraps
+from functools import update_wrapper
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from captum_unioncam._captum import (
     format_output,
     forward_layer_eval,
 )
+from captum_unioncam.layouts import ReshapeTransform, found_transform
 from captum_unioncam.maps import MAX_SPATIAL_DIMS, full_precision
 
 
@@ -50,7 +51,7 @@ def evaluation_mode(*functions: Callable[..., Any] | None) -> Iterator[list[Any]
         for module in _modules_behind(function):
             switch(module)
         known = function is None or isinstance(function, Module) or _uncompiled(function) is not function
-        return function if known else _switching(function, switch)
+        return function if known else _SwitchingFunction(function, switch)
 
     try:
         yield [in_evaluation_mode(function) for function in functions]
@@ -65,9 +66,14 @@ def _uncompiled(function: Any) -> Any:
 
 
 def _modules_behind(function: Any) -> list[Module]:
-    """The module, the module whose method it is, or the modules that a compiled function names."""
+    """The module, the module whose method it is, or the modules that a compiled function names.
+
+    Of a function that evaluation mode gave in place of a plain one, those that it has called as well.
+    """
     if isinstance(function, Module):
         return [function]
+    if isinstance(function, _SwitchingFunction):
+        return [*_modules_behind(function.function), *function.modules_called]
     original = _uncompiled(function)
     owner = getattr(original, "__self__", None)
     if isinstance(owner, Module):
@@ -78,31 +84,34 @@ def _modules_behind(function: Any) -> list[Module]:
     return [value for value in (*names.nonlocals.values(), *names.globals.values()) if isinstance(value, Module)]
 
 
-def _switching(function: Callable[..., Any], switch: Callable[[Module], None]) -> Callable[..., Any]:
+class _SwitchingFunction:
     """``function``, with ``switch`` called on each module that its first call runs, in the thread of that call."""
-    seen = False
 
-    @wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        nonlocal seen
-        if seen:
+    def __init__(self, function: Callable[..., Any], switch: Callable[[Module], None]) -> None:
+        update_wrapper(self, function)
+        self.function = function
+        self.switch = switch
+        self.modules_called: list[Module] = []
+        self.called = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.called:
             # No hook any more: it would keep a compiled model within the function from being compiled.
-            return function(*args, **kwargs)
+            return self.function(*args, **kwargs)
         thread = threading.get_ident()
 
         def before_forward(module: Module, _args: Any) -> None:
             if not torch.compiler.is_compiling() and threading.get_ident() == thread:
-                switch(module)
+                self.switch(module)
+                self.modules_called.append(module)
 
         hook = register_module_forward_pre_hook(before_forward)
         try:
-            result = function(*args, **kwargs)
+            result = self.function(*args, **kwargs)
         finally:
             hook.remove()
-        seen = True
+        self.called = True
         return result
-
-    return call
 
 
 def check_inputs(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -113,48 +122,63 @@ def check_inputs(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return inputs
 
 
-def format_attributions(attributions: Sequence[Tensor], relu_attributions: bool) -> Tensor | tuple[Tensor, ...]:
-    """One tensor for a layer of one output, a tuple for several, as ``LayerGradCam`` returns them."""
+def format_attributions(
+    layer: Module | list[Module], attributions: Sequence[Sequence[Tensor]], relu_attributions: bool
+) -> Any:
+    """The attributions of each layer and its outputs as Captum returns them.
+
+    One tensor for a layer of one output, and a tuple for several; a list of those for a list of layers.
+    """
     if relu_attributions:
-        attributions = [attribution.relu() for attribution in attributions]
-    formatted: Tensor | tuple[Tensor, ...] = format_output(len(attributions) > 1, tuple(attributions))
-    return formatted
+        attributions = [[attribution.relu() for attribution in of_layer] for of_layer in attributions]
+    return for_layers(layer, [format_output(len(of_layer) > 1, tuple(of_layer)) for of_layer in attributions])
+
+
+def for_layers(layer: Module | list[Module], results: list[Any]) -> Any:
+    """The results of the layers, a list for a list of them, and the only one for a layer alone."""
+    return results[0] if isinstance(layer, Module) else results
 
 
 def layer_activations(
     forward_func: Callable[..., Any],
-    layer: Module,
+    layer: Module | list[Module],
     inputs: tuple[Tensor, ...],
     additional_forward_args: tuple[Any, ...] | None,
     device_ids: list[int] | None,
     attribute_to_layer_input: bool,
-) -> tuple[Tensor, ...]:
-    """The layer's outputs (or inputs), each (N, K, *spatial), checked, half precision as float32."""
+    reshape_transform: ReshapeTransform | None,
+) -> list[tuple[Tensor, ...]]:
+    """The outputs (or inputs) of each layer, each (N, K, *spatial), checked, half precision as float32."""
+    layers = _as_list(layer)
     activations = forward_layer_eval(
         forward_func,
         _copies(inputs),
-        layer,
+        layers,
         additional_forward_args,
         device_ids=device_ids,
         attribute_to_layer_input=attribute_to_layer_input,
     )
-    return _checked(activations, "activations", inputs[0].shape[0])
+    # Known now: which modules a plain function has called.
+    transforms = _transforms(forward_func, layers, attribute_to_layer_input, reshape_transform)
+    return _as_maps(activations, transforms, "activations", inputs[0].shape[0])
 
 
 def layer_gradients_and_activations(
     forward_func: Callable[..., Any],
-    layer: Module,
+    layer: Module | list[Module],
     inputs: tuple[Tensor, ...],
     target: TargetType,
     additional_forward_args: tuple[Any, ...] | None,
     device_ids: list[int] | None,
     attribute_to_layer_input: bool,
     grad_kwargs: dict[str, Any] | None,
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """The gradients of the raw target output at the layer, and the activations there, as ``layer_activations``."""
+    reshape_transform: ReshapeTransform | None,
+) -> tuple[list[tuple[Tensor, ...]], list[tuple[Tensor, ...]]]:
+    """The gradients of the raw target output at each layer, and the activations there, as ``layer_activations``."""
+    layers = _as_list(layer)
     gradients, activations = compute_layer_gradients_and_eval(
         forward_func,
-        layer,
+        layers,
         _copies(inputs),
         target,
         additional_forward_args,
@@ -162,8 +186,31 @@ def layer_gradients_and_activations(
         attribute_to_layer_input=attribute_to_layer_input,
         grad_kwargs=grad_kwargs,
     )
+    transforms = _transforms(forward_func, layers, attribute_to_layer_input, reshape_transform)
     examples = inputs[0].shape[0]
-    return _checked(gradients, "gradients", examples), _checked(activations, "activations", examples)
+    return (
+        _as_maps(gradients, transforms, "gradients", examples),
+        _as_maps(activations, transforms, "activations", examples),
+    )
+
+
+def _as_list(layer: Module | list[Module]) -> list[Module]:
+    layers = [layer] if isinstance(layer, Module) else list(layer)
+    if not layers:
+        raise ValueError("layer: got a list of none; give at least one layer.")
+    return layers
+
+
+def _transforms(
+    forward_func: Callable[..., Any],
+    layers: list[Module],
+    attribute_to_layer_input: bool,
+    reshape_transform: ReshapeTransform | None,
+) -> list[ReshapeTransform]:
+    if reshape_transform is not None:
+        return [reshape_transform] * len(layers)
+    modules = _modules_behind(forward_func)
+    return [found_transform(modules, layer, attribute_to_layer_input) for layer in layers]
 
 
 def _copies(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -172,21 +219,36 @@ def _copies(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(x.detach().clone() for x in inputs)
 
 
-def _checked(values: tuple[Tensor, ...], what: str, examples: int) -> tuple[Tensor, ...]:
-    for value in values:
-        if not 3 <= value.dim() <= 2 + MAX_SPATIAL_DIMS:
+def _as_maps(
+    of_layers: list[tuple[Tensor, ...]], transforms: list[ReshapeTransform], what: str, examples: int
+) -> list[tuple[Tensor, ...]]:
+    return [
+        tuple(_checked(value, transform(value), what, examples) for value in values)
+        for values, transform in zip(of_layers, transforms, strict=True)
+    ]
+
+
+def _checked(value: Tensor, maps: Any, what: str, examples: int) -> Tensor:
+    """What was made of a layer's ``value``, if it is maps."""
+    if not isinstance(maps, Tensor) or not 3 <= maps.dim() <= 2 + MAX_SPATIAL_DIMS:
+        if maps is not value:
+            made = f"shape {tuple(maps.shape)}" if isinstance(maps, Tensor) else type(maps).__name__
             raise ValueError(
-                f"layer: its {what} have shape {tuple(value.shape)}, not (N, K, *spatial) with one to three spatial "
-                "dimensions; choose a layer with space, such as the last convolution "
-                "(captum_unioncam.find_spatial_layer finds one)."
+                f"reshape_transform: made {made} of the layer's {what} of shape {tuple(value.shape)}; return "
+                "(N, K, *spatial) with one to three spatial dimensions."
             )
-        if value.shape[0] != examples:
-            raise ValueError(
-                f"layer: its {what} hold {value.shape[0]} examples where the inputs hold {examples}; choose a layer "
-                "that keeps one row an example."
-            )
-        check_finite(value, f"layer {what}")
-    return tuple(full_precision(value.detach()) for value in values)
+        raise ValueError(
+            f"layer: its {what} have shape {tuple(value.shape)}, not (N, K, *spatial) with one to three spatial "
+            "dimensions; choose a layer with space, such as the last convolution "
+            "(captum_unioncam.find_spatial_layer finds one)."
+        )
+    if maps.shape[0] != examples:
+        raise ValueError(
+            f"layer: its {what} hold {maps.shape[0]} examples where the inputs hold {examples}; choose a layer that "
+            "keeps one row an example."
+        )
+    check_finite(maps, f"layer {what}")
+    return full_precision(maps.detach())
 
 
 def check_finite(values: Tensor, what: str) -> None:

@@ -9,13 +9,15 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_unioncam.layer_evaluation import evaluation_mode
+from captum_unioncam.layouts import last_token_layers
 
 
 def find_spatial_layer(model: Module, inputs: Tensor | tuple[Tensor, ...]) -> tuple[str, Module]:
     """Finds the last layer whose output has space, which is the usual one to explain, by running the model once.
 
     A layer's output has space if it has as many spatial dimensions as an input, and more than one position in them.
-    Of nested modules that end with the same output, the outermost is taken.
+    Of nested modules that end with the same output, the outermost is taken. So are the tokens that enter the last
+    attention of torchvision's vision transformers, the usual ones to explain: behind it, the class token alone counts.
 
     Args:
         model (torch.nn.Module): Left as it was found; runs in evaluation mode.
@@ -34,11 +36,13 @@ def find_spatial_layer(model: Module, inputs: Tensor | tuple[Tensor, ...]) -> tu
     """
     inputs = inputs if isinstance(inputs, tuple) else (inputs,)
     input_dims = {x.dim() for x in inputs if x.dim() > 2}
+    token_layers = last_token_layers(model)
     found: list[tuple[str, Module]] = []
 
     def look(name: str, module: Module) -> Any:
         def hook(_module: Module, _args: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.dim() in input_dims and output.shape[2:].numel() > 1:
+            space = isinstance(output, Tensor) and output.dim() in input_dims and output.shape[2:].numel() > 1
+            if space or module in token_layers:
                 found.append((name, module))
 
         return module.register_forward_hook(hook)

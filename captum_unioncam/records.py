@@ -195,15 +195,28 @@ def begin_or_go_on(folder: Path, settings: Settings) -> None:
     """
     make_folder(folder)
     make_folder(folder / "records")
-    before = read_settings(folder)
-    if before is None:
-        write_whole(folder / "settings.json", (json.dumps(settings, indent=2) + "\n").encode())
-        return
-    differences = differing(before, settings)
+    if read_settings(folder) is None:
+        _write_if_first(folder / "settings.json", (json.dumps(settings, indent=2) + "\n").encode())
+    differences = differing(read_settings(folder) or settings, settings)
     if differences:
         raise WrongArgument(
             f"{folder} holds an evaluation with other settings: {differences}; give the same, or another folder."
         )
+
+
+def _write_if_first(path: Path, content: bytes) -> None:
+    """Writes the file whole; of several processes that do so at once, one does."""
+    own = path.with_name(f".{uuid.uuid4().hex}.unfinished")
+    try:
+        own.write_bytes(content)
+        os.link(own, path)
+    except FileExistsError:
+        return
+    except OSError:
+        # There are file systems without links. On a full one this says so.
+        write_whole(path, content)
+    finally:
+        own.unlink(missing_ok=True)
 
 
 def differing(before: Settings, now: Settings) -> str:

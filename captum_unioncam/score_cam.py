@@ -23,6 +23,7 @@ from captum_unioncam.layer_evaluation import (
     format_attributions,
     layer_activations,
 )
+from captum_unioncam.layouts import ReshapeTransform
 from captum_unioncam.maps import spatial_dims, spatial_range
 from captum_unioncam.masked_scoring import (
     ConfidenceFunction,
@@ -98,7 +99,8 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):  # type: ignore[
 
     Args:
         forward_func (Callable): The model, or a function of it, run in evaluation mode.
-        layer (torch.nn.Module): The layer to explain, with an output of shape (N, K, \*spatial).
+        layer (torch.nn.Module or list[torch.nn.Module]): The layer to explain, with an output of shape
+            (N, K, \*spatial), or several of them.
         device_ids (list[int] or None): The devices of a ``DataParallel`` model that ``forward_func`` wraps.
             Default: None
         confidence_fn (Callable or None): The output of ``forward_func`` to confidences of the same shape.
@@ -106,21 +108,27 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):  # type: ignore[
         score_func (Callable or None): Run in place of ``forward_func`` in the channels' masked passes, always with
             ``internal_batch_size`` rows: a compiled copy of the model, or one exported in evaluation mode.
             Default: None
+        reshape_transform (Callable or None): The layer's output, each tensor of it, to (N, K, \*spatial). Gradients
+            pass through it as well, so it may only move values and leave some out: ``tokens_to_maps(14, 14)``,
+            ``channels_last_to_maps``, or your own. Default: None, that of torchvision's ViT or Swin transformer where
+            the layer is within one, and the output as it is elsewhere
     """
 
     def __init__(
         self,
         forward_func: Callable[..., Any],
-        layer: Module,
+        layer: Module | list[Module],
         device_ids: list[int] | None = None,
         *,
         confidence_fn: ConfidenceFunction | None = None,
         score_func: Callable[..., Any] | None = None,
+        reshape_transform: ReshapeTransform | None = None,
     ) -> None:
         LayerAttribution.__init__(self, forward_func, layer, device_ids)
         PerturbationAttribution.__init__(self, forward_func)
         self.confidence_fn = confidence_fn
         self.score_func = score_func
+        self.reshape_transform = reshape_transform
         self._tuners: dict[Hashable, PassTuner] = {}
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
@@ -139,7 +147,7 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):  # type: ignore[
         internal_batch_size: int | None = None,
         score_dtype: torch.dtype | None = None,
         show_progress: bool = False,
-    ) -> Tensor | tuple[Tensor, ...]:
+    ) -> Any:
         r"""
         Args:
             inputs (Tensor or tuple[Tensor, ...]): The examples, along dimension 0 of each tensor. Those with as many
@@ -163,13 +171,14 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):  # type: ignore[
             show_progress (bool): Show Captum's progress bar over the masked passes. Default: False
 
         Returns:
-            *Tensor* or *tuple[Tensor, ...]*: :math:`L_R` (N, 1, \*spatial), or its terms (N, K, \*spatial) without
-            ``attr_dim_summation``; a tuple where the layer has several output tensors.
+            *Tensor*, *tuple[Tensor, ...]* or *list*: :math:`L_R` (N, 1, \*spatial), or its terms (N, K, \*spatial)
+            without ``attr_dim_summation``; a tuple where the layer has several output tensors; a list of those, one a
+            layer, for a list of layers.
 
         Raises:
             ValueError: An unknown ``channel_weights`` or ``score_dtype``, a limit below 1, a layer without spatial
-                dimensions, inputs none of which has the layer's, an empty batch, or activations or confidences that
-                are not finite.
+                dimensions, inputs none of which has the layer's, an empty batch or list of layers, or activations
+                or confidences that are not finite.
             AssertionError: A target or baseline that does not fit, as in Captum.
 
         Examples::
@@ -195,17 +204,19 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):  # type: ignore[
                 progress_name=f"{self.get_name()} masked passes" if show_progress else None,
                 tuners=self._tuners,
             )
-            terms = []
-            for activations in layer_activations(
+            attributions: list[list[Tensor]] = []
+            for of_layer in layer_activations(
                 forward_func,
                 self.layer,
                 inputs,
                 additional_forward_args,
                 self.device_ids,
                 attribute_to_layer_input,
+                self.reshape_transform,
             ):
-                (scores,), scored = score_channels(scorer, activations, channel_weights, max_channels)
-                terms.append(region_terms(activations, region_weights(scores, scored, channel_weights)))
-            if attr_dim_summation:
-                terms = [term.sum(1, keepdim=True) for term in terms]
-            return format_attributions(terms, relu_attributions)
+                attributions.append([])
+                for activations in of_layer:
+                    (scores,), scored = score_channels(scorer, activations, channel_weights, max_channels)
+                    terms = region_terms(activations, region_weights(scores, scored, channel_weights))
+                    attributions[-1].append(terms.sum(1, keepdim=True) if attr_dim_summation else terms)
+            return format_attributions(self.layer, attributions, relu_attributions)

@@ -23,8 +23,10 @@ from captum_unioncam.denoised_grad_cam import check_theta, denoised_terms
 from captum_unioncam.layer_evaluation import (
     check_inputs,
     evaluation_mode,
+    for_layers,
     layer_gradients_and_activations,
 )
+from captum_unioncam.layouts import ReshapeTransform
 from captum_unioncam.maps import divide_or_zero, minmax, spatial_range
 from captum_unioncam.masked_scoring import ConfidenceFunction, MaskedScorer
 from captum_unioncam.pass_tuning import PassTuner
@@ -160,8 +162,9 @@ class LayerUnionCam(LayerAttribution, GradientAttribution):  # type: ignore[misc
 
     Args:
         forward_func (Callable): The model, or a function of it.
-        layer (torch.nn.Module): The layer to explain, with an output of shape (N, K, \*spatial) of one to three spatial
-            dimensions; usually the last convolution, with its activation function.
+        layer (torch.nn.Module or list[torch.nn.Module]): The layer to explain, with an output of shape
+            (N, K, \*spatial) of one to three spatial dimensions; usually the last convolution, with its activation
+            function. Of a list, each is explained, by one gradient pass for all; ``fuse`` makes one of the maps.
         device_ids (list[int] or None): The devices of a ``DataParallel`` model that ``forward_func`` wraps.
             Default: None
         confidence_fn (Callable or None): The output of ``forward_func`` to confidences of the same shape. Give
@@ -170,21 +173,27 @@ class LayerUnionCam(LayerAttribution, GradientAttribution):  # type: ignore[misc
         score_func (Callable or None): Run in place of ``forward_func`` in the channels' masked passes, always with
             ``internal_batch_size`` rows: a compiled copy of the model, or one exported in evaluation mode.
             Default: None
+        reshape_transform (Callable or None): The layer's output, each tensor of it, to (N, K, \*spatial). Gradients
+            pass through it as well, so it may only move values and leave some out: ``tokens_to_maps(14, 14)``,
+            ``channels_last_to_maps``, or your own. Default: None, that of torchvision's ViT or Swin transformer where
+            the layer is within one, and the output as it is elsewhere
     """
 
     def __init__(
         self,
         forward_func: Callable[..., Any],
-        layer: Module,
+        layer: Module | list[Module],
         device_ids: list[int] | None = None,
         *,
         confidence_fn: ConfidenceFunction | None = None,
         score_func: Callable[..., Any] | None = None,
+        reshape_transform: ReshapeTransform | None = None,
     ) -> None:
         LayerAttribution.__init__(self, forward_func, layer, device_ids)
         GradientAttribution.__init__(self, forward_func)
         self.confidence_fn = confidence_fn
         self.score_func = score_func
+        self.reshape_transform = reshape_transform
         self._tuners: dict[Hashable, PassTuner] = {}
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
@@ -238,14 +247,15 @@ class LayerUnionCam(LayerAttribution, GradientAttribution):  # type: ignore[misc
             return_details (bool): Return ``(attributions, UnionCamDetails)``. Default: False
 
         Returns:
-            *Tensor* or *tuple[Tensor, ...]*: The maps (N, 1, \*spatial), in [0, 1], float32 for half-precision models;
-            (N, K, \*spatial) without ``attr_dim_summation``; a tuple where the layer has several output tensors. With
-            ``return_details``, a pair of that and a ``UnionCamDetails``, or a tuple of them.
+            *Tensor*, *tuple[Tensor, ...]* or *list*: The maps (N, 1, \*spatial), in [0, 1], float32 for half-precision
+            models; (N, K, \*spatial) without ``attr_dim_summation``; a tuple where the layer has several output
+            tensors; a list of those, one a layer, for a list of layers. With ``return_details``, a pair of that and the
+            ``UnionCamDetails`` in the same form.
 
         Raises:
             ValueError: theta outside [0, 100], an unknown ``channel_weights`` or ``score_dtype``, a limit below 1, a
-                layer without spatial dimensions, inputs none of which has the layer's, an empty batch, or activations,
-                gradients or confidences that are not finite.
+                layer without spatial dimensions, inputs none of which has the layer's, an empty batch or list of
+                layers, or activations, gradients or confidences that are not finite.
             AssertionError: A target or baseline that does not fit, as in Captum.
 
         Examples::
@@ -270,7 +280,7 @@ class LayerUnionCam(LayerAttribution, GradientAttribution):  # type: ignore[misc
             score_dtype=score_dtype,
             show_progress=show_progress,
         )
-        return _format([of_targets[0] for of_targets in explained], return_details)
+        return self._format([[of_targets[0] for of_targets in of_layer] for of_layer in explained], return_details)
 
     def attribute_targets(
         self,
@@ -295,8 +305,9 @@ class LayerUnionCam(LayerAttribution, GradientAttribution):  # type: ignore[misc
             **kwargs: Any other argument of ``attribute``.
 
         Returns:
-            *Tensor* or *tuple[Tensor, ...]*: What T calls of ``attribute`` would return, stacked along dimension 1:
-            (N, T, 1, \*spatial). So is every tensor of the details, but for ``forward_passes``, which stays (N,).
+            *Tensor*, *tuple[Tensor, ...]* or *list*: What T calls of ``attribute`` would return, stacked along
+            dimension 1: (N, T, 1, \*spatial). So is every tensor of the details, but for ``forward_passes``, which
+            stays (N,).
 
         Raises:
             ValueError: ``targets`` that are not T for each of the N examples; and as ``attribute``.
@@ -309,7 +320,8 @@ class LayerUnionCam(LayerAttribution, GradientAttribution):  # type: ignore[misc
         """
         examples = check_inputs(format_tensor_into_tuples(inputs))[0].shape[0]
         explained = self._explain(_by_target(targets, examples), inputs, additional_forward_args, **kwargs)
-        return _format([_stack_targets(of_targets) for of_targets in explained], return_details)
+        stacked = [[_stack_targets(of_targets) for of_targets in of_layer] for of_layer in explained]
+        return self._format(stacked, return_details)
 
     def _explain(
         self,
@@ -328,8 +340,8 @@ class LayerUnionCam(LayerAttribution, GradientAttribution):  # type: ignore[misc
         internal_batch_size: int | None = None,
         score_dtype: torch.dtype | None = None,
         show_progress: bool = False,
-    ) -> list[list[Explained]]:
-        """The attributions and details of each layer output and each target."""
+    ) -> list[list[list[Explained]]]:
+        """The attributions and details of each layer, each of its outputs and each target."""
         check_theta(theta)
         check_region_settings(channel_weights, max_channels)
         inputs = check_inputs(format_tensor_into_tuples(inputs))
@@ -349,9 +361,9 @@ class LayerUnionCam(LayerAttribution, GradientAttribution):  # type: ignore[misc
                 progress_name=f"{self.get_name()} masked passes" if show_progress else None,
                 tuners=self._tuners,
             )
-            gradients: list[tuple[Tensor, ...]] = []
+            gradients = []
             for target in targets:
-                of_target, layer_outputs = layer_gradients_and_activations(
+                of_target, activations = layer_gradients_and_activations(
                     forward_func,
                     self.layer,
                     inputs,
@@ -360,31 +372,61 @@ class LayerUnionCam(LayerAttribution, GradientAttribution):  # type: ignore[misc
                     self.device_ids,
                     attribute_to_layer_input,
                     grad_kwargs,
+                    self.reshape_transform,
                 )
                 gradients.append(of_target)
-            explained: list[list[Explained]] = []
-            for output, activations in enumerate(layer_outputs):
-                scores, scored = score_channels(scorer, activations, channel_weights, max_channels)
-                explained.append([])
-                for t, of_target in enumerate(gradients):
-                    denoised = denoised_terms(of_target[output], activations, theta)
-                    region = region_terms(activations, region_weights(scores[t], scored, channel_weights))
-                    denoised_sum, region_sum = (terms.sum(1, keepdim=True) for terms in (denoised, region))
-                    details = unite_and_select(scorer, t, denoised_sum, region_sum, scores[t], scored)
-                    if attr_dim_summation:
-                        attribution = select(details.union_selected, details.union_map, details.region_map)
-                    else:
-                        attribution = selected_terms(details, denoised, region)
-                    explained[-1].append((attribution.relu() if relu_attributions else attribution, details))
-        return explained
+            return [
+                [
+                    _explain_output(
+                        scorer,
+                        [of_target[layer][output] for of_target in gradients],
+                        output_activations,
+                        relu_attributions,
+                        attr_dim_summation,
+                        theta,
+                        channel_weights,
+                        max_channels,
+                    )
+                    for output, output_activations in enumerate(of_layer)
+                ]
+                for layer, of_layer in enumerate(activations)
+            ]
+
+    def _format(self, explained: list[list[Explained]], return_details: bool) -> Any:
+        attributions: list[Any] = []
+        details: list[Any] = []
+        for of_layer in explained:
+            several = len(of_layer) > 1
+            attributions.append(format_output(several, tuple(attribution for attribution, _ in of_layer)))
+            details.append(tuple(details for _, details in of_layer) if several else of_layer[0][1])
+        formatted = for_layers(self.layer, attributions)
+        return (formatted, for_layers(self.layer, details)) if return_details else formatted
 
 
-def _format(explained: list[Explained], return_details: bool) -> Any:
-    attributions, details = zip(*explained, strict=True)
-    formatted = format_output(len(attributions) > 1, attributions)
-    if not return_details:
-        return formatted
-    return formatted, details if len(details) > 1 else details[0]
+def _explain_output(
+    scorer: MaskedScorer,
+    gradients: list[Tensor],
+    activations: Tensor,
+    relu_attributions: bool,
+    attr_dim_summation: bool,
+    theta: float,
+    channel_weights: str,
+    max_channels: int | None,
+) -> list[Explained]:
+    """The attributions and details of one layer output for each of the targets, whose gradients are given."""
+    explained = []
+    scores, scored = score_channels(scorer, activations, channel_weights, max_channels)
+    for t, of_target in enumerate(gradients):
+        denoised = denoised_terms(of_target, activations, theta)
+        region = region_terms(activations, region_weights(scores[t], scored, channel_weights))
+        denoised_sum, region_sum = (terms.sum(1, keepdim=True) for terms in (denoised, region))
+        details = unite_and_select(scorer, t, denoised_sum, region_sum, scores[t], scored)
+        if attr_dim_summation:
+            attribution = select(details.union_selected, details.union_map, details.region_map)
+        else:
+            attribution = selected_terms(details, denoised, region)
+        explained.append((attribution.relu() if relu_attributions else attribution, details))
+    return explained
 
 
 def _by_target(targets: Any, examples: int) -> list[TargetType]:

@@ -52,11 +52,11 @@ class UpsampledAttribution(Attribution):  # type: ignore[misc]
         is_inputs_tuple = isinstance(inputs, tuple)
         inputs = format_tensor_into_tuples(inputs)
         attribution = self.method.attribute(inputs if is_inputs_tuple else inputs[0], *args, **kwargs)
-        if isinstance(attribution, tuple):
+        if isinstance(attribution, (tuple, list)):
             if len(attribution) != 1:
                 raise ValueError(
                     f"method: {self.method.get_name()} returned {len(attribution)} values, not one attribution; wrap "
-                    "a layer of one output, and ask the method itself for details."
+                    "one layer of one output, and ask the method itself for details."
                 )
             (attribution,) = attribution
         upsampled = tuple(
