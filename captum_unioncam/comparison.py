@@ -11,8 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from captum_unioncam._captum import progress
-from captum_unioncam.errors import Failure, one_line
-from captum_unioncam.judging import Judge, Judgement
+from captum_unioncam.judging import Judge, Judgement, problem
 from captum_unioncam.pages import png_uri, render
 from captum_unioncam.visualization import HeatMap, panel, png
 
@@ -129,7 +128,7 @@ def compare(
         try:
             judgements[method] = judge.judge(method, shown, target, None, name)
         except Exception as error:
-            failures[method] = _problem(method, error)
+            failures[method] = problem(method, error)
     return Comparison(
         name,
         shown,
@@ -139,8 +138,3 @@ def compare(
         judgements,
         failures,
     )
-
-
-def _problem(method: str, error: Exception) -> str:
-    message = one_line(error).removeprefix(f"{method}: ")
-    return message if isinstance(error, Failure) else f"{type(error).__name__}: {message}"

@@ -31,7 +31,7 @@ from captum_unioncam._captum import NullProgress, progress
 from captum_unioncam.data_sets import DataSet, open_data_set, subset
 from captum_unioncam.errors import Failure, one_line
 from captum_unioncam.explained_model import ExplainedModel
-from captum_unioncam.judging import Judge, Judgement
+from captum_unioncam.judging import Judge, Judgement, problem
 from captum_unioncam.maps import minmax
 from captum_unioncam.methods import MethodSettings
 from captum_unioncam.models import Preprocessing
@@ -166,7 +166,7 @@ def _records(judge: Judge, seen: _Seen, keys: Iterable[Key], targets: tuple[int,
                 # Whatever a method raises on one image, the others are still to be judged.
                 if _device_failed(caught):
                     raise
-                error = f"{type(caught).__name__}: {one_line(caught)}"
+                error = problem(method, caught)
             else:
                 yield _record(name, target, target_name, method, judgement)
                 continue

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from captum_unioncam import metrics
+from captum_unioncam.errors import Failure, one_line
 from captum_unioncam.explained_model import ExplainedModel
 from captum_unioncam.methods import MethodSettings, create
 
@@ -114,6 +115,12 @@ class Judge:
     def _wait(self) -> None:
         if self.subject.device.type == "cuda":
             torch.cuda.synchronize(self.subject.device)
+
+
+def problem(method: str, error: Exception) -> str:
+    """What went wrong with a method, in a line that does not begin with its name."""
+    message = one_line(error).removeprefix(f"{method}: ")
+    return message if isinstance(error, Failure) else f"{type(error).__name__}: {message}"
 
 
 def _seed(*parts: object) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from urllib.parse import urljoin
 
 import pytest
 
@@ -37,14 +38,16 @@ def chromium():
 
 @pytest.fixture
 def open_page(chromium):
-    """``open_page(path, width=1280, dark=False)`` opens a file and returns Playwright's page.
+    """``open_page(address, width=1280, dark=False)`` opens a file or a URL and returns Playwright's page.
 
-    The test fails if the page complains on the console, raises, asks for anything but itself, or has an image without
-    pixels.
+    The test fails if the page complains on the console, raises, asks for anything but itself (a URL: for anything from
+    another server), or has an image without pixels.
     """
     contexts, problems = [], []
 
-    def open_page(path, width=1280, dark=False):
+    def open_page(address, width=1280, dark=False):
+        url = address if isinstance(address, str) else address.as_uri()
+        own = urljoin(url, "/") if isinstance(address, str) else url
         context = chromium.new_context(
             viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light"
         )
@@ -53,10 +56,8 @@ def open_page(chromium):
         page.on("console", lambda message: message.type in ("error", "warning") and problems.append(message.text))
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("requestfailed", lambda request: problems.append(f"failed: {request.url[:200]}"))
-        page.on(
-            "request", lambda request: request.url.startswith((path.as_uri(), "data:")) or problems.append(request.url)
-        )
-        page.goto(path.as_uri(), wait_until="load")
+        page.on("request", lambda request: request.url.startswith((own, "data:")) or problems.append(request.url))
+        page.goto(url, wait_until="load")
         empty = page.locator("img").evaluate_all(
             "images => images.filter(image => !image.naturalWidth).map(image => image.alt)"
         )
