@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 
-class Preprocess(str, Enum):
+class Preprocess(StrEnum):
     auto = "auto"
     paper = "paper"
 
 
-class ChannelWeights(str, Enum):
+class ChannelWeights(StrEnum):
     score = "score"
     softmax = "softmax"
 
 
-class Protocol(str, Enum):
+class Protocol(StrEnum):
     own = "own"
     paper = "paper"
 
 
-class Dtype(str, Enum):
+class Dtype(StrEnum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"

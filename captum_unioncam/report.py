@@ -442,12 +442,12 @@ def latex_table(summary: Summary) -> str:
     best.insert(0, "method", False)
     styles = best.map(lambda is_best: "font-weight: bold" if is_best else "")
 
-    def arrows_as_formulas(heading: str) -> str:
-        return heading.replace("↑", r"$\uparrow$").replace("↓", r"$\downarrow$")
+    def arrows_as_formulas(heading: object) -> str:
+        return str(heading).replace("↑", r"$\uparrow$").replace("↓", r"$\downarrow$")
 
     styler = texts.style.hide(axis="index").apply(lambda _: styles, axis=None)
     # Escaped first, then given to the formatter.
-    styler = styler.format(lambda text: text.replace("–", "--"), escape="latex")  # noqa: RUF001
+    styler = styler.format(lambda text: str(text).replace("–", "--"), escape="latex")  # noqa: RUF001
     styler = styler.format_index(arrows_as_formulas, escape="latex", axis="columns")
     table: str = styler.to_latex(hrules=True, convert_css=True, column_format="l" + "r" * (texts.shape[1] - 1))
     return f"% Needs \\usepackage{{booktabs}}\n{table}"

@@ -17,8 +17,7 @@ def test_every_block_is_of_a_kind_that_is_run():
     assert {language for _, language in kinds} == {"bash", "python"}
 
 
-def test_python_blocks(working_folder, monkeypatch):
-    monkeypatch.setattr("captum_unioncam.methods._registered", {})
+def test_python_blocks(working_folder):
     namespace: dict = {}
     run_python(README, namespace)
     assert namespace["attr"].shape == namespace["grad_cam"].shape
@@ -31,5 +30,5 @@ def test_python_blocks(working_folder, monkeypatch):
 
 
 @pytest.mark.parametrize("lines", commands(README), ids=lambda lines: lines[0])
-def test_shell_commands(lines, working_folder, downloaded_weights):
-    run_commands(lines, working_folder, downloaded_weights)
+def test_shell_commands(lines, working_folder):
+    run_commands(lines, working_folder)

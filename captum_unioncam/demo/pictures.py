@@ -290,7 +290,7 @@ def _paint(canvas: Array, distance: Array, fill: Array, light: float) -> Array:
     """Lays the shape on the canvas with a soft shadow and an edge that catches the light."""
     slope_y, slope_x = np.gradient(distance)
     # Some shapes' distances are only good near the outline, and steeper than 1 far from it.
-    facing = _clamped(slope_x * math.cos(light) + slope_y * math.sin(light), -1, 1)
+    facing = _clamped(np.asarray(slope_x * math.cos(light) + slope_y * math.sin(light)), -1, 1)
     # A step changes the distance by the slope along it: cheaper than drawing the outline again.
     shadow = 0.45 / (1 + np.exp(_clamped((distance + 2.5 * facing) / 1.5, -30, 30)))
     relief = 1 + 0.3 * facing * np.exp(_clamped(distance, -np.inf, 0) / 2.5)
@@ -351,7 +351,7 @@ def _clouds(rng: np.random.Generator, coarsest: int = 3) -> Array:
         left, blend = _interpolation(cells)
         rows = noise[left] + (noise[left + 1] - noise[left]) * blend[:, None]
         total += (rows[:, left] + (rows[:, left + 1] - rows[:, left]) * blend) * 0.55**octave
-    lowest, highest = total.min(), total.max()
+    lowest, highest = np.min(total), np.max(total)
     clouds: Array = (total - lowest) / (highest - lowest)
     return clouds
 
