@@ -54,6 +54,7 @@ class Experiment:
     weights: str | None = None
     preprocess: str = "paper"
     limit: int | None = None
+    left_out: tuple[str, ...] = ()
 
 
 def experiments(limit: int | None) -> list[Experiment]:
@@ -79,6 +80,8 @@ def experiments(limit: int | None) -> list[Experiment]:
                 imagenet_sample.LAYER,
                 folder / "classes.txt",
                 limit=limit,
+                # Each takes a pass for every one of 1280 channels, and the ablation has the first.
+                left_out=("union_cam_softmax", "grad_cam:AblationCAM"),
             )
         )
     return found
@@ -141,8 +144,9 @@ def main(
         )
         if path
     ]
-    method_names = names.split(",") if names else [*methods.names(), *PEERS]
     for experiment in chosen or experiments(limit):
+        method_names = names.split(",") if names else [*methods.names(), *PEERS]
+        method_names = [name for name in method_names if names or name not in experiment.left_out]
         summary = summary_of(experiment, method_names, steps, device, RUNS / f"{experiment.name}-{steps}")
         machine = describe(torch.device(local_device(device) or ("cuda" if torch.cuda.is_available() else "cpu")))
         text = (
