@@ -101,7 +101,8 @@ def png(figure: Figure) -> bytes:
 
 
 def _draw_heat_map(axis: Axes, pixels: npt.NDArray[np.float32], heat_map: HeatMap) -> None:
-    values = LayerAttribution.interpolate(heat_map.values.detach().float(), pixels.shape[:2], "bilinear")[0, 0].cpu().numpy()
+    values = heat_map.values.detach().float()
+    values = LayerAttribution.interpolate(values, pixels.shape[:2], "bilinear")[0, 0].cpu().numpy()
     if values.max() > 0:
         # To 1 at most before Captum does it, since it warns of maps as small as saturated networks have.
         _draw(axis, pixels, "blended_heat_map", values / values.max())
