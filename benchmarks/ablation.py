@@ -28,7 +28,7 @@ from captum_unioncam.visualization import png
 THETAS = (0, 10, 20, 30, 40, 50, 60, 70, 80, 90)
 CHANNELS = (16, 32, 64, 128, 256)
 METRICS = ("average drop", "average increase", "insertion", "deletion")
-LIMITS = {"demo": 64, "sample": 16}
+LIMITS = {"demo": 32, "sample": 8}
 
 
 class Variants:
@@ -123,7 +123,7 @@ def main(
     for experiment in experiments(None):
         experiment.limit = LIMITS[experiment.name]
         folder = RUNS / f"ablation-{experiment.name}-{steps}"
-        summary = summary_of(experiment, names, steps, device, folder)
+        summary, layer_name = summary_of(experiment, names, steps, device, folder)
         pooled = experiment.name == "sample"
         note = (
             "Behind global average pooling a channel's gradient is the same everywhere: theta can have no effect, and "
@@ -134,7 +134,8 @@ def main(
         machine = describe(torch.device(local_device(device) or ("cuda" if torch.cuda.is_available() else "cpu")))
         text = (
             f"# Ablation: {experiment.title}\n\n`python -m benchmarks.ablation`: {summary.images} images, {steps} "
-            f"steps, means with 95 % bootstrap intervals over images; {summary.failed} failures. {machine}.\n\n{note}"
+            f"steps, layer `{layer_name}`, means with 95 % bootstrap intervals over images; {summary.failed} failures. "
+            f"{machine}.\n\n{note}"
             f"{tables(summary, found.groups)}"
         )
         print(text)

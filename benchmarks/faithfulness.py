@@ -89,8 +89,8 @@ def experiments(limit: int | None) -> list[Experiment]:
 
 def summary_of(
     experiment: Experiment, method_names: list[str], steps: int, device: str | None, folder: Path
-) -> Summary:
-    """Evaluates what is missing, and sums up all."""
+) -> tuple[Summary, str]:
+    """Evaluates what is missing, and sums up all; and the name of the layer."""
     subject = ExplainedModel(
         experiment.model,
         experiment.weights,
@@ -100,7 +100,8 @@ def summary_of(
     )
     evaluation = Evaluation(experiment.data, experiment.classes, experiment.limit, steps=steps)
     evaluate(evaluation, subject, method_names, folder)
-    return summarize(record for record in read_records(folder) if record.method in method_names)
+    summary = summarize(record for record in read_records(folder) if record.method in method_names)
+    return summary, subject.layer_name
 
 
 def tables(summary: Summary) -> str:
@@ -147,11 +148,11 @@ def main(
     for experiment in chosen or experiments(limit):
         method_names = names.split(",") if names else [*methods.names(), *PEERS]
         method_names = [name for name in method_names if names or name not in experiment.left_out]
-        summary = summary_of(experiment, method_names, steps, device, RUNS / f"{experiment.name}-{steps}")
+        summary, layer_name = summary_of(experiment, method_names, steps, device, RUNS / f"{experiment.name}-{steps}")
         machine = describe(torch.device(local_device(device) or ("cuda" if torch.cuda.is_available() else "cpu")))
         text = (
             f"# {experiment.title}\n\n`python -m benchmarks.faithfulness`: {summary.images} images, {steps} steps, "
-            f"layer `{experiment.layer or 'the default one'}`, means with 95 % bootstrap intervals over images; "
+            f"layer `{layer_name}`, means with 95 % bootstrap intervals over images; "
             f"{summary.failed} failures. {machine}.\n\n{tables(summary)}"
         )
         print(text)
