@@ -1,4 +1,4 @@
-"""The tutorials run, what their text says of the numbers holds, and what they show is what they give."""
+"""The tutorials run, what their text says of the numbers holds, and their outputs are of the kinds that are committed."""
 
 import re
 import sys
