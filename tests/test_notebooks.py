@@ -1,4 +1,4 @@
-"""The tutorials run, what their text says of the numbers holds, and their outputs are of the kinds that are committed."""
+"""The tutorials run, what their text says of the numbers holds, and their outputs are as committed, in kind."""
 
 import re
 import sys
