@@ -25,6 +25,8 @@ try:
         BatchSizeOption,
         ChannelWeights,
         ChannelWeightsOption,
+        Confidence,
+        ConfidenceOption,
         DeviceOption,
         Dtype,
         DtypeOption,
@@ -101,6 +103,7 @@ def explain(
         int | None, typer.Option("--top-k", min=1, metavar="K", help="Explain the K most probable classes instead.")
     ] = None,
     preprocess: PreprocessOption = Preprocess.auto,
+    confidence: ConfidenceOption = Confidence.softmax,
     theta: ThetaOption = 10.0,
     channel_weights: ChannelWeightsOption = ChannelWeights.score,
     max_channels: MaxChannelsOption = None,
@@ -135,6 +138,7 @@ def explain(
         layer=layer,
         preprocess=preprocess.value,
         device=device,
+        confidence=confidence.value,
         dtype=dtype.value,
         batch_size=batch_size,
         theta=theta,
@@ -237,6 +241,7 @@ def compare(
     layer: LayerOption = None,
     target: TargetOption = None,
     preprocess: PreprocessOption = Preprocess.auto,
+    confidence: ConfidenceOption = Confidence.softmax,
     theta: ThetaOption = 10.0,
     max_channels: MaxChannelsOption = None,
     device: DeviceOption = None,
@@ -260,7 +265,7 @@ def compare(
     wanted = _method_names(method_names)
     name, stem, picture = _opened(image)
     on_terminal = sys.stderr.isatty()
-    subject = ExplainedModel(model, _path(weights), layer, preprocess.value, device, on_terminal)
+    subject = ExplainedModel(model, _path(weights), layer, preprocess.value, device, on_terminal, confidence.value)
     class_index = None if target is None else subject.class_index(target)
     judge = Judge(subject, wanted, _method_settings(theta, max_channels, dtype, batch_size), steps, seed)
     make_folder(output)
@@ -315,6 +320,7 @@ def evaluate(
     weights: WeightsOption = None,
     layer: LayerOption = None,
     preprocess: PreprocessOption = Preprocess.auto,
+    confidence: ConfidenceOption = Confidence.softmax,
     theta: ThetaOption = 10.0,
     max_channels: MaxChannelsOption = None,
     device: DeviceOption = None,
@@ -324,6 +330,9 @@ def evaluate(
     workers: Annotated[
         int, typer.Option("--workers", min=0, metavar="N", help="Processes that read pictures ahead.")
     ] = 2,
+    retry_failures: Annotated[
+        bool, typer.Option("--retry-failures", help="Do again what failed in an earlier start.")
+    ] = False,
 ) -> None:
     """Evaluate methods over a data set, on one process or many.
 
@@ -335,6 +344,7 @@ def evaluate(
     \b
     torchrun --nproc-per-node G --nnodes M -m captum_unioncam.evaluation DATA ...
     """
+    from captum_unioncam.data_sets import is_voc
     from captum_unioncam.evaluation import Evaluation, is_first_process, local_device
     from captum_unioncam.evaluation import evaluate as evaluate_methods
     from captum_unioncam.explained_model import ExplainedModel
@@ -342,19 +352,20 @@ def evaluate(
     if protocol is Protocol.paper:
         model = model if _given(context, "model") else "vgg16"
         preprocess = preprocess if _given(context, "preprocess") else Preprocess.paper
-        limit = limit if _given(context, "limit") else 2000
+        # Of ImageNet; of Pascal VOC, the whole test set.
+        limit = limit if _given(context, "limit") or is_voc(data) else 2000
         # Another model has another layer.
         layer = layer or ("features.29" if model == "vgg16" else None)
     wanted = _method_names(method_names)
     subject = ExplainedModel(
-        model, _path(weights), layer, preprocess.value, local_device(device), show_progress=sys.stderr.isatty()
+        model, _path(weights), layer, preprocess.value, local_device(device), sys.stderr.isatty(), confidence.value
     )
     settings = _method_settings(theta, max_channels, dtype, batch_size)
     evaluation = Evaluation(data, classes, limit, seed, steps, settings)
     first = is_first_process()
     if first:
         typer.echo(f"layer: {subject.layer_name}{_FOUND if subject.layer_found else ''}")
-    tally = evaluate_methods(evaluation, subject, wanted, output, workers, show_progress=first)
+    tally = evaluate_methods(evaluation, subject, wanted, output, workers, first, retry_failures)
     typer.echo(
         f"{tally.records} new records of {tally.images} pictures in {output}, {tally.failures} of them failures; "
         f"captum-unioncam report {output} shows all."
@@ -384,7 +395,8 @@ def report(
     summary = summarize(read_records(folder))
     paths = write_report(folder, _photos(settings), summary)
     # In a file or a pipe a row is a line.
-    typer.echo(text(summary, shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    typer.echo(text(summary, width, settings))
     typer.echo(f"\n{', '.join(map(str, paths))}")
 
 

@@ -139,6 +139,11 @@ def open_data_set(
     return _ClassFolders(folder, outputs) if root is None else _PascalVoc(root, outputs)
 
 
+def is_voc(path: str) -> bool:
+    """Whether the data set is Pascal VOC's layout."""
+    return path != DEMO and _voc_root(Path(path)) is not None
+
+
 def picture_of(path: str, name: str) -> Image.Image:
     """One picture of a data set, where its classes do not matter.
 

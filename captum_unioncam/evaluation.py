@@ -88,6 +88,7 @@ class Evaluation:
             "model_sha256": fingerprint(subject.model),
             "layer": subject.layer_name,
             "preprocess": subject.preprocess,
+            "confidence": subject.confidence,
             "theta": self.settings.theta,
             "max_channels": self.settings.max_channels,
             "dtype": "float32" if dtype is None else str(dtype).removeprefix("torch."),
@@ -112,6 +113,7 @@ def evaluate(
     folder: Path,
     workers: int = 2,
     show_progress: bool = True,
+    retry_failures: bool = False,
 ) -> Tally:
     """Judges the methods on every image and target of which there is no record yet.
 
@@ -122,6 +124,7 @@ def evaluate(
         folder (Path): Where the records go, and those of an earlier start are; made if need be.
         workers (int): Processes that read pictures while the device computes. Default: 2
         show_progress (bool): Show a progress bar on the standard error stream. Default: True
+        retry_failures (bool): Judge anew where a record holds an error. Default: False
 
     Returns:
         *Tally*: Of this process.
@@ -137,7 +140,7 @@ def evaluate(
     begin_or_go_on(folder, evaluation.recorded(subject, chosen))
     # By place among all images, not among the missing: that changes while other processes write.
     share = dict(list(chosen.items())[_rank() :: _world_size()])
-    missing = _missing(folder, share, method_names)
+    missing = _missing(folder, share, method_names, retry_failures)
     total = sum(map(len, missing.values()))
     tally = Tally(images=len(missing))
     pictures = _Pictures(data_set, list(missing), subject.classifier.preprocessing)
@@ -145,13 +148,26 @@ def evaluate(
     shown = show_progress and total
     bar = progress(desc="records", total=total, mininterval=_update_interval()) if shown else NullProgress()
     with RecordFile(folder) as file, bar:
-        for seen in loader:
+        for seen in _reported(loader):
             for record in _records(judge, seen, missing[seen.name], chosen[seen.name]):
                 file.append(record)
                 tally.records += 1
                 tally.failures += record.error is not None
                 bar.update()
     return tally
+
+
+def _reported(loader: Iterable[_Seen]) -> Iterator[_Seen]:
+    """What the workers read; one that was killed is told in a sentence."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise Failure(
+            f"a process that reads pictures has died ({one_line(error)}); start again with --workers 0, which goes on "
+            "where it was, and fails at the picture."
+        ) from error
 
 
 def _records(judge: Judge, seen: _Seen, keys: Iterable[Key], targets: tuple[int, ...] | Failure) -> Iterator[Record]:
@@ -273,17 +289,17 @@ def is_first_process() -> bool:
 
 
 def local_device(device: str | None) -> str | None:
-    """This process's own device: under torchrun each takes another GPU, unless a device is named."""
-    if device is None and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
+    """This process's own device: under torchrun each takes another GPU, unless one is named, or the CPU."""
+    if device in (None, "cuda") and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
         return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
     return device
 
 
 def _missing(
-    folder: Path, share: Mapping[str, tuple[int, ...] | Failure], method_names: Sequence[str]
+    folder: Path, share: Mapping[str, tuple[int, ...] | Failure], method_names: Sequence[str], retry_failures: bool
 ) -> dict[str, list[Key]]:
     """The keys of the records that there are not yet, by image."""
-    done = {record.key for record in read_records(folder)}
+    done = {record.key for record in read_records(folder) if record.error is None or not retry_failures}
     missing: dict[str, list[Key]] = defaultdict(list)
     for name, targets in share.items():
         for target in (None,) if isinstance(targets, Failure) else targets:
@@ -295,8 +311,12 @@ def fingerprint(model: Module) -> str:
     """The SHA-256 of the model's weights: two models with the same give the same records."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
+        if not isinstance(value, Tensor):
+            # A module's extra state may be anything.
+            digest.update(f"{name} {value!r}".encode())
+            continue
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -11,9 +11,21 @@ from torch.nn import Module
 
 from captum_unioncam.errors import Failure, WrongArgument, one_line
 from captum_unioncam.layers import find_spatial_layer
-from captum_unioncam.layouts import WithMaps, found_transform
-from captum_unioncam.masked_scoring import class_confidence
+from captum_unioncam.layouts import KnownTransforms, WithMaps
+from captum_unioncam.masked_scoring import ConfidenceFunction, class_confidence
 from captum_unioncam.models import DEMO, load_classifier, suggestion
+
+
+def _as_they_are(output: Tensor) -> Tensor:
+    return output
+
+
+CONFIDENCES: dict[str, ConfidenceFunction] = {
+    "softmax": class_confidence,
+    "sigmoid": torch.sigmoid,
+    "none": _as_they_are,
+}
+"""Outputs to confidences, by name."""
 
 
 class ExplainedModel:
@@ -26,12 +38,15 @@ class ExplainedModel:
         layer (str or None): Dotted name of the layer to explain. Default: None, the classifier's own, or else the last
             whose output has space
         device (str or None): Where to compute. Default: None, "cuda" where there is one, and "cpu" elsewhere
+        confidence (str): What makes confidences of the model's outputs: "softmax" where they are logits of classes that
+            exclude each other, "sigmoid" where they do not, "none" where they are confidences. Default: "softmax"
 
     Attributes:
         classifier (Classifier): As loaded.
         model (torch.nn.Module): The classifier's, on the device.
         device (torch.device): Where it is.
-        weights (str or None), preprocess (str): As given.
+        weights (str or None), preprocess (str), confidence (str): As given.
+        confidence_fn (Callable): What the last names.
         layer_name (str), layer (torch.nn.Module): The layer to explain; where the layer's output is tokens or has its
             channels last, as in torchvision's transformers, one that was put behind it and has maps.
         layer_found (bool): Whether the layer was neither given nor the classifier's own.
@@ -50,16 +65,36 @@ class ExplainedModel:
         preprocess: str = "auto",
         device: str | None = None,
         show_progress: bool = False,
+        confidence: str = "softmax",
     ) -> None:
         self.device = _device(device)
         self.classifier = load_classifier(name, None if weights is None else Path(weights), preprocess, show_progress)
         self.model = self.classifier.model
         self.weights, self.preprocess = weights, preprocess
-        black, self.classes = self._try_out()
-        layer = layer or self.classifier.explained_layer
-        self.layer_found = layer is None
-        self.layer_name = self._find_layer(black) if layer is None else layer
-        self.layer = self._layer_with_maps(self.layer_name, black)
+        self.confidence, self.confidence_fn = confidence, CONFIDENCES[confidence]
+        self._black, self.classes = self._try_out()
+        self.layer_name = ""
+        self.set_layer(layer)
+
+    def set_layer(self, name: str | None = None) -> None:
+        """Chooses another layer of the same model to explain.
+
+        Args:
+            name (str or None): Dotted name. Default: None, the classifier's own, or else the last whose output has
+                space
+
+        Raises:
+            WrongArgument: There is no such layer, or it has no space; then set another.
+        """
+        before = self.model.get_submodule(self.layer_name)
+        if isinstance(before, WithMaps):
+            # Within it, layers have other names.
+            self.model.set_submodule(self.layer_name, before.layer)
+        name = name or self.classifier.explained_layer
+        self.layer_found = name is None
+        name = name or self._find_layer(self._black)
+        self.layer = self._layer_with_maps(name, self._black)
+        self.layer_name = name
 
     def class_index(self, target: str) -> int:
         """The class of that index or name.
@@ -102,7 +137,7 @@ class ExplainedModel:
             self.model.to(self.device)
             black, _ = self.input_and_baseline(shown)
             return black, self.confidences(black).shape[1]
-        except Failure:
+        except (Failure, WrongArgument):
             raise
         except Exception as error:
             # A user's model may raise anything.
@@ -126,7 +161,13 @@ class ExplainedModel:
                 f"--model {self.classifier.name}: returned {what} for one picture; give a model that returns a tensor "
                 "of shape (1, classes)."
             )
-        return class_confidence(output.float())
+        output = output.float()
+        if self.confidence == "softmax" and _are_probabilities(output):
+            raise WrongArgument(
+                f"--model {self.classifier.name}: its outputs are probabilities already, since they sum to 1; give "
+                "--confidence none."
+            )
+        return self.confidence_fn(output)
 
     def _find_layer(self, inputs: Tensor) -> str:
         try:
@@ -140,15 +181,15 @@ class ExplainedModel:
             raise WrongArgument(f"--layer: the model has no layer {name!r}{suggestion(name, layers)}")
         layer: Module = layers[name]
         output = self._output_of(layer, inputs)
-        transform = found_transform([self.model], layer)
-        maps = transform(output) if isinstance(output, Tensor) else None
-        if maps is None or maps.dim() != 4 or maps.shape[2:].numel() == 1:
+        transforms = KnownTransforms([self.model])
+        if not isinstance(output, Tensor) or not transforms.has_space(layer, output, {4}):
             shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             what = "does not run" if output is None else f"has {shape} as output"
             raise WrongArgument(
                 f"--layer {name}: {what}; give a layer that maps pictures, (1, channels, height, width)."
             )
-        if maps is output:
+        transform = transforms[layer]
+        if transform(output) is output:
             return layer
         with_maps = WithMaps(layer, transform)
         self.model.set_submodule(name, with_maps)
@@ -162,6 +203,11 @@ class ExplainedModel:
         finally:
             handle.remove()
         return outputs[-1]
+
+
+def _are_probabilities(output: Tensor) -> bool:
+    many = output.shape[1] > 1
+    return many and bool((output >= 0).all()) and bool(((output.sum(1) - 1).abs() < 1e-3).all())
 
 
 def _device(name: str | None) -> torch.device:

@@ -28,6 +28,7 @@ class Settings:
         layer (str or None): Dotted name of the layer to explain. Default: None, the classifier's own, or else the last
             whose output has space
         device (str or None): Where to compute. Default: None, "cuda" where there is one, and "cpu" elsewhere
+        confidence (str): As ``ExplainedModel`` takes it. Default: "softmax"
         dtype (str): What the channels are scored in: "float32", "bfloat16" or "float16". Default: "float32"
         batch_size (int or None): Masked pictures in a forward pass. Default: None, the fastest
         theta, channel_weights, max_channels: As ``LayerUnionCam.attribute`` takes them.
@@ -38,6 +39,7 @@ class Settings:
     layer: str | None = None
     preprocess: str = "auto"
     device: str | None = None
+    confidence: str = "softmax"
     dtype: str = "float32"
     batch_size: int | None = None
     theta: float = 10.0
@@ -116,6 +118,8 @@ class Explainer:
     Args:
         settings (Settings): What to explain with.
         show_progress (bool): Show the progress of downloads and of masked passes. Default: False
+        subject (ExplainedModel or None): The settings' model, with its layer, where it is there already. Default: None,
+            it is loaded
 
     Attributes:
         subject (ExplainedModel): The model.
@@ -126,13 +130,21 @@ class Explainer:
         Failure: The model cannot be loaded, does not run on pictures, or does not return (N, classes).
     """
 
-    def __init__(self, settings: Settings, show_progress: bool = False) -> None:
-        self.subject = ExplainedModel(
-            settings.model, settings.weights, settings.layer, settings.preprocess, settings.device, show_progress
+    def __init__(self, settings: Settings, show_progress: bool = False, subject: ExplainedModel | None = None) -> None:
+        self.subject = subject or ExplainedModel(
+            settings.model,
+            settings.weights,
+            settings.layer,
+            settings.preprocess,
+            settings.device,
+            show_progress,
+            settings.confidence,
         )
         self.settings = replace(settings, device=str(self.subject.device), layer=self.subject.layer_name)
         self.show_progress = show_progress
-        self._union_cam = LayerUnionCam(self.subject.model, self.subject.layer)
+        self._union_cam = LayerUnionCam(
+            self.subject.model, self.subject.layer, confidence_fn=self.subject.confidence_fn
+        )
 
     def explain(self, picture: Image.Image, target: int | None = None, top_k: int = 1) -> Iterator[Explanation]:
         """Explains one class of a picture, or several.

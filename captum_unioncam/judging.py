@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -62,7 +62,8 @@ class Judge:
         self.subject = subject
         self.steps = steps
         self.seed = seed
-        self._rows = settings.internal_batch_size
+        self._confidence = {"confidence_fn": subject.confidence_fn, "internal_batch_size": settings.internal_batch_size}
+        settings = replace(settings, confidence_fn=subject.confidence_fn)
         self._attribute = {name: create(name, subject.model, subject.layer, settings) for name in method_names}
 
     @property
@@ -91,11 +92,12 @@ class Judge:
             self._wait()
             seconds = time.perf_counter() - start
         arguments = self.subject.model, inputs, attribution, target
-        rows, more = self._rows, {"steps": self.steps, "return_curve": True}
-        drop = metrics.confidence_drop(*arguments, black, internal_batch_size=rows)
-        increase = metrics.confidence_increase(*arguments, black, internal_batch_size=rows)
-        insertion = cast(metrics.Curve, metrics.insertion(*arguments, internal_batch_size=rows, **more))
-        deletion = cast(metrics.Curve, metrics.deletion(*arguments, black, internal_batch_size=rows, **more))
+        confidence: dict[str, Any] = self._confidence
+        curve: dict[str, Any] = {"steps": self.steps, "return_curve": True, **confidence}
+        drop = metrics.confidence_drop(*arguments, black, **confidence)
+        increase = metrics.confidence_increase(*arguments, black, **confidence)
+        insertion = cast(metrics.Curve, metrics.insertion(*arguments, **curve))
+        deletion = cast(metrics.Curve, metrics.deletion(*arguments, black, **curve))
         pointing = energy = None
         if objects is not None and objects.any():
             pointing = metrics.pointing_game(attribution, objects[None, None]).item()

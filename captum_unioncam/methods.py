@@ -19,7 +19,7 @@ import io
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
 from typing import Any
@@ -45,6 +45,7 @@ from captum_unioncam.denoised_grad_cam import LayerDenoisedGradCam
 from captum_unioncam.errors import Failure, WrongArgument, one_line
 from captum_unioncam.layer_evaluation import check_finite, evaluation_mode
 from captum_unioncam.maps import up
+from captum_unioncam.masked_scoring import ConfidenceFunction
 from captum_unioncam.models import imported_function, suggestion
 from captum_unioncam.score_cam import LayerScoreCam
 from captum_unioncam.union_cam import LayerUnionCam
@@ -58,12 +59,14 @@ class MethodSettings:
         theta, max_channels, score_dtype: As ``LayerUnionCam.attribute`` takes them; for this package's methods alone.
         internal_batch_size (int or None): Rows in a forward pass of the methods that run many. Default: None, the
             method's own
+        confidence_fn (Callable or None): As ``LayerUnionCam`` takes it; for this package's methods alone.
     """
 
     theta: float = 10.0
     max_channels: int | None = None
     internal_batch_size: int | None = None
     score_dtype: torch.dtype | None = None
+    confidence_fn: ConfidenceFunction | None = None
 
 
 Attribute = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -81,7 +84,8 @@ def create(name: str, model: Module, layer: Module, settings: MethodSettings | N
 
     The method runs the model in evaluation mode, and leaves model and inputs as it found them, after an exception too.
     Its attributions are summed over their channels, their negative part, which speaks against the class, is cut, and
-    they are upsampled bilinearly to the inputs' size. What is random follows torch's global generator.
+    they are upsampled bilinearly to the inputs' size. What is random, by torch or by numpy, follows torch's global
+    generator.
 
     Args:
         name (str): One of ``names()``, "torchcam:NAME", "grad_cam:NAME" (upper case, "-" and "_" do not matter there),
@@ -112,7 +116,7 @@ def create(name: str, model: Module, layer: Module, settings: MethodSettings | N
     )
 
     def attribute(inputs: Tensor, target: Tensor, baselines: Tensor) -> Tensor:
-        with _left_as_found(model), evaluation_mode(model), torch.enable_grad():
+        with _left_as_found(model), evaluation_mode(model), _numpy_follows_torch(), torch.enable_grad():
             result = method(inputs.detach().clone(), target.to(inputs.device), baselines.detach().clone())
         _check_shape(name, result, inputs)
         result = result.detach().to(inputs.device, torch.promote_types(result.dtype, torch.float32))
@@ -154,16 +158,21 @@ def register(name: str, factory: Factory) -> None:
 
 
 def _union_cam(model: Module, layer: Module, settings: MethodSettings, channel_weights: str = "score") -> Attribute:
-    method = LayerUnionCam(model, layer)
-    arguments = {"channel_weights": channel_weights, **asdict(settings)}
+    method = LayerUnionCam(model, layer, confidence_fn=settings.confidence_fn)
+    arguments = {"channel_weights": channel_weights, "theta": settings.theta, **_of_region(settings)}
     return lambda inputs, target, baselines: method.attribute(inputs, target, baselines=baselines, **arguments)
 
 
 def _score_cam(model: Module, layer: Module, settings: MethodSettings) -> Attribute:
-    method = LayerScoreCam(model, layer)
-    arguments = asdict(settings)
-    del arguments["theta"]
+    method = LayerScoreCam(model, layer, confidence_fn=settings.confidence_fn)
+    arguments = _of_region(settings)
     return lambda inputs, target, baselines: method.attribute(inputs, target, baselines=baselines, **arguments)
+
+
+def _of_region(settings: MethodSettings) -> dict[str, Any]:
+    """The arguments of ``attribute`` that the region map takes."""
+    names = ("max_channels", "internal_batch_size", "score_dtype")
+    return {name: getattr(settings, name) for name in names}
 
 
 def _denoised_grad_cam(model: Module, layer: Module, settings: MethodSettings) -> Attribute:
@@ -209,8 +218,7 @@ def _gradient_shap(model: Module, _layer: Module, _settings: MethodSettings) -> 
     def attribute(inputs: Tensor, target: Tensor, baselines: Tensor) -> Tensor:
         # One by one, since Captum draws an example's baselines from those of all examples.
         each = zip(*(torch.split(rows, 1) for rows in (inputs, baselines.expand_as(inputs), target)), strict=True)
-        with _numpy_follows_torch():
-            return torch.cat([method.attribute(example, baseline, target=index) for example, baseline, index in each])
+        return torch.cat([method.attribute(example, baseline, target=index) for example, baseline, index in each])
 
     return attribute
 
@@ -307,7 +315,7 @@ def _grad_cam(cam_class: Any, model: Module, layer: Module, settings: MethodSett
         each = zip(torch.split(inputs, 1), target.tolist(), strict=True)
         try:
             # Score-CAM and Ablation-CAM draw a progress bar for each example.
-            with _numpy_follows_torch(), redirect_stderr(io.StringIO()):
+            with redirect_stderr(io.StringIO()):
                 maps = [cam(example.requires_grad_(), **_grad_cam_target(cam_class, index)) for example, index in each]
         finally:
             if hasattr(cam, "activations_and_grads"):
@@ -452,7 +460,7 @@ def _left_as_found(model: Module) -> Iterator[None]:
 
 @contextmanager
 def _numpy_follows_torch() -> Iterator[None]:
-    """Seeds NumPy's global generator, which Captum and grad-cam draw from, by torch's, and gives its state back."""
+    """Seeds NumPy's global generator, which Captum and others draw from, by torch's, and gives its state back."""
     state = np.random.get_state()
     np.random.seed(int(torch.randint(2**32, ())))
     try:

@@ -98,7 +98,7 @@ def confidence_drop(
 
     Raises:
         ValueError: No input has the attributions' dimensions, an empty batch, attributions of other examples or not
-            finite, confidences that are not finite, or a batch size below 1.
+            finite, confidences that are negative or not finite, or a batch size below 1.
         AssertionError: A target or baseline that does not fit, as in Captum.
 
     Examples::
@@ -384,6 +384,12 @@ class _Judged:
             return torch.where(_column(chunk.numbers == 0, inputs), 1.0, masks[i][chunk.examples.to(inputs.device)])
 
         confidences = self._confidences(make, 2, baselines)
+        negative = (confidences < 0).any(1)
+        if negative.any():
+            raise ValueError(
+                f"confidences: negative for the examples {negative.nonzero().flatten().tolist()}, so no share of them "
+                "can drop; give confidence_fn, such as torch.sigmoid for a model of one logit."
+            )
         return confidences[:, 0], confidences[:, 1]
 
     def curve(self, baselines: BaselineType, steps: int, shown: Callable[[Tensor, Tensor], Tensor]) -> Curve:

@@ -24,6 +24,12 @@ class Protocol(StrEnum):
     paper = "paper"
 
 
+class Confidence(StrEnum):
+    softmax = "softmax"
+    sigmoid = "sigmoid"
+    none = "none"
+
+
 class Dtype(StrEnum):
     float32 = "float32"
     bfloat16 = "bfloat16"
@@ -81,6 +87,14 @@ MaxChannelsOption = Annotated[
         show_default="all",
     ),
 ]
+ConfidenceOption = Annotated[
+    Confidence,
+    typer.Option(
+        "--confidence",
+        help="What makes confidences of the model's outputs: softmax; sigmoid, for classes that do not exclude each "
+        "other; none, where they are confidences.",
+    ),
+]
 DeviceOption = Annotated[
     str | None,
     typer.Option(
@@ -128,7 +142,7 @@ ProtocolOption = Annotated[
     typer.Option(
         "--protocol",
         help="own: as the other options say. paper: as the UnionCAM paper has it, --model vgg16 --layer features.29 "
-        "--preprocess paper --theta 10 --limit 2000, except for those of them that are given.",
+        "--preprocess paper --theta 10 --limit 2000 (of Pascal VOC all), except for those of them that are given.",
     ),
 ]
 OUTPUT_HELP = "Where the files go; made if need be."

@@ -11,6 +11,7 @@ import os
 import sys
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +27,7 @@ Settings = dict[str, Any]
 Key = tuple[str, int | None, str]
 
 # Kept beside the settings, and not compared: what they say that matters is in the fingerprints.
-_ABOUT = ("classes", "weights", "versions")
+_ABOUT = ("classes", "weights")
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,9 @@ class RecordFile:
                 written += os.write(self._file, line[written:])
         except OSError as error:
             if written:
-                os.ftruncate(self._file, os.fstat(self._file).st_size - written)
+                # Else the line is torn, and left out when it is read.
+                with suppress(OSError):
+                    os.ftruncate(self._file, os.fstat(self._file).st_size - written)
             raise Failure(
                 f"cannot write {self.path}: {error.strerror or one_line(error)}; make room there and start again: the "
                 "records written so far are kept."
@@ -124,6 +127,8 @@ class RecordFile:
 def read_records(folder: Path) -> Iterator[Record]:
     """Reads an evaluation's records, one for each image, target and method, leaving out lines that a crash tore.
 
+    Failures come last, and only those that were not made good later.
+
     Args:
         folder (Path): The evaluation's.
 
@@ -131,11 +136,15 @@ def read_records(folder: Path) -> Iterator[Record]:
         Failure: A file cannot be read.
     """
     seen: set[Key] = set()
+    failures: dict[Key, Record] = {}
     for path in sorted((folder / "records").glob("*.jsonl")):
         for record in _records_of(path):
-            if record.key not in seen:
+            if record.error is not None:
+                failures.setdefault(record.key, record)
+            elif record.key not in seen:
                 seen.add(record.key)
                 yield record
+    yield from (record for key, record in failures.items() if key not in seen)
 
 
 def _records_of(path: Path) -> Iterator[Record]:
@@ -186,8 +195,8 @@ def begin_or_go_on(folder: Path, settings: Settings) -> None:
 
     Args:
         folder (Path): Made where it does not exist.
-        settings (dict): All that the records depend on, as JSON has it; "classes", "weights" and
-            "versions" are kept with them, and not compared.
+        settings (dict): All that the records depend on, as JSON has it. "classes" and "weights" are kept with them, and
+            not compared; of "versions", those of packages that were installed before and are now.
 
     Raises:
         WrongArgument: The folder holds an evaluation with other settings.
@@ -219,7 +228,21 @@ def _write_if_first(path: Path, content: bytes) -> None:
         own.unlink(missing_ok=True)
 
 
+def _with_versions(settings: Settings) -> Settings:
+    versions = settings.get("versions") or {}
+    rest = {name: value for name, value in settings.items() if name != "versions"}
+    return rest | {f"{package} version": version for package, version in versions.items()}
+
+
 def differing(before: Settings, now: Settings) -> str:
     """Says which settings differ, and how; nothing where none does."""
-    names = [name for name in {**before, **now} if name not in _ABOUT and before.get(name) != now.get(name)]
+    before, now = (_with_versions(settings) for settings in (before, now))
+    # A package that was not installed before is of methods that are added now.
+    names = [
+        name
+        for name in {**before, **now}
+        if name not in _ABOUT
+        and before.get(name) != now.get(name)
+        and not (name.endswith(" version") and (name not in before or name not in now))
+    ]
     return "; ".join(f"{name} {before.get(name)!r} there, {now.get(name)!r} now" for name in names)

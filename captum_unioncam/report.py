@@ -9,9 +9,11 @@ from __future__ import annotations
 import base64
 import json
 import math
+import sys
+import textwrap
 from array import array
 from bisect import insort
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -396,12 +398,25 @@ def _mean_and_interval(mean: float, low: float, high: float, form: str) -> str:
     return f"{mean:{form}}" if math.isnan(low) else f"{mean:{form}} [{low:{form}}, {high:{form}}]"
 
 
-def text(summary: Summary, width: int | None = None) -> str:
+def remarks(summary: Summary, settings: Mapping[str, Any]) -> list[str]:
+    """What keeps the means from being those of the whole evaluation, or of the same images for each method."""
+    found = []
+    if summary.images < settings.get("images", 0):
+        found.append(f"Not finished: there are records of {summary.images} of {settings['images']} images.")
+    judged = {name: len(values) for name, values in summary.values.items()}
+    if len(set(judged.values())) > 1:
+        counts = ", ".join(f"{name} {count}" for name, count in judged.items())
+        found.append(f"The methods' means are over different numbers of maps ({counts}), so they do not quite compare.")
+    return found
+
+
+def text(summary: Summary, width: int | None = None, settings: Mapping[str, Any] | None = None) -> str:
     """The table as plain text, the best values with an asterisk, and the failures.
 
     Args:
         summary (Summary): What ``summarize`` gave.
         width (int or None): Columns of the terminal: a table that is wider goes on below. Default: None, any
+        settings (Mapping or None): The evaluation's, for what is to be said of the means. Default: None
     """
     texts, best = display_table(summary)
     marked = texts + best.map(lambda is_best: " *" if is_best else "  ")
@@ -409,6 +424,7 @@ def text(summary: Summary, width: int | None = None) -> str:
     table = [line.rstrip(" \\") for line in marked.to_string(line_width=width).splitlines()]
     lines = [
         f"images: {summary.images}; maps: {summary.records}; failures: {summary.failed}",
+        *(line for remark in remarks(summary, settings or {}) for line in textwrap.wrap(remark, width or sys.maxsize)),
         "means over maps, with their 95 % bootstrap intervals over images; * the best",
         "",
         *table,
@@ -532,6 +548,7 @@ def report_page(summary: Summary, settings: dict[str, Any], photo: Photo, curves
     return render(
         "report.html",
         summary=summary,
+        remarks=remarks(summary, settings),
         settings=[(name, _setting(value)) for name, value in settings.items()],
         headings=["method", *texts.columns],
         rows=rows,

@@ -158,7 +158,7 @@ def test_the_papers_protocol_is_that_of_what_is_not_given(capsys, monkeypatch, o
     class Subject:
         layer_name, layer_found = "a layer", False
 
-        def __init__(self, model, _weights, layer, preprocess, _device, show_progress):
+        def __init__(self, model, _weights, layer, preprocess, *_others):
             received.update(model=model, layer=layer, preprocess=preprocess)
 
     def evaluate(evaluation, *_args, **_options):
@@ -269,7 +269,87 @@ def test_an_unfinished_evaluation_is_reported_on(capsys, evaluation, without_fil
     (file,) = (evaluation / "records").iterdir()
     with file.open("ab") as records:
         records.write(b'{"image":"torn')
-    assert run(capsys, "report", evaluation)[1][0] == "images: 4; maps: 8; failures: 4"
+    assert run(capsys, "report", evaluation)[1][:2] == [
+        "images: 4; maps: 8; failures: 4",
+        # The third method fails on every image.
+        "The methods' means are over different numbers of maps (grad_cam 4, own_code:broken 0, saliency 4), so they do "
+        "not quite compare.",
+    ]
+    lines = file.read_text().splitlines(keepends=True)
+    last = json.loads(lines[-2])["image"]
+    file.write_text("".join(line for line in lines[:-1] if json.loads(line)["image"] != last))
+    printed = run(capsys, "report", evaluation)[1]
+    assert printed[:2] == [
+        "images: 3; maps: 6; failures: 3",
+        "Not finished: there are records of 3 of 4 images.",
+    ]
+
+
+def test_the_page_says_so_where_an_evaluation_is_unfinished(capsys, evaluation):
+    settings = json.loads((evaluation / "settings.json").read_text())
+    (evaluation / "settings.json").write_text(json.dumps({**settings, "images": 50}))
+    assert run(capsys, "report", evaluation)[0] == 0
+    page = (evaluation / "report" / "report.html").read_text()
+    assert "Not finished: there are records of 4 of 50 images." in page
+    assert "different numbers of maps" in page
+
+
+CONFIDENCES = """
+import torch
+from torch import nn
+
+def logits():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 32, stride=32), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 7 * 7, 3))
+
+def probabilities():
+    return nn.Sequential(logits(), nn.Softmax(1))
+
+def sigmoids():
+    return nn.Sequential(logits(), nn.Sigmoid())
+"""
+
+
+def test_outputs_that_are_probabilities_are_judged_as_such_and_not_taken_for_logits(capsys):
+    Path("own_code.py").write_text(CONFIDENCES)
+    Path("classes.json").write_text(json.dumps(dict(zip(CLASS_NAMES, [0, 1, 2, 0, 1, 2, 0, 1], strict=True))))
+    arguments = ["--limit", "2", "--classes", "classes.json", "--methods", "union_cam,grad_cam", *QUICK]
+    for out, options in (
+        ("logits", ["--model", "own_code:logits"]),
+        ("probabilities", ["--model", "own_code:probabilities", "--confidence", "none"]),
+        ("sigmoid", ["--model", "own_code:logits", "--confidence", "sigmoid"]),
+        ("sigmoids", ["--model", "own_code:sigmoids", "--confidence", "none"]),
+    ):
+        layer = "1" if "logits" in options[1] else "0.1"
+        assert run(capsys, "evaluate", *arguments, *options, "--layer", layer, "--out", out)[0] == 0
+    logits, probabilities, sigmoid, sigmoids = (
+        {(r.image, r.method): r for r in read_records(Path(out))}
+        for out in ("logits", "probabilities", "sigmoid", "sigmoids")
+    )
+    # GradCAM's gradients are of the outputs themselves, so its maps differ; the confidences do not.
+    for one, other in ((logits, probabilities), (sigmoid, sigmoids)):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert one[key].confidence == pytest.approx(other[key].confidence, rel=1e-4)
+    assert all(logits[key].confidence != sigmoid[key].confidence for key in logits)
+    code, _, errors = run(capsys, "evaluate", *arguments, "--model", "own_code:probabilities")
+    assert code == 2
+    problem = one_error(errors)
+    assert problem.endswith("its outputs are probabilities already, since they sum to 1; give --confidence none.")
+    assert not Path("evaluation").exists()
+
+
+def test_the_papers_protocol_takes_all_of_vocs_test_set(capsys, monkeypatch):
+    Path("VOCdevkit", "VOC2007").mkdir(parents=True)
+    seen = []
+    monkeypatch.setattr("captum_unioncam.explained_model.ExplainedModel", lambda *_: type(
+        "Subject", (), {"layer_name": "features.29", "layer_found": False}))  # fmt: skip
+    monkeypatch.setattr(
+        "captum_unioncam.evaluation.evaluate", lambda evaluation, *_: seen.append(evaluation.limit) or Tally()
+    )
+    for data in (".", "demo"):
+        assert run(capsys, "evaluate", data, "--protocol", "paper")[0] == 0
+    assert seen == [None, 2000]
 
 
 @pytest.mark.parametrize(

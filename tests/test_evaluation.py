@@ -29,7 +29,7 @@ from captum_unioncam import demo, evaluation, methods
 from captum_unioncam.cli import main
 from captum_unioncam.data_sets import open_data_set
 from captum_unioncam.errors import Failure
-from captum_unioncam.evaluation import Evaluation, evaluate
+from captum_unioncam.evaluation import Evaluation, evaluate, fingerprint
 from captum_unioncam.explained_model import ExplainedModel
 from captum_unioncam.methods import MethodSettings
 from captum_unioncam.models import Preprocessing, preprocessing_of
@@ -400,7 +400,8 @@ def test_a_process_under_torchrun_takes_a_gpu_of_its_own(monkeypatch):
     assert evaluation.local_device(None) is None
     for rank, device in (("0", "cuda:0"), ("1", "cuda:1"), ("2", "cuda:0")):
         monkeypatch.setenv("LOCAL_RANK", rank)
-        assert evaluation.local_device(None) == device
+        assert evaluation.local_device(None) == evaluation.local_device("cuda") == device
+        assert evaluation.local_device("cuda:7") == "cuda:7"
         assert evaluation.local_device("cpu") == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert evaluation.local_device(None) is None
@@ -735,6 +736,54 @@ def test_a_method_that_fails_on_an_image_is_recorded_and_the_run_goes_on(capsys,
     assert failed["ring/b.png", "infinite"].startswith("ValueError: ")
     # They are done: once more there is nothing to do.
     assert run(capsys, pictures, OUT, method_names=names)[1][-1].startswith("0 new records")
+
+
+def test_failures_are_done_again_when_asked_for(capsys, pictures):
+    busy = [True]
+    register("busy", fails_on(lambda inputs: brightest(inputs) and busy[0], MemoryError("busy")))
+    run(capsys, pictures, OUT, method_names=["busy"])
+    busy[0] = False
+    _, out, _ = run(capsys, pictures, OUT, "--retry-failures", method_names=["busy"])
+    assert out[-1].startswith("1 new records of 1 pictures in out, 0 of them failures")
+    assert not any(record.error for record in read_records(OUT))
+    assert run(capsys, pictures, OUT, "--retry-failures", method_names=["busy"])[1][-1].startswith("0 new records")
+
+
+def test_other_versions_are_refused_but_for_packages_that_were_not_there(capsys, pictures):
+    run(capsys, pictures, OUT, method_names=["saliency"])
+    path = OUT / "settings.json"
+    settings = json.loads(path.read_text())
+    del settings["versions"]["torchcam"]
+    path.write_text(json.dumps(settings))
+    assert run(capsys, pictures, OUT, method_names=["saliency"])[0] == 0
+    settings["versions"]["captum"] = "0.0"
+    path.write_text(json.dumps(settings))
+    code, _, err = run(capsys, pictures, OUT, method_names=["saliency"])
+    assert code == 2
+    assert "captum version '0.0' there, " in err[0]
+
+
+def test_a_reader_that_dies_is_told_in_a_sentence(capsys, pictures, monkeypatch):
+    monkeypatch.setattr(evaluation._Pictures, "__getitem__", lambda pictures, index: os._exit(1))
+    with processes_started_by("fork"):
+        code, _, err = run(capsys, pictures, OUT, "--workers", 1, method_names=["saliency"])
+    assert code == 1
+    assert "has died" in errors_of(err)[0]
+    assert "--workers 0" in errors_of(err)[0]
+
+
+def test_weights_that_are_no_tensors_have_a_fingerprint():
+    class Extra(torch.nn.Linear):
+        state = 1
+
+        def get_extra_state(self):
+            return {"state": self.state}
+
+    torch.manual_seed(0)
+    model = Extra(1, 1)
+    before = fingerprint(model)
+    model.state = 2
+    assert fingerprint(model) != before
 
 
 def test_a_model_that_has_no_numbers_for_an_image_is_recorded(pictures):

@@ -238,6 +238,16 @@ def test_no_confidence_cannot_drop(images):
     assert metrics.confidence_increase(nothing, images, attributions).tolist() == [0, 0, 0]
 
 
+def test_negative_confidences_have_no_share_to_lose(images):
+    def logit(x):
+        return x.mean((1, 2, 3)) - 1
+
+    attributions = torch.rand(3, 1, 4, 3, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"negative for the examples .* confidence_fn"):
+        metrics.confidence_drop(logit, images, attributions)
+    assert (metrics.confidence_drop(logit, images, attributions, confidence_fn=torch.sigmoid) >= 0).all()
+
+
 def test_a_model_in_training_mode_is_left_as_it_was(images):
     model = TinyNet(batch_norm=True, dropout=0.5).train()
     attributions = torch.rand(3, 1, 4, 3, dtype=torch.float64)

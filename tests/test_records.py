@@ -58,7 +58,19 @@ def refusing(code):
 def test_records_are_read_as_they_were_written(folder):
     written = [FULL, BAD, record(0, energy=1e-30, map="AA=="), record(0, "saliency", error="")]
     write(folder, *written)
-    assert list(read_records(folder)) == written
+    assert list(read_records(folder)) == failures_last(written)
+
+
+def failures_last(records):
+    return sorted(records, key=lambda each: each.error is not None)
+
+
+def test_a_failure_that_was_made_good_is_none_whatever_the_file_it_is_in(folder):
+    failed, good = record(0, error="out of memory"), record(0, drop=0.5)
+    for order in ([failed, good], [good, failed]):
+        for name, each in zip("ab", order, strict=True):
+            (folder / "records" / f"{name}.jsonl").write_bytes(each.line())
+        assert list(read_records(folder)) == [good]
 
 
 def test_a_line_is_json_that_says_what_is_known_by_name():
@@ -115,7 +127,7 @@ def test_wherever_a_file_is_torn_its_whole_lines_are_read(folder):
     for length in range(len(content) + 1):
         path.write_bytes(content[:length])
         read = [each for each in read_records(folder) if each != other]
-        assert read == written[: content[:length].count(b"\n")]
+        assert read == failures_last(written[: content[:length].count(b"\n")])
         assert other in read_records(folder)
 
 
