@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import Module
 
-from benchmarks.faithfulness import RUNS, experiments, summary_of
+from benchmarks.faithfulness import RUNS, command, experiments, summary_of
 from benchmarks.machine import RESULTS, describe, markdown, write_result
 from captum_unioncam import LayerUnionCam, methods
 from captum_unioncam.evaluation import local_device
@@ -99,6 +99,15 @@ def tables(summary: Summary, groups: dict[str, list[str]]) -> str:
     )
 
 
+def theta_has_no_effect(summary: Summary, groups: dict[str, list[str]]) -> bool:
+    """Whether each metric is the same for every theta."""
+    means = (
+        summary.table[summary.table.metric.str.startswith(METRICS)].set_index(["method", "metric"])["mean"].unstack()
+    )
+    titles = [title for title in groups if title.startswith("Theta")]
+    return all(bool((means.loc[groups[title]].std() < 1e-6).all()) for title in titles)
+
+
 def theta_plot(summary: Summary, groups: dict[str, list[str]]) -> Figure:
     """Each metric over theta, with its interval."""
     figure = Figure(figsize=(13, 3.4), layout="constrained")
@@ -126,14 +135,14 @@ def main(
         summary, layer_name = summary_of(experiment, names, steps, device, folder)
         pooled = experiment.name == "sample"
         note = (
-            "Behind global average pooling a channel's gradient is the same everywhere: theta can have no effect, and "
-            "has none.\n\n"
+            "Behind global average pooling a channel's gradient is the same everywhere, so theta can have no effect; "
+            f"{'it has none here' if theta_has_no_effect(summary, found.groups) else 'YET IT HAS ONE HERE'}.\n\n"
             if pooled
             else "![Metrics over theta](ablation-theta.png)\n\n"
         )
         machine = describe(torch.device(local_device(device) or ("cuda" if torch.cuda.is_available() else "cpu")))
         text = (
-            f"# Ablation: {experiment.title}\n\n`python -m benchmarks.ablation`: {summary.images} images, {steps} "
+            f"# Ablation: {experiment.title}\n\n`{command()}`: {summary.images} images, {steps} "
             f"steps, layer `{layer_name}`, means with 95 % bootstrap intervals over images; {summary.failed} failures. "
             f"{machine}.\n\n{note}"
             f"{tables(summary, found.groups)}"

@@ -7,12 +7,13 @@ on its photos. The paper's own experiment needs its data and torchvision's weigh
     python -m benchmarks.faithfulness --imagenet ILSVRC2012/val --classes LOC_synset_mapping.txt
     python -m benchmarks.faithfulness --voc VOC2007 --model package.module:function --layer features.29
 
-Records are kept in ``benchmarks/runs/``: what is broken off goes on when started again. Under torchrun the images are
-shared over all processes, as by ``captum-unioncam evaluate``; the first to find all records there writes the tables.
+Records are kept in ``benchmarks/runs/``: what is broken off goes on when started again. It is one process; on many GPUs
+``captum-unioncam evaluate --protocol paper`` under torchrun makes the same records, and ``report`` the tables of them.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -124,6 +125,11 @@ def tables(summary: Summary) -> str:
     return "\n".join(written)
 
 
+def command() -> str:
+    """As it was given."""
+    return " ".join(["python -m", str(getattr(sys.modules["__main__"].__spec__, "name", "")), *sys.argv[1:]])
+
+
 def main(
     imagenet: Annotated[Path | None, typer.Option(help="ILSVRC2012's validation set, a folder for each class.")] = None,
     voc: Annotated[Path | None, typer.Option(help="The folder that holds VOCdevkit/VOC2007.")] = None,
@@ -151,12 +157,13 @@ def main(
         summary, layer_name = summary_of(experiment, method_names, steps, device, RUNS / f"{experiment.name}-{steps}")
         machine = describe(torch.device(local_device(device) or ("cuda" if torch.cuda.is_available() else "cpu")))
         text = (
-            f"# {experiment.title}\n\n`python -m benchmarks.faithfulness`: {summary.images} images, {steps} steps, "
+            f"# {experiment.title}\n\n`{command()}`: {summary.images} images, {steps} steps, "
             f"layer `{layer_name}`, means with 95 % bootstrap intervals over images; "
             f"{summary.failed} failures. {machine}.\n\n{tables(summary)}"
         )
         print(text)
-        write_result(f"faithfulness-{experiment.name}.md", text)
+        if not names:
+            write_result(f"faithfulness-{experiment.name}.md", text)
 
 
 if __name__ == "__main__":
