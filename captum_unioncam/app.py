@@ -9,10 +9,11 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from html import escape
 from pathlib import Path
+from signal import SIGTERM, default_int_handler, signal
 from tempfile import TemporaryDirectory
 from threading import Lock
 from typing import Any
@@ -31,6 +32,7 @@ from captum_unioncam.errors import Failure, WrongArgument, one_line
 from captum_unioncam.explained_model import ExplainedModel
 from captum_unioncam.explanation import Explainer, Explanation, Settings
 from captum_unioncam.judging import Judge
+from captum_unioncam.layouts import KnownTransforms, WithMaps
 from captum_unioncam.maps import up
 from captum_unioncam.methods import MethodSettings, names
 from captum_unioncam.models import DEMO
@@ -39,6 +41,8 @@ from captum_unioncam.pictures import open_picture
 from captum_unioncam.visualization import COLORS, OPACITY
 
 _LARGEST_FILE = "20mb"
+# Seconds: how often uploaded pictures are looked through, and how old they get.
+_DELETION = (600, 3600)
 _MODELS_KEPT = 3
 _CURVE_STEPS = 50
 _PREDICTED = "predicted"
@@ -125,12 +129,15 @@ class Workbench:
 
         self.model_names = list(dict.fromkeys([model, DEMO, *models.list_models(module=models)]))
         self.model, self.weights, self.device = model, weights, device
-        self._explainer = lru_cache(maxsize=_MODELS_KEPT)(self._load)
+        self._subject = lru_cache(maxsize=_MODELS_KEPT)(self._load)
         self._working, self._closed = Lock(), False
 
     def subject(self, model: str) -> ExplainedModel:
         """The model, with the layer that is found in it."""
-        return self._explainer(model, None).subject
+        subject = self._subject(model)
+        with self._working:
+            subject.set_layer()
+        return subject
 
     def answer(self, name: str, picture: Image.Image, question: Question) -> Answer:
         """Explains a class of a picture, and compares.
@@ -158,11 +165,13 @@ class Workbench:
             pass
 
     def _answer(self, name: str, picture: Image.Image, question: Question) -> Answer:
-        found = self._explainer(question.model, None)
-        layer = None if question.layer == found.settings.layer else question.layer
-        explainer = self._explainer(question.model, layer)
-        explainer.settings = replace(explainer.settings, theta=question.theta, channel_weights=question.channel_weights)
-        target = None if question.target is None else explainer.subject.class_index(question.target)
+        subject = self._subject(question.model)
+        subject.set_layer(question.layer)
+        settings = Settings(
+            question.model, subject.weights, theta=question.theta, channel_weights=question.channel_weights
+        )
+        explainer = Explainer(settings, show_progress=True, subject=subject)
+        target = None if question.target is None else subject.class_index(question.target)
         own = _OWN_METHODS[question.channel_weights]
         judge = _Judge(explainer, picture, own, [method for method in question.methods if method != own])
         comparison = compare(judge, name, picture, target, show_progress=True)
@@ -170,14 +179,14 @@ class Workbench:
             raise Failure(f"UnionCAM: {comparison.failures[own]}")
         return Answer(judge.explanation, comparison, python_lines(judge.explanation, name, picture, self.device))
 
-    def _load(self, model: str, layer: str | None) -> Explainer:
+    def _load(self, model: str) -> ExplainedModel:
         if model not in self.model_names:
             # Not for visitors: the loader would import package.module:function.
             raise WrongArgument(f"there is no network {model!r}; choose one of the list.")
         weights = self.weights if model == self.model else None
-        explainer = Explainer(Settings(model, weights, layer, device=self.device), show_progress=True)
-        explainer.subject.model.register_forward_pre_hook(self._stop_if_closed)
-        return explainer
+        subject = ExplainedModel(model, weights, device=self.device, show_progress=True)
+        subject.model.register_forward_pre_hook(self._stop_if_closed)
+        return subject
 
     def _stop_if_closed(self, *_: Any) -> None:
         if self._closed:
@@ -205,16 +214,22 @@ def spatial_layers(subject: ExplainedModel) -> list[str]:
     Args:
         subject (ExplainedModel): Is run on a black picture.
     """
+    transforms = KnownTransforms([subject.model])
     found: dict[str, None] = {}
 
     def look(name: str) -> Callable[[Module, Any, Any], None]:
-        def hook(_module: Module, _args: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.dim() == 4 and output.shape[2:].numel() > 1:
+        def hook(module: Module, _args: Any, output: Any) -> None:
+            # Of a layer that runs several times, the last run is what is explained.
+            found.pop(name, None)
+            if transforms.has_space(module, output, {4}):
                 found[name] = None
 
         return hook
 
     modules = [(name, module) for name, module in subject.model.named_modules() if name]
+    # What was put around the explained layer is not in the model that --layer names one of.
+    wrappers = tuple(f"{name}." for name, module in modules if isinstance(module, WithMaps))
+    modules = [(name, module) for name, module in modules if not name.startswith(wrappers)]
     handles = [module.register_forward_hook(look(name)) for name, module in modules]
     try:
         subject.confidences(subject.input_and_baseline(subject.shown(Image.new("RGB", (256, 256))))[0])
@@ -345,6 +360,8 @@ def _opened(file: FileData | None) -> tuple[str, Image.Image]:
     if file is None or not file.path:
         raise Failure("there is no picture; drop one, or take an embedded one.")
     name = Path(file.orig_name or file.path).name
+    if not Path(file.path).exists():
+        raise Failure(f"{name}: has been deleted here in the meantime; drop it again.")
     try:
         return name, open_picture(Path(file.path))
     except Failure as error:
@@ -376,14 +393,17 @@ def build_page(workbench: Workbench, folder: Path) -> gr.Blocks:
         files.append(str(folder / f"embedded-{number}.png"))
         picture.save(files[-1])
     page: gr.Blocks
-    with gr.Blocks(title="UnionCAM", analytics_enabled=False) as page:
+    with gr.Blocks(title="UnionCAM", analytics_enabled=False, delete_cache=_DELETION) as page:
         gr.Markdown(_INTRODUCTION)
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
                 image = gr.Image(files[0], label="Picture", sources=["upload"], height=220, buttons=[])
                 # Gradio would open the file itself, with every decoder that Pillow has.
                 image.preprocess = _as_uploaded  # type: ignore[method-assign]
-                gr.Examples([[file] for file in files], image, label="Embedded pictures", api_visibility="private")
+                embedded = gr.Dataset(
+                    components=[image], samples=[[file] for file in files], type="index", label="Embedded pictures"
+                )
+                image.keep_in_cache.update(sample["path"] for (sample,) in embedded.samples)
                 button = gr.Button("Explain", variant="primary")
                 model = gr.Dropdown(
                     workbench.model_names,
@@ -421,6 +441,8 @@ def build_page(workbench: Workbench, folder: Path) -> gr.Blocks:
         handlers = _Handlers(workbench)
         # The computations share the models, which hooks are put on: one at a time.
         one_by_one: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "private"}
+        # gr.Examples would put another image component in this one's place, with Gradio's own decoding.
+        embedded.click(files.__getitem__, embedded, image, api_visibility="private")
         checked = image.upload(handlers.check, image, None, api_visibility="private")
         checked.failure(lambda: None, None, image, api_visibility="private")
         model.input(handlers.choose, model, [layer, target], **one_by_one)
@@ -437,7 +459,7 @@ def build_page(workbench: Workbench, folder: Path) -> gr.Blocks:
 
 @contextmanager
 def served(workbench: Workbench, host: str = "127.0.0.1", port: int | None = None) -> Iterator[str]:
-    """Serves the page meanwhile, and gives its address.
+    """Serves the page meanwhile, and gives its address. SIGTERM, as of ``docker stop``, ends it as Ctrl-C does.
 
     Args:
         workbench (Workbench): Does what the page asks for.
@@ -454,7 +476,7 @@ def served(workbench: Workbench, host: str = "127.0.0.1", port: int | None = Non
     """
     _try_address(host, port)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    with TemporaryDirectory(prefix="captum-unioncam-") as folder:
+    with _interrupted_by(SIGTERM), TemporaryDirectory(prefix="captum-unioncam-") as folder:
         # Uploaded pictures go there, and with it.
         os.environ["GRADIO_TEMP_DIR"] = folder
         page = build_page(workbench, Path(folder)).queue(api_open=False)
@@ -477,6 +499,16 @@ def served(workbench: Workbench, host: str = "127.0.0.1", port: int | None = Non
         finally:
             workbench.close()
             page.close(verbose=False)
+
+
+@contextmanager
+def _interrupted_by(number: int) -> Iterator[None]:
+    """Makes the signal raise ``KeyboardInterrupt`` meanwhile."""
+    before = signal(number, default_int_handler)
+    try:
+        yield
+    finally:
+        signal(number, before)
 
 
 def _try_address(host: str, port: int | None) -> None:

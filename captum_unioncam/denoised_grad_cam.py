@@ -94,8 +94,8 @@ class LayerDenoisedGradCam(LayerAttribution, GradientAttribution):  # type: igno
             Default: None
         reshape_transform (Callable or None): The layer's output, each tensor of it, to (N, K, \*spatial). Gradients
             pass through it as well, so it may only move values and leave some out: ``tokens_to_maps(14, 14)``,
-            ``channels_last_to_maps``, or your own. Default: None, that of torchvision's ViT or Swin transformer where
-            the layer is within one, and the output as it is elsewhere
+            ``channels_last_to_maps``, or your own. Default: None, the known one where the layer is within torchvision's
+            ViT, Swin transformer or ConvNeXt, and the output as it is elsewhere
     """
 
     def __init__(
@@ -141,8 +141,8 @@ class LayerDenoisedGradCam(LayerAttribution, GradientAttribution):  # type: igno
             layer, for a list of layers.
 
         Raises:
-            ValueError: theta outside [0, 100], a layer without spatial dimensions, an empty batch or list of layers, or
-                activations or gradients that are not finite.
+            ValueError: theta outside [0, 100], a layer without spatial dimensions or with another number of them than
+                every input, an empty batch or list of layers, or activations or gradients that are not finite.
             AssertionError: A target that does not fit the output, as in Captum.
 
         Examples::

@@ -20,7 +20,7 @@ from captum_unioncam._captum import (
     format_output,
     forward_layer_eval,
 )
-from captum_unioncam.layouts import ReshapeTransform, found_transform
+from captum_unioncam.layouts import KnownTransforms, ReshapeTransform
 from captum_unioncam.maps import MAX_SPATIAL_DIMS, full_precision
 
 
@@ -160,7 +160,7 @@ def layer_activations(
     )
     # Known now: which modules a plain function has called.
     transforms = _transforms(forward_func, layers, attribute_to_layer_input, reshape_transform)
-    return _as_maps(activations, transforms, "activations", inputs[0].shape[0])
+    return _as_maps(activations, transforms, "activations", inputs)
 
 
 def layer_gradients_and_activations(
@@ -187,10 +187,9 @@ def layer_gradients_and_activations(
         grad_kwargs=grad_kwargs,
     )
     transforms = _transforms(forward_func, layers, attribute_to_layer_input, reshape_transform)
-    examples = inputs[0].shape[0]
     return (
-        _as_maps(gradients, transforms, "gradients", examples),
-        _as_maps(activations, transforms, "activations", examples),
+        _as_maps(gradients, transforms, "gradients", inputs),
+        _as_maps(activations, transforms, "activations", inputs),
     )
 
 
@@ -209,8 +208,8 @@ def _transforms(
 ) -> list[ReshapeTransform]:
     if reshape_transform is not None:
         return [reshape_transform] * len(layers)
-    modules = _modules_behind(forward_func)
-    return [found_transform(modules, layer, attribute_to_layer_input) for layer in layers]
+    known = KnownTransforms(_modules_behind(forward_func), attribute_to_layer_input)
+    return [known[layer] for layer in layers]
 
 
 def _copies(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -220,15 +219,15 @@ def _copies(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def _as_maps(
-    of_layers: list[tuple[Tensor, ...]], transforms: list[ReshapeTransform], what: str, examples: int
+    of_layers: list[tuple[Tensor, ...]], transforms: list[ReshapeTransform], what: str, inputs: tuple[Tensor, ...]
 ) -> list[tuple[Tensor, ...]]:
     return [
-        tuple(_checked(value, transform(value), what, examples) for value in values)
+        tuple(_checked(value, transform(value), what, inputs) for value in values)
         for values, transform in zip(of_layers, transforms, strict=True)
     ]
 
 
-def _checked(value: Tensor, maps: Any, what: str, examples: int) -> Tensor:
+def _checked(value: Tensor, maps: Any, what: str, inputs: tuple[Tensor, ...]) -> Tensor:
     """What was made of a layer's ``value``, if it is maps."""
     if not isinstance(maps, Tensor) or not 3 <= maps.dim() <= 2 + MAX_SPATIAL_DIMS:
         if maps is not value:
@@ -242,13 +241,29 @@ def _checked(value: Tensor, maps: Any, what: str, examples: int) -> Tensor:
             "dimensions; choose a layer with space, such as the last convolution "
             "(captum_unioncam.find_spatial_layer finds one)."
         )
+    examples = inputs[0].shape[0]
     if maps.shape[0] != examples:
         raise ValueError(
             f"layer: its {what} hold {maps.shape[0]} examples where the inputs hold {examples}; choose a layer that "
             "keeps one row an example."
         )
+    # Of the three methods, only two mask inputs: without this, tokens would pass for the maps of a signal.
+    inputs_with_mask(inputs, maps.dim())
     check_finite(maps, f"layer {what}")
     return full_precision(maps.detach())
+
+
+def inputs_with_mask(inputs: tuple[Tensor, ...], map_dims: int) -> list[bool]:
+    """Which inputs take the mask that a map of so many dimensions makes; ``ValueError`` if none does."""
+    masked = [x.dim() == map_dims for x in inputs]
+    if not any(masked):
+        shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
+        raise ValueError(
+            f"inputs: none of the shapes {shapes} has the {map_dims - 2} spatial dimensions of the layer's output, "
+            "so no mask fits; give an input of shape (N, C, *spatial), another layer, or, for tokens, a "
+            "reshape_transform."
+        )
+    return masked
 
 
 def check_finite(values: Tensor, what: str) -> None:

@@ -9,13 +9,14 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_unioncam.layer_evaluation import evaluation_mode
-from captum_unioncam.layouts import last_token_layers
+from captum_unioncam.layouts import KnownTransforms, last_token_layers
 
 
 def find_spatial_layer(model: Module, inputs: Tensor | tuple[Tensor, ...]) -> tuple[str, Module]:
     """Finds the last layer whose output has space, which is the usual one to explain, by running the model once.
 
     A layer's output has space if it has as many spatial dimensions as an input, and more than one position in them.
+    Channels are taken to come first, except in torchvision's networks: name the layer where they come last elsewhere.
     Of nested modules that end with the same output, the outermost is taken. So are the tokens that enter the last
     attention of torchvision's vision transformers, the usual ones to explain: behind it, the class token alone counts.
 
@@ -37,13 +38,16 @@ def find_spatial_layer(model: Module, inputs: Tensor | tuple[Tensor, ...]) -> tu
     inputs = inputs if isinstance(inputs, tuple) else (inputs,)
     input_dims = {x.dim() for x in inputs if x.dim() > 2}
     token_layers = last_token_layers(model)
-    found: list[tuple[str, Module]] = []
+    transforms = KnownTransforms([model])
+    found: dict[str, Module] = {}
 
     def look(name: str, module: Module) -> Any:
         def hook(_module: Module, _args: Any, output: Any) -> None:
-            space = isinstance(output, Tensor) and output.dim() in input_dims and output.shape[2:].numel() > 1
-            if space or module in token_layers:
-                found.append((name, module))
+            # Of a layer that runs several times, the last run is what is explained.
+            found.pop(name, None)
+            maps = isinstance(output, Tensor) and output.dim() in input_dims
+            if module in token_layers or (maps and transforms.has_space(module, output, input_dims)):
+                found[name] = module
 
         return module.register_forward_hook(hook)
 
@@ -60,4 +64,4 @@ def find_spatial_layer(model: Module, inputs: Tensor | tuple[Tensor, ...]) -> tu
             f"model: for inputs of shape {shapes} no layer has an output of shape (N, K, *spatial) with more than one "
             "position; name the layer to explain, or give larger inputs."
         )
-    return found[-1]
+    return next(reversed(found.items()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
@@ -59,21 +59,40 @@ def tokens_to_maps(*grid: int, class_tokens: int = 1) -> ReshapeTransform:
     return transform
 
 
-def found_transform(modules: Iterable[Module], layer: Module, of_input: bool = False) -> ReshapeTransform:
-    """The transform for a layer of one of torchvision's transformers; one that changes nothing for any other layer.
+class KnownTransforms:
+    """The transforms for the layers of torchvision's networks whose outputs are not maps.
 
     Args:
-        modules (Iterable[Module]): The transformer itself may be within one of them.
-        layer (torch.nn.Module): The layer to explain.
-        of_input (bool): Its input in place of its output. Default: False
+        modules (Iterable[Module]): The networks, or what they are within.
+        of_inputs (bool): Of the layers' inputs in place of their outputs. Default: False
     """
-    every = {module for root in modules for module in root.modules()} if not isinstance(layer, Maps) else set()
-    for transformer in every:
-        if _is_of_torchvision(transformer, "VisionTransformer") and layer in set(transformer.modules()):
-            return _vision_transformer_maps(transformer)
-        if _is_of_torchvision(transformer, "SwinTransformer") and _is_channels_last(transformer, layer, of_input):
-            return channels_last_to_maps
-    return _unchanged
+
+    def __init__(self, modules: Iterable[Module], of_inputs: bool = False) -> None:
+        self._transforms: dict[Module, ReshapeTransform] = {}
+        for module in {module for root in modules for module in root.modules()}:
+            if _is_of_torchvision(module, "VisionTransformer"):
+                self._add(module.modules(), _vision_transformer_maps(module))
+            elif _is_of_torchvision(module, "SwinTransformer"):
+                self._add(_channels_last_in_swin(module, of_inputs), channels_last_to_maps)
+            elif _is_of_torchvision(module, "CNBlock"):
+                self._add(_channels_last_in_convnext(module, of_inputs), channels_last_to_maps)
+            elif _is_of_torchvision(module, "PartitionAttentionLayer"):
+                self._add(_windows_in_maxvit(module, of_inputs), _refuse_windows)
+
+    def __getitem__(self, layer: Module) -> ReshapeTransform:
+        """The layer's transform, which raises ``ValueError`` if no maps can be made; any other's changes nothing."""
+        return self._transforms.get(layer, _unchanged)
+
+    def has_space(self, layer: Module, output: object, dims: Collection[int]) -> bool:
+        """Whether the layer's output as maps has one of these numbers of dimensions, and more than one position."""
+        try:
+            maps = self[layer](output) if isinstance(output, Tensor) else None
+        except ValueError:
+            return False
+        return maps is not None and maps.dim() in dims and maps.shape[2:].numel() > 1
+
+    def _add(self, layers: Iterable[Module], transform: ReshapeTransform) -> None:
+        self._transforms |= {layer: transform for layer in layers if not isinstance(layer, Maps)}
 
 
 def last_token_layers(model: Module) -> set[Module]:
@@ -101,15 +120,36 @@ def _vision_transformer_maps(transformer: Any) -> ReshapeTransform:
     return maps
 
 
-def _is_channels_last(transformer: Any, layer: Module, of_input: bool) -> bool:
-    """Whether it lies between the two permutations, behind the first convolution and in front of the pooling."""
+def _channels_last_in_swin(transformer: Any, of_inputs: bool) -> set[Module]:
+    """Between the two permutations, behind the first convolution and in front of the pooling."""
     channels_last = {*transformer.features.modules(), transformer.norm}
-    stem = transformer.features[0]
-    if of_input:
-        channels_last = (channels_last | {transformer.permute}) - {transformer.features, stem, stem[0], stem[1]}
-    else:
-        channels_last -= {stem[0]}
-    return layer in channels_last
+    stem = _unwrapped(_unwrapped(transformer.features)[0])
+    if of_inputs:
+        return (channels_last | {transformer.permute}) - {transformer.features, stem, stem[0], stem[1]}
+    return channels_last - {stem[0]}
+
+
+def _unwrapped(layer: Any) -> Any:
+    return layer.layer if isinstance(layer, WithMaps) else layer
+
+
+def _channels_last_in_convnext(block: Any, of_inputs: bool) -> set[Module]:
+    """Between the two permutations, behind the convolution and at the end of the block."""
+    between = block.block[2:] if of_inputs else block.block[1:-1]
+    return {module for layer in between for module in layer.modules()}
+
+
+def _windows_in_maxvit(attention: Any, of_inputs: bool) -> set[Module]:
+    """Between the partition into windows (N, windows, positions, K) and its end."""
+    outside = attention.partition_op if of_inputs else attention.departition_op
+    return {*attention.modules()} - {attention, outside}
+
+
+def _refuse_windows(output: Tensor) -> Tensor:
+    raise ValueError(
+        f"layer: its shape {tuple(output.shape)} is that of MaxViT's windows, which are no maps; choose the attention "
+        "layer around it, or another layer in front of the partition or behind it."
+    )
 
 
 def _unchanged(output: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from captum_unioncam._captum import (
     validate_input,
     validate_target,
 )
-from captum_unioncam.layer_evaluation import check_finite
+from captum_unioncam.layer_evaluation import check_finite, inputs_with_mask
 from captum_unioncam.maps import blend, full_precision, minmax, up
 from captum_unioncam.pass_tuning import PassTuner
 
@@ -166,7 +166,7 @@ class MaskedScorer:
 
     def _tuner(self, forward_func: Callable[..., Any], map_dims: int, dtype: torch.dtype | None) -> PassTuner:
         """What is known of the passes of this function for inputs of this kind."""
-        masked = self._masked(map_dims)
+        masked = inputs_with_mask(self.inputs, map_dims)
         kind = tuple((x.shape[1:], x.dtype, x.device) for x in self.inputs), tuple(masked)
         key = (kind, dtype, forward_func is self.score_func, self.internal_batch_size)
         if key not in self.tuners:
@@ -179,17 +179,6 @@ class MaskedScorer:
                 formats = (True, False)
             self.tuners[key] = PassTuner(self.inputs[0].device, rows, formats)
         return self.tuners[key]
-
-    def _masked(self, map_dims: int) -> list[bool]:
-        """Which inputs take a mask."""
-        masked = [x.dim() == map_dims for x in self.inputs]
-        if not any(masked):
-            shapes = ", ".join(str(tuple(x.shape)) for x in self.inputs)
-            raise ValueError(
-                f"inputs: none of the shapes {shapes} has the {map_dims - 2} spatial dimensions of the layer's output, "
-                "so no mask fits; give an input of shape (N, C, *spatial), or another layer."
-            )
-        return masked
 
     def _scores(
         self,
@@ -245,7 +234,7 @@ class MaskedScorer:
         """Runs one forward pass, to scores (T, R)."""
         inputs = tuple(
             self._masked_input(i, masks.make(chunk, x, i), chunk, channels_last) if masked else self._rows_of(x, chunk)
-            for i, (x, masked) in enumerate(zip(self.inputs, self._masked(masks.dims), strict=True))
+            for i, (x, masked) in enumerate(zip(self.inputs, inputs_with_mask(self.inputs, masks.dims), strict=True))
         )
         additional = tuple(self._rows_of(arg, chunk) for arg in self.additional_forward_args)
         output = output_fn(full_precision(run_forward(forward_func, inputs, None, additional)))

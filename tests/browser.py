@@ -8,6 +8,7 @@ from urllib.parse import urljoin
 
 import pytest
 
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _ARGUMENTS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -22,14 +23,14 @@ _ARGUMENTS = (
 # Not for the whole session: Playwright keeps an event loop running meanwhile.
 @pytest.fixture(scope="module")
 def chromium():
-    """Debian's Chromium, driven by Playwright; without it tests fail where CI=true, and are skipped elsewhere."""
+    """Chromium or Chrome, driven by Playwright; without it tests fail where CI=true, and are skipped elsewhere."""
     try:
         from playwright.sync_api import sync_playwright
     except ModuleNotFoundError:
         _missing("playwright is missing: pip install playwright")
-    path = shutil.which("chromium")
+    path = next(filter(None, map(shutil.which, _BROWSERS)), None)
     if path is None:
-        _missing("chromium is missing: apt-get install chromium")
+        _missing(f"no browser is there: install one of {', '.join(_BROWSERS)}")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=_ARGUMENTS)
         yield browser

@@ -6,10 +6,11 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from contextlib import contextmanager, suppress
 from html import unescape
 from pathlib import Path
-from signal import SIGINT
+from signal import SIGTERM, getsignal, raise_signal
 from threading import Thread
 
 import matplotlib
@@ -164,31 +165,75 @@ def test_a_map_of_zeros_is_drawn():
     assert app.overlay(torch.rand(3, 8, 8), torch.zeros(1, 1, 2, 2)).startswith("data:image/jpeg")
 
 
-def test_the_layers_to_choose_from_are_those_that_can_be_explained(workbench):
-    subject = workbench.subject("demo")
-    names = app.spatial_layers(subject)
+def tiny_vision_transformer():
+    from torchvision.models import VisionTransformer
+
+    return VisionTransformer(224, 56, num_layers=1, num_heads=2, hidden_dim=12, mlp_dim=16, num_classes=3)
+
+
+def tiny_swin_transformer():
+    from torchvision.models import SwinTransformer
+
+    return SwinTransformer([4, 4], 8, [2], [2], [2, 2], num_classes=3)
+
+
+@pytest.mark.parametrize(
+    ("model", "last", "first"),
+    [
+        ("demo", "features.15", "features.0"),
+        ("tests.test_app:tiny_vision_transformer", "encoder.layers.encoder_layer_0.ln_1", "conv_proj"),
+        ("tests.test_app:tiny_swin_transformer", "permute", "features.0.0"),
+    ],
+)
+def test_the_layers_to_choose_from_are_those_that_can_be_explained(model, last, first):
+    names = app.spatial_layers(ExplainedModel(model, device="cpu"))
     explained = []
-    for name, _ in subject.model.named_modules():
+    for name, _ in ExplainedModel(model, device="cpu", layer=first).model.named_modules():
         with suppress(WrongArgument):
-            explained += [ExplainedModel("demo", layer=name).layer_name] if name else []
+            explained += [ExplainedModel(model, device="cpu", layer=name).layer_name] if name else []
     assert sorted(names) == sorted(explained)
-    assert names.index("features.15") < names.index("features.0")
+    assert names.index(last) < names.index(first)
 
 
 def test_a_model_is_loaded_once(monkeypatch, photo):
     loaded = []
 
-    class Counted(Explainer):
-        def __init__(self, settings, show_progress=False):
-            loaded.append((settings.model, settings.layer))
-            super().__init__(settings, show_progress)
+    def counted(name, *args, **kwargs):
+        loaded.append(name)
+        return ExplainedModel(name, *args, **kwargs)
 
-    monkeypatch.setattr(app, "Explainer", Counted)
+    monkeypatch.setattr(app, "ExplainedModel", counted)
+    monkeypatch.setattr(app, "_CURVE_STEPS", 2)
     workbench = Workbench()
-    for theta, layer in ((10.0, None), (50.0, "features.15"), (50.0, "features.7")):
+    for theta, layer in ((10.0, None), (50.0, "features.15"), (50.0, "features.7"), (50.0, None)):
         answer = ask(workbench, photo, Question(theta=theta, layer=layer))
-        assert answer.explanation.settings.theta == theta
-    assert loaded == [("demo", None), ("demo", "features.7")]
+        settings = answer.explanation.settings
+        assert (settings.theta, settings.layer) == (theta, layer or "features.15")
+    assert loaded == ["demo"]
+
+
+def small_swin():
+    from torchvision.models.swin_transformer import SwinTransformer
+
+    torch.manual_seed(0)
+    return SwinTransformer([4, 4], 8, [1, 1], [1, 2], [7, 7], num_classes=3)
+
+
+def test_layers_of_a_transformer_are_explained_one_after_the_other(photo, monkeypatch):
+    monkeypatch.setattr(app, "_CURVE_STEPS", 2)
+    name = f"{__name__}:small_swin"
+    workbench = Workbench(name, device="cpu")
+    maps = {}
+    # Behind each, a layer is put that has maps.
+    for layer in (None, "features.3", "features.3.0", "features.1", "features.3.0"):
+        answer = ask(workbench, photo, Question(name, layer))
+        fresh = Explainer(Settings(name, layer=layer, device="cpu"))
+        with Image.open(photo) as picture:
+            expected = next(fresh.explain(picture.convert("RGB"), answer.explanation.class_index))
+        assert answer.explanation.settings.layer == expected.settings.layer
+        torch.testing.assert_close(answer.explanation.union_cam, expected.union_cam)
+        maps[expected.settings.layer] = expected.union_cam
+    assert len(maps) == 4
 
 
 def test_closing_stops_what_is_running(photo):
@@ -339,7 +384,7 @@ def test_a_host_that_is_not_there_is_told(capsys):
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """Where the command serves the page; afterwards Ctrl-C has to end it cleanly."""
+    """Where the command serves the page; afterwards SIGTERM has to end it cleanly, as Ctrl-C does."""
     folder = tmp_path_factory.mktemp("served")
     program = "import sys; from captum_unioncam.cli import main; sys.exit(main(['app']))"
     process = subprocess.Popen(
@@ -348,20 +393,20 @@ def address(tmp_path_factory):
         stderr=subprocess.PIPE,
         text=True,
         cwd=folder,
-        env={**os.environ, "TMPDIR": str(folder), "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, "TMPDIR": str(folder), "GRADIO_TEMP_DIR": "", "PYTHONUNBUFFERED": "1"},
     )
     try:
         line = process.stdout.readline()
         match = re.fullmatch(r"(http://127\.0\.0\.1:\d+/) \(Ctrl-C ends it\)\n", line)
         assert match, line or process.stderr.read()
         yield match[1]
-        process.send_signal(SIGINT)
+        process.send_signal(SIGTERM)
         output, errors = process.communicate(timeout=20)
         assert (process.returncode, output.strip()) == (0, "")
         # Gradio writes of files that it refuses to read.
         assert set(re.findall(r"^[\w.]+(?:Error|Interrupt)\b", errors, re.M)) <= {"gradio.exceptions.InvalidPathError"}
-        # Uploaded pictures included.
-        assert list(folder.iterdir()) == []
+        # Uploaded pictures included; Gradio makes an empty folder when it is imported.
+        assert [path for path in folder.rglob("*") if path.is_file()] == []
     finally:
         process.kill()
         process.communicate()
@@ -399,6 +444,7 @@ def test_a_visitor_uploads_a_picture_and_sees_its_maps(chromium, address, photo)
         upload(page, photo)
         page.get_by_label("Compare with").press("Backspace")
         page.get_by_role("button", name="Explain").click()
+        page.locator(".progress-bar").first.wait_for(state="attached")
         page.get_by_role("heading", name="Methods side by side").wait_for()
         assert NASTY in page.locator(".unioncam p").first.inner_text()
         assert page.locator("figure.selected").count() == 1
@@ -409,6 +455,37 @@ def test_a_visitor_uploads_a_picture_and_sees_its_maps(chromium, address, photo)
         assert page.locator(".unioncam tbody tr").count() == 3
         assert f"Path({NASTY!r})" in page.locator(".cm-content").inner_text().replace("\n", "")
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def choose(page, label, option):
+    page.get_by_role("combobox", name=label, exact=True).click()
+    page.get_by_role("option", name=option, exact=True).click()
+
+
+def test_each_control_does_what_its_label_says(chromium, address, workbench):
+    picture = app.embedded_pictures()[2][1]
+    expected = workbench.answer("", picture, Question("demo", "features.7", "3", 85.0, "softmax", ("saliency",)))
+    with visit(chromium, address) as page:
+        page.locator(".gallery-item").nth(2).click()
+        page.locator("img[src*='embedded-3']:not(.gallery-item *)").first.wait_for()
+        choose(page, "Class to explain", f"{demo.CLASS_NAMES[3]} (3)")
+        for _ in range(3):
+            page.get_by_label("Compare with").press("Backspace")
+        choose(page, "Compare with", "saliency")
+        page.keyboard.press("Tab")
+        page.get_by_text("Settings of UnionCAM").click()
+        choose(page, "Layer", "features.7")
+        page.get_by_label("number input for Theta").fill("85")
+        page.get_by_label("softmax", exact=True).check()
+        page.get_by_role("button", name="Explain").click()
+        page.get_by_role("heading", name="Metrics").wait_for()
+        assert page.locator(".unioncam h2").inner_text().startswith(f"{demo.CLASS_NAMES[3]}, confidence ")
+        assert page.locator(".unioncam p").first.inner_text().startswith("demo, layer features.7; ")
+        assert page.locator(".unioncam tbody th").all_inner_texts() == ["union_cam_softmax", "saliency"]
+        betas = re.findall(r"beta (-?\d\.\d\d)", page.locator(".unioncam").inner_text())
+        # Rounded to two decimals.
+        assert [float(beta) for beta in betas] == pytest.approx(list(expected.explanation.betas.values()), abs=6e-3)
+        assert page.locator(".cm-line").all_inner_texts() == [line or "\n" for line in expected.code.splitlines()]
 
 
 def test_a_visitor_is_told_what_is_wrong_with_a_file(chromium, address, tmp_path):
@@ -437,6 +514,28 @@ def ask_server(client, file):
                 message = json.loads(line.removeprefix("data:"))
                 if message["msg"] == "process_completed":
                     return message
+
+
+def test_uploaded_pictures_are_deleted_in_time_and_embedded_ones_are_not(photo, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    monkeypatch.setattr(app, "_DELETION", (0.2, 0.5))
+    before = getsignal(SIGTERM)
+    with pytest.raises(KeyboardInterrupt), app.served(Workbench()) as address:
+        with httpx.Client(base_url=address, timeout=30, trust_env=False) as client:
+            path = Path(client.post("gradio_api/upload", files={"files": Path(photo).open("rb")}).json()[0])
+            embedded = re.findall(r'"path":\s*"([^"]+embedded-\d\.png)"', client.get("config").text)
+            assert path.exists()
+            assert len(set(embedded)) == len(app.embedded_pictures())
+            deadline = time.monotonic() + 20
+            while path.exists() and time.monotonic() < deadline:
+                time.sleep(0.1)
+            assert not path.exists()
+            assert all(client.get(f"gradio_api/file={path}").status_code == 200 for path in embedded)
+            file = {"path": str(path), "orig_name": NASTY, "meta": {"_type": "gradio.FileData"}}
+            refused = ask_server(client, file)["output"]["error"]
+            assert refused.endswith(".png: has been deleted here in the meantime; drop it again.")
+        raise_signal(SIGTERM)
+    assert getsignal(SIGTERM) == before
 
 
 def test_the_server_gives_and_reads_no_files_but_those_uploaded(address, tmp_path):

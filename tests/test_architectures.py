@@ -257,6 +257,48 @@ def test_every_layer_of_a_swin_transformer():
     assert shapes == [(8, 8), (8, 8), (4, 4), (4, 4)]
 
 
+def test_every_layer_of_a_convnext_block():
+    net, images = _convnext().double(), pictures()
+    block = net.features[1][0].block
+
+    def explained(layer, of_input=False):
+        return LayerUnionCam(net, layer).attribute(images, 1, attribute_to_layer_input=of_input)
+
+    inner = range(1, 6)  # between the permutations
+    for number in inner:
+        known = LayerUnionCam(net, block[number], reshape_transform=channels_last_to_maps).attribute(images, 1)
+        assert same(explained(block[number]), known)
+        assert same(explained(block[number]), explained(block[number + 1], of_input=True))
+        assert known.shape == (2, 1, 8, 8)
+    assert same(explained(block[0]), explained(block[1]))
+    assert same(explained(block[0]), explained(block[1], of_input=True))
+    assert same(explained(block[5]), explained(block[6]))
+    assert same(explained(block[6]), explained(block))
+
+
+def test_the_windows_of_a_maxvit_are_refused():
+    net, images = _maxvit().double(), pictures(64)
+    attention = net.blocks[0].layers[0].layers.grid_attention
+    for layer in (attention.partition_op, attention.attn_layer[0], attention.mlp_layer, attention.departition_swap):
+        with pytest.raises(ValueError, match=r"^layer: its shape \(2, 16, 16, \d+\) is that of MaxViT's windows"):
+            LayerDenoisedGradCam(net, layer).attribute(images, 1)
+
+    def explained(layer, of_input=False):
+        return LayerUnionCam(net, layer).attribute(images, 1, attribute_to_layer_input=of_input, max_channels=2)
+
+    assert same(explained(attention), explained(attention.departition_op))
+    assert same(explained(attention, of_input=True), explained(net.blocks[0].layers[0].layers.window_attention))
+    name = "blocks.0.layers.0.layers.grid_attention.mlp_layer"
+    with pytest.raises(WrongArgument, match=rf"^--layer {name}: has \(1, 196, 16, 8\) as output"):
+        ExplainedModel("tests.test_architectures:command_maxvit", layer=name, device="cpu")
+
+
+def test_one_position_with_channels_last_has_no_space():
+    net, images = swin_transformer().double(), pictures(8)
+    assert net.norm(net.features(images)).shape == (2, 1, 1, 16)
+    assert find_spatial_layer(net, images) == ("features.1", net.features[1])
+
+
 def test_a_transform_of_ones_own_goes_before_the_known_one():
     net, images = vision_transformer().double(), pictures()
     layer, turned = net.encoder.layers[-1].ln_1, lambda x: tokens_to_maps(4, 4)(x).transpose(2, 3)
@@ -293,8 +335,8 @@ def _efficientnet():
     return models.EfficientNet([block(4, 3, 2, 16, 8, 2), block(4, 3, 2, 8, 16, 1)], dropout=0.2, num_classes=5)
 
 
-def _maxvit():
-    return models.MaxVit((64, 64), 8, 4, [8, 16], [1, 1], 4, 0.0, num_classes=5)
+def _maxvit(size=64):
+    return models.MaxVit((size, size), 8, 4, [8, 16], [1, 1], 4, 0.0, num_classes=5)
 
 
 def _vgg():
@@ -315,7 +357,9 @@ def test_each_family_of_torchvision(name):
     state = {key: value.clone() for key, value in net.state_dict().items()}
     layer_name, layer = find_spatial_layer(net, image)
     assert layer_name == expected_name
-    attr, details = LayerUnionCam(net, layer).attribute(image, 3, max_channels=8, return_details=True)
+    confidence_fn = clear_confidences(net, image)
+    union_cam = LayerUnionCam(net, layer, confidence_fn=confidence_fn)
+    attr, details = union_cam.attribute(image, 3, max_channels=8, return_details=True)
     assert attr.shape[:2] == (1, 1)
     assert attr.shape[2:].numel() > 1
     assert same(attr, details.union_map if details.union_selected.item() else details.region_map)
@@ -326,15 +370,50 @@ def test_each_family_of_torchvision(name):
     a, w = reference.activation_and_gradient(lambda: net(image), layer, 3)
     if a.dim() == 3:
         a, w = (x[:, 1:].reshape(1, 4, 4, -1).permute(0, 3, 1, 2) for x in (a, w))
-    denoised = reference.minmax(reference.denoised_sum(a[0], w[0], 10.0))
-    assert denoised.max() == 1
-    assert torch.allclose(details.denoised_map[0, 0], denoised, rtol=0, atol=1e-6)
-    scores = details.channel_scores[0]
-    assert 0 < (scores > 0).sum() <= 8
+    with torch.no_grad():
+        expected = explained_by_the_strongest(lambda x: confidence_fn(net(x))[0, 3], image, a[0], w[0], 8)
+    assert expected.pop("union_selected") == details.union_selected.item()
+    assert expected["denoised_map"].max() == 1
+    for field, value in expected.items():
+        assert torch.allclose(getattr(details, field)[0].squeeze(0), value, rtol=0, atol=1e-9), field
+
+
+def clear_confidences(net, image):
+    """A softmax that tells the image from black even where an untrained network's outputs hardly do."""
+    with torch.no_grad():
+        net.eval()
+        black = net(0 * image)
+        scale = (net(image) - black).abs().max()
+        net.train()
+    return lambda output: ((output - black) / scale).softmax(1)
+
+
+def explained_by_the_strongest(model, image, a, w, channels):
+    """UnionCAM of one image as in the reference, but with no more channels scored than those that vary most."""
+
+    def confidence(m):
+        return model(reference.blend(reference.mask_of(m[None, None], image.shape[2:]), image, 0 * image))
+
+    scores, region_sum = torch.zeros(len(a)).to(a), torch.zeros_like(a[0])
+    for k in sorted(range(len(a)), key=lambda k: a[k].std())[-channels:]:
+        scores[k] = 0 if reference.is_constant(a[k]) else confidence(a[k])
+        region_sum += scores[k] * a[k]
+    denoised = reference.minmax(reference.denoised_sum(a, w, 10.0))
     # All zeros where negative features outweigh the others everywhere, as they may in front of no ReLU.
-    region = reference.minmax((scores[:, None, None] * a[0]).sum(0).clamp(min=0))
-    assert torch.allclose(details.region_map[0, 0], region, rtol=0, atol=1e-6)
-    assert torch.allclose(details.baseline_confidence, net(0 * image).softmax(1)[:, 3], rtol=0, atol=1e-9)
+    region = reference.minmax(region_sum.clamp(min=0))
+    baseline = confidence(torch.zeros_like(region))
+    union = (confidence(denoised) - baseline) * denoised + (confidence(region) - baseline) * region
+    return {
+        "denoised_map": denoised,
+        "region_map": region,
+        "union_map": reference.minmax(union),
+        "channel_scores": scores,
+        "baseline_confidence": baseline,
+        "denoised_confidence": confidence(denoised),
+        "region_confidence": confidence(region),
+        "union_confidence": confidence(union),
+        "union_selected": bool(confidence(union) > confidence(region)),
+    }
 
 
 def test_a_layer_with_maps_is_what_it_was_and_has_its_gradients():
@@ -358,6 +437,10 @@ def command_vision_transformer():
 
 def command_swin_transformer():
     return swin_transformer()
+
+
+def command_maxvit():
+    return _maxvit(224)
 
 
 def picture():

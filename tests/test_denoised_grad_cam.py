@@ -103,6 +103,12 @@ def test_theta_outside_a_percentage_is_refused(theta):
         LayerDenoisedGradCam(net, net.features).attribute(tiny_inputs(), 0, theta=theta)
 
 
+def test_a_layer_with_other_spatial_dimensions_than_every_input_is_refused():
+    net = torch.nn.Sequential(torch.nn.Conv2d(2, 5, 2, 2), torch.nn.Flatten(2), torch.nn.Linear(12, 4)).double()
+    with pytest.raises(ValueError, match=r"none of the shapes \(3, 2, 8, 6\) has the 1 spatial dimensions of"):
+        LayerDenoisedGradCam(lambda x: net(x).mean(1), net[1]).attribute(tiny_inputs(), 0)
+
+
 def test_large_layers_are_no_obstacle():
     # torch.quantile refuses more than 16 million values.
     gradients = torch.zeros(1, 2, 3000, 3000)

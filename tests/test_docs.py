@@ -1,10 +1,12 @@
 """The documentation: its code runs, its site builds without a warning, and its pages need nothing from elsewhere."""
 
 import contextlib
+import doctest
 import functools
 import importlib.util
 import io
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -14,7 +16,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+import captum_unioncam
+from captum_unioncam import demo
 from tests.blocks import blocks, commands, run_commands, run_python
 
 pytest_plugins = ("tests.blocks", "tests.browser")
@@ -52,6 +57,52 @@ def test_python_blocks(page):
         shown = [" ".join(block.text.split()) for block in blocks(page) if block.language == "text"]
         assert shown
         assert [text for text in shown if text not in said] == []
+
+
+def public_objects():
+    """What the API page lists, and the methods that it lists of it, by name."""
+    listed = re.findall(r"^::: (\S+)(?:\n +options:\n +members: \[(.*)\])?", (DOCS / "api.md").read_text(), re.M)
+    for name, members in listed:
+        for full_name in (name, *(f"{name}.{member}" for member in members.split(", ") if member)):
+            yield full_name, pkgutil.resolve_name(full_name)
+
+
+EXAMPLES = {
+    name: code
+    for name, found in public_objects()
+    if (code := "".join(example.source for example in doctest.DocTestParser().get_examples(found.__doc__ or "")))
+}
+
+
+@pytest.fixture
+def example_names(monkeypatch):
+    """What the docstrings' examples take for granted: networks of their shapes, pictures, labels and a map."""
+    import captum
+    from captum.attr import LayerAttribution
+    from torchvision.models import SwinTransformer, VisionTransformer
+
+    monkeypatch.setattr("captum_unioncam.methods._registered", {})
+    torch.manual_seed(0)
+    model = demo.load_model()
+    images, labels, _ = demo.generate(4, seed=0)
+
+    def names(example):
+        if example.endswith("channels_last_to_maps"):
+            return {"model": SwinTransformer([4, 4], 8, [1, 1], [1, 2], [7, 7], num_classes=3).eval()}
+        if example.endswith("tokens_to_maps"):
+            return {"model": VisionTransformer(224, 16, 1, 2, 12, 16, num_classes=3).eval()}
+        return {"model": model, "layer": model.features[15], "attr": torch.rand(4, 1, 7, 7)}
+
+    package = {name: getattr(captum_unioncam, name) for name in captum_unioncam.__all__}
+    modules = [importlib.import_module(f"captum_unioncam.{name}") for name in ("metrics", "methods")]
+    package |= {name: value for module in modules for name, value in vars(module).items() if name[0] != "_"}
+    shared = {"torch": torch, "captum": captum, "LayerAttribution": LayerAttribution, "demo": demo}
+    return lambda example: {**package, **shared, "images": images, "labels": labels, **names(example)}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_of_docstrings(name, example_names):
+    exec(compile(EXAMPLES[name], name, "exec"), example_names(name))
 
 
 @pytest.mark.parametrize("lines", COMMANDS, ids=lambda lines: lines[0])

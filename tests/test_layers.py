@@ -35,6 +35,37 @@ def test_torchvision_models(architecture, expected):
         assert find_spatial_layer(net, torch.zeros(1, 3, 96, 96))[0] == expected
 
 
+def test_a_layer_that_runs_again_behind_the_flattening_is_not_taken():
+    class Reused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convolution, self.activation = nn.Conv2d(2, 5, 3), nn.ReLU()
+            self.hidden, self.head = nn.Linear(5, 6), nn.Linear(6, 4)
+
+        def forward(self, x):
+            x = self.activation(self.convolution(x)).mean((2, 3))
+            return self.head(self.activation(self.hidden(x)))
+
+    net = Reused().double()
+    name, layer = find_spatial_layer(net, tiny_inputs())
+    assert name == "convolution"
+    assert LayerUnionCam(net, layer).attribute(tiny_inputs(), 1).shape == (3, 1, 6, 4)
+    with pytest.raises(ValueError, match=r"layer: its gradients have shape \(3, 6\)"):
+        LayerUnionCam(net, net.activation).attribute(tiny_inputs(), 1)
+
+
+def test_a_layer_that_runs_again_in_space_is_taken_by_its_last_run():
+    class Reused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.activation, self.second = nn.Conv2d(2, 5, 3), nn.ReLU(), nn.Conv2d(5, 5, 3)
+
+        def forward(self, x):
+            return self.activation(self.second(self.activation(self.first(x)))).mean((2, 3))
+
+    assert find_spatial_layer(Reused().double(), tiny_inputs())[0] == "activation"
+
+
 def test_several_inputs_and_the_map_that_is_made_of_it():
     class Two(nn.Module):
         def __init__(self):

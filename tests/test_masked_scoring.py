@@ -77,6 +77,12 @@ def test_a_single_row_too_large_is_an_error():
         scores(Counting(TinyNet(), most_rows=0), tiny_inputs())
 
 
+def test_maps_that_no_input_has_the_dimensions_for_are_refused():
+    scorer = MaskedScorer(TinyNet(), (tiny_inputs(),), None, [1], None)
+    with pytest.raises(ValueError, match=r"none of the shapes \(3, 2, 8, 6\) has the 1 .*, for tokens, a reshape_tran"):
+        scorer.confidences(torch.rand(3, 1, 5))
+
+
 def test_other_errors_are_not_taken_for_memory():
     class Broken(nn.Module):
         def forward(self, x):
