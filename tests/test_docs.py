@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import threading
+from collections import OrderedDict
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -76,25 +77,29 @@ EXAMPLES = {
 
 @pytest.fixture
 def example_names(monkeypatch):
-    """What the docstrings' examples take for granted: networks of their shapes, pictures, labels and a map."""
+    """What the docstrings' examples take for granted: networks with such layers, pictures, labels and a map."""
     import captum
     from captum.attr import LayerAttribution
-    from torchvision.models import SwinTransformer, VisionTransformer
+    from torch import nn
+    from torchvision.models import SwinTransformer, VisionTransformer, vgg
 
     monkeypatch.setattr("captum_unioncam.methods._registered", {})
     torch.manual_seed(0)
-    model = demo.load_model()
-    images, labels, _ = demo.generate(4, seed=0)
+    of_vgg16 = [4, 4, "M", 4, 4, "M", 4, 4, 4, "M", 4, 4, 4, "M", 4, 4, 4, "M"]
+    parts = {"features": vgg.make_layers(of_vgg16), "layer3": nn.Conv2d(4, 4, 1), "layer4": nn.Conv2d(4, 4, 1)}
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 8))
+    model = nn.Sequential(OrderedDict(parts, head=head)).eval()
+    images, labels = torch.rand(4, 3, 112, 112), torch.arange(4)
 
     def names(example):
         if example.endswith("channels_last_to_maps"):
             return {"model": SwinTransformer([4, 4], 8, [1, 1], [1, 2], [7, 7], num_classes=3).eval()}
         if example.endswith("tokens_to_maps"):
             return {"model": VisionTransformer(224, 16, 1, 2, 12, 16, num_classes=3).eval()}
-        return {"model": model, "layer": model.features[15], "attr": torch.rand(4, 1, 7, 7)}
+        return {"model": model, "layer": model.layer4, "attr": torch.rand(4, 1, 7, 7)}
 
     package = {name: getattr(captum_unioncam, name) for name in captum_unioncam.__all__}
-    modules = [importlib.import_module(f"captum_unioncam.{name}") for name in ("metrics", "methods")]
+    modules = [importlib.import_module(f"captum_unioncam.{name}") for name in ("metrics", "methods", "demo")]
     package |= {name: value for module in modules for name, value in vars(module).items() if name[0] != "_"}
     shared = {"torch": torch, "captum": captum, "LayerAttribution": LayerAttribution, "demo": demo}
     return lambda example: {**package, **shared, "images": images, "labels": labels, **names(example)}
