@@ -110,8 +110,8 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):  # type: ignore[
             Default: None
         reshape_transform (Callable or None): The layer's output, each tensor of it, to (N, K, \*spatial). Gradients
             pass through it as well, so it may only move values and leave some out: ``tokens_to_maps(14, 14)``,
-            ``channels_last_to_maps``, or your own. Default: None, that of torchvision's ViT or Swin transformer where
-            the layer is within one, and the output as it is elsewhere
+            ``channels_last_to_maps``, or your own. Default: None, that of torchvision's ViT, Swin or ConvNeXt where the
+            layer is within one, and the output as it is elsewhere
     """
 
     def __init__(
