@@ -462,7 +462,9 @@ def _left_as_found(model: Module) -> Iterator[None]:
 def _numpy_follows_torch() -> Iterator[None]:
     """Seeds NumPy's global generator, which Captum and others draw from, by torch's, and gives its state back."""
     state = np.random.get_state()
-    np.random.seed(int(torch.randint(2**32, ())))
+    with torch.random.fork_rng(devices=[]):
+        # Not drawn from torch's own sequence, which the method continues.
+        np.random.seed(int(torch.randint(2**32, ())))
     try:
         yield
     finally:

@@ -250,6 +250,7 @@ def test_the_record_holds_numbers_settings_and_versions(capsys, photo):
             "layer": "1",
             "preprocess": "auto",
             "device": "cpu",
+            "confidence": "softmax",
             "dtype": "float32",
             "batch_size": 2,
             "theta": 30.0,

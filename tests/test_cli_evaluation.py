@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import shutil
 import statistics
 import sys
@@ -62,12 +61,12 @@ def evaluated(tmp_path_factory):
     """Four generated pictures under three methods, one of which fails."""
     folder = tmp_path_factory.mktemp("evaluated")
     (folder / "own_code.py").write_text(OWN_CODE)
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        # Another file's tests may have theirs.
+        monkeypatch.delitem(sys.modules, "own_code", raising=False)
         assert main(["evaluate", "--methods", "grad_cam,saliency,own_code:broken", "--limit", "4", *QUICK]) == 0
-    finally:
-        os.chdir(before)
     return folder / OUT
 
 
