@@ -14,6 +14,7 @@ Records are kept in ``benchmarks/runs/``: what is broken off goes on when starte
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -90,9 +91,9 @@ def experiments(limit: int | None) -> list[Experiment]:
 
 
 def summary_of(
-    experiment: Experiment, method_names: list[str], steps: int, device: str | None, folder: Path
+    experiment: Experiment, method_names: list[str], steps: int, device: str | None, folder: Path, finish: bool = True
 ) -> tuple[Summary, str]:
-    """Evaluates what is missing, and sums up all; and the name of the layer."""
+    """Evaluates what is missing, or takes the images that are done, and sums up; and the name of the layer."""
     subject = ExplainedModel(
         experiment.model,
         experiment.weights,
@@ -101,9 +102,12 @@ def summary_of(
         local_device(device),
     )
     evaluation = Evaluation(experiment.data, experiment.classes, experiment.limit, steps=steps)
-    evaluate(evaluation, subject, method_names, folder)
-    summary = summarize(record for record in read_records(folder) if record.method in method_names)
-    return summary, subject.layer_name
+    if finish:
+        evaluate(evaluation, subject, method_names, folder)
+    records = [record for record in read_records(folder) if record.method in method_names]
+    of_image = Counter(record.image for record in records)
+    most = max(of_image.values())
+    return summarize(record for record in records if of_image[record.image] == most), subject.layer_name
 
 
 def tables(summary: Summary) -> str:
@@ -142,6 +146,7 @@ def main(
     steps: Annotated[int, typer.Option(help="Of the curves.")] = 50,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
     names: Annotated[str, typer.Option("--methods", help="With commas between.")] = "",
+    finish: Annotated[bool, typer.Option(help="Evaluate what is missing; else only the images that are done.")] = True,
 ) -> None:
     """Evaluates all methods on what is at hand, or on the data given."""
     chosen = [
@@ -154,10 +159,12 @@ def main(
     ]
     for experiment in chosen or experiments(limit):
         method_names = names.split(",") if names else [*(experiment.methods or (*methods.names(), *PEERS))]
-        summary, layer_name = summary_of(experiment, method_names, steps, device, RUNS / f"{experiment.name}-{steps}")
+        summary, layer_name = summary_of(
+            experiment, method_names, steps, device, RUNS / f"{experiment.name}-{steps}", finish
+        )
         machine = describe(torch.device(local_device(device) or ("cuda" if torch.cuda.is_available() else "cpu")))
         text = (
-            f"# {experiment.title}\n\n`{command()}`: {summary.images} images, {steps} steps, "
+            f"# {experiment.title}\n\n`{command()}`: {summary.images} images{'' if finish else ' (those done so far)'}, {steps} steps, "
             f"layer `{layer_name}`, means with 95 % bootstrap intervals over images; "
             f"{summary.failed} failures. {machine}.\n\n{tables(summary)}"
         )
