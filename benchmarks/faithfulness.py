@@ -163,8 +163,9 @@ def main(
             experiment, method_names, steps, device, RUNS / f"{experiment.name}-{steps}", finish
         )
         machine = describe(torch.device(local_device(device) or ("cuda" if torch.cuda.is_available() else "cpu")))
+        done = "" if finish else " (those done so far)"
         text = (
-            f"# {experiment.title}\n\n`{command()}`: {summary.images} images{'' if finish else ' (those done so far)'}, {steps} steps, "
+            f"# {experiment.title}\n\n`{command()}`: {summary.images} images{done}, {steps} steps, "
             f"layer `{layer_name}`, means with 95 % bootstrap intervals over images; "
             f"{summary.failed} failures. {machine}.\n\n{tables(summary)}"
         )
