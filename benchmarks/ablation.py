@@ -28,7 +28,7 @@ from captum_unioncam.visualization import png
 THETAS = (0, 10, 20, 30, 40, 50, 60, 70, 80, 90)
 CHANNELS = (16, 32, 64, 128, 256)
 METRICS = ("average drop", "average increase", "insertion", "deletion")
-LIMITS = {"demo": 32, "sample": 4}
+LIMITS = {"demo": 32, "sample": 8}
 
 
 class Variants:
