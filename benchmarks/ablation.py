@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from matplotlib.figure import Figure
+from pandas import DataFrame
 from torch import Tensor
 from torch.nn import Module
 
@@ -87,25 +88,26 @@ def variants() -> Variants:
     return found
 
 
+def cells(summary: Summary) -> DataFrame:
+    """The metrics of the tables, with their intervals, as they are shown: methods down, metrics across."""
+    texts, _ = display_table(summary)
+    return texts[[column for column in texts.columns if column.partition(" (")[0].rstrip(" ↑↓") in METRICS]]
+
+
 def tables(summary: Summary, groups: dict[str, list[str]]) -> str:
     """A table for each group, in its order."""
-    texts, _ = display_table(summary)
-    columns = [column for column in texts.columns if column.partition(" (")[0].rstrip(" ↑↓") in METRICS]
+    texts = cells(summary)
     return "\n".join(
-        f"## {title}\n\n"
-        + markdown([{"variant": name, **{column: texts.loc[name, column] for column in columns}} for name in names])
-        + "\n"
+        f"## {title}\n\n" + markdown([{"variant": name, **texts.loc[name]} for name in names]) + "\n"
         for title, names in groups.items()
     )
 
 
 def theta_has_no_effect(summary: Summary, groups: dict[str, list[str]]) -> bool:
-    """Whether each metric is the same for every theta."""
-    means = (
-        summary.table[summary.table.metric.str.startswith(METRICS)].set_index(["method", "metric"])["mean"].unstack()
-    )
+    """Whether every theta is shown with the same digits; beyond those the region maps of two calls differ."""
+    texts = cells(summary)
     titles = [title for title in groups if title.startswith("Theta")]
-    return all(bool((means.loc[groups[title]].std() < 1e-6).all()) for title in titles)
+    return all(bool((texts.loc[groups[title]].nunique() == 1).all()) for title in titles)
 
 
 def theta_plot(summary: Summary, groups: dict[str, list[str]]) -> Figure:
@@ -134,17 +136,20 @@ def main(
         folder = RUNS / f"ablation-{experiment.name}-{steps}"
         summary, layer_name = summary_of(experiment, names, steps, device, folder)
         pooled = experiment.name == "sample"
-        note = (
-            "Behind global average pooling a channel's gradient is the same everywhere, so theta can have no effect; "
-            f"{'it has none here' if theta_has_no_effect(summary, found.groups) else 'YET IT HAS ONE HERE'}.\n\n"
-            if pooled
-            else "![Metrics over theta](ablation-theta.png)\n\n"
-        )
+        effect = "it has none here, in any digit shown"
+        if not theta_has_no_effect(summary, found.groups):
+            effect = "YET IT HAS ONE HERE"
+        note = "![Metrics over theta](ablation-theta.png)"
+        if pooled:
+            note = (
+                "Behind global average pooling a channel's gradient is the same everywhere, so theta can have no "
+                f"effect; {effect}."
+            )
         machine = describe(torch.device(local_device(device) or ("cuda" if torch.cuda.is_available() else "cpu")))
         text = (
             f"# Ablation: {experiment.title}\n\n`{command()}`: {summary.images} images, {steps} "
             f"steps, layer `{layer_name}`, means with 95 % bootstrap intervals over images; {summary.failed} failures. "
-            f"{machine}.\n\n{note}"
+            f"{machine}.\n\n{note}\n\n"
             f"{tables(summary, found.groups)}"
         )
         print(text)

@@ -35,7 +35,6 @@ PEERS = [
     *("torchcam:GradCAMpp", "torchcam:SmoothGradCAMpp", "torchcam:XGradCAM", "torchcam:LayerCAM"),
     "grad_cam:AblationCAM",
 ]
-CAMS = ("union_cam", "denoised_grad_cam", "score_cam", "grad_cam", *PEERS[:-1])
 # Of the paper's Tables 1 and 2, and what else the records tell.
 TABLES = {
     "Average drop and increase": ("average drop", "average increase"),
@@ -57,7 +56,6 @@ class Experiment:
     weights: str | None = None
     preprocess: str = "paper"
     limit: int | None = None
-    methods: tuple[str, ...] | None = None
 
 
 def experiments(limit: int | None) -> list[Experiment]:
@@ -83,8 +81,6 @@ def experiments(limit: int | None) -> list[Experiment]:
                 imagenet_sample.LAYER,
                 folder / "classes.txt",
                 limit=limit,
-                # All others would take an hour and a half on two cores; --methods adds them.
-                methods=CAMS,
             )
         )
     return found
@@ -158,7 +154,7 @@ def main(
         if path
     ]
     for experiment in chosen or experiments(limit):
-        method_names = names.split(",") if names else [*(experiment.methods or (*methods.names(), *PEERS))]
+        method_names = names.split(",") if names else [*methods.names(), *PEERS]
         summary, layer_name = summary_of(
             experiment, method_names, steps, device, RUNS / f"{experiment.name}-{steps}", finish
         )

@@ -125,7 +125,7 @@ class Workbench:
     """
 
     def __init__(self, model: str = DEMO, weights: str | None = None, device: str | None = None) -> None:
-        from torchvision import models  # type: ignore[import-untyped]
+        from torchvision import models
 
         self.model_names = list(dict.fromkeys([model, DEMO, *models.list_models(module=models)]))
         self.model, self.weights, self.device = model, weights, device
@@ -287,7 +287,7 @@ attr = union_cam.attribute(  # (1, 1, h, w), in [0, 1]
 @cache
 def embedded_pictures() -> list[tuple[str, Image.Image]]:
     """Pictures to begin with, each after the lines of Python that make it."""
-    from torchvision.transforms.functional import to_pil_image  # type: ignore[import-untyped]
+    from torchvision.transforms.functional import to_pil_image
 
     count, seed, shown = 6, 2, (0, 1, 2, 4, 5)
     images = demo.generate(count, seed)[0]
@@ -388,22 +388,12 @@ def build_page(workbench: Workbench, folder: Path) -> gr.Blocks:
         WrongArgument, Failure: As ``Workbench.subject``.
     """
     layers, classes = choices(workbench.subject(workbench.model))
-    files = []
-    for number, (_, picture) in enumerate(embedded_pictures(), 1):
-        files.append(str(folder / f"embedded-{number}.png"))
-        picture.save(files[-1])
     page: gr.Blocks
     with gr.Blocks(title="UnionCAM", analytics_enabled=False, delete_cache=_DELETION) as page:
         gr.Markdown(_INTRODUCTION)
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
-                image = gr.Image(files[0], label="Picture", sources=["upload"], height=220, buttons=[])
-                # Gradio would open the file itself, with every decoder that Pillow has.
-                image.preprocess = _as_uploaded  # type: ignore[method-assign]
-                embedded = gr.Dataset(
-                    components=[image], samples=[[file] for file in files], type="index", label="Embedded pictures"
-                )
-                image.keep_in_cache.update(sample["path"] for (sample,) in embedded.samples)
+                image, embedded, files = _picture_controls(folder)
                 button = gr.Button("Explain", variant="primary")
                 model = gr.Dropdown(
                     workbench.model_names,
@@ -412,32 +402,11 @@ def build_page(workbench: Workbench, folder: Path) -> gr.Blocks:
                     info="demo is embedded; torchvision's are downloaded when first chosen.",
                 )
                 target = gr.Dropdown(**classes, label="Class to explain")
-                methods = gr.Dropdown(
-                    [name for name in names() if name != "union_cam"],
-                    value=_COMPARED,
-                    multiselect=True,
-                    label="Compare with",
-                )
-                with gr.Accordion("Settings of UnionCAM", open=False):
-                    layer = gr.Dropdown(**layers, label="Layer", info="The usual one is chosen already.")
-                    theta = gr.Slider(
-                        0, 100, 10, step=1, label="Theta", info="Gradients below this percentile are noise."
-                    )
-                    channel_weights = gr.Radio(
-                        list(_OWN_METHODS),
-                        value="score",
-                        label="Channel weights",
-                        info="As the paper, or as Score-CAM.",
-                    )
+                others = [name for name in names() if name != "union_cam"]
+                methods = gr.Dropdown(others, value=_COMPARED, multiselect=True, label="Compare with")
+                settings = _setting_controls(layers)
             with gr.Column(scale=5, min_width=280):
-                result = gr.HTML(render("app.html", explanation=None).decode(), apply_default_css=False)
-                code = gr.Code(
-                    language="python",
-                    label="The same map in Python",
-                    visible=False,
-                    wrap_lines=True,
-                    show_line_numbers=False,
-                )
+                result, code = _result_places()
         handlers = _Handlers(workbench)
         # The computations share the models, which hooks are put on: one at a time.
         one_by_one: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "private"}
@@ -445,16 +414,42 @@ def build_page(workbench: Workbench, folder: Path) -> gr.Blocks:
         embedded.click(files.__getitem__, embedded, image, api_visibility="private")
         checked = image.upload(handlers.check, image, None, api_visibility="private")
         checked.failure(lambda: None, None, image, api_visibility="private")
-        model.input(handlers.choose, model, [layer, target], **one_by_one)
+        model.input(handlers.choose, model, [settings[0], target], **one_by_one)
         button.click(None, js=_SCROLL_TO_RESULT)
-        button.click(
-            handlers.explain,
-            [image, model, target, methods, layer, theta, channel_weights],
-            [result, code],
-            show_progress_on=result,
-            **one_by_one,
-        )
+        asked = [image, model, target, methods, *settings]
+        button.click(handlers.explain, asked, [result, code], show_progress_on=result, **one_by_one)
     return page
+
+
+def _picture_controls(folder: Path) -> tuple[gr.Image, gr.Dataset, list[str]]:
+    """The picture, the embedded ones to choose it from, and the latter's files."""
+    files = []
+    for number, (_, picture) in enumerate(embedded_pictures(), 1):
+        files.append(str(folder / f"embedded-{number}.png"))
+        picture.save(files[-1])
+    image = gr.Image(files[0], label="Picture", sources=["upload"], height=220, buttons=[])
+    # Gradio would open the file itself, with every decoder that Pillow has.
+    image.preprocess = _as_uploaded  # type: ignore[method-assign]
+    samples = [[file] for file in files]
+    embedded = gr.Dataset(components=[image], samples=samples, type="index", label="Embedded pictures")
+    image.keep_in_cache.update(sample["path"] for (sample,) in embedded.samples)
+    return image, embedded, files
+
+
+def _setting_controls(layers: dict[str, Any]) -> tuple[gr.Dropdown, gr.Slider, gr.Radio]:
+    with gr.Accordion("Settings of UnionCAM", open=False):
+        return (
+            gr.Dropdown(**layers, label="Layer", info="The usual one is chosen already."),
+            gr.Slider(0, 100, 10, step=1, label="Theta", info="Gradients below this percentile are noise."),
+            gr.Radio(list(_OWN_METHODS), value="score", label="Channel weights", info="As the paper, or as Score-CAM."),
+        )
+
+
+def _result_places() -> tuple[gr.HTML, gr.Code]:
+    page = render("app.html", explanation=None).decode()
+    return gr.HTML(page, apply_default_css=False), gr.Code(
+        language="python", label="The same map in Python", visible=False, wrap_lines=True, show_line_numbers=False
+    )
 
 
 @contextmanager

@@ -282,7 +282,7 @@ class _ClassFolders(DataSet):
     """ImageNet's layout: the folder that a picture is in, or below, says its class."""
 
     def __init__(self, folder: Path, outputs: _Outputs) -> None:
-        from torchvision import datasets  # type: ignore[import-untyped]
+        from torchvision import datasets
 
         try:
             ordered, numbers = datasets.folder.find_classes(folder)

@@ -256,7 +256,7 @@ def _torchvision(name: str, state: StateDict | None, show_progress: bool) -> Cla
 
 def _torchvision_weights(name: str) -> Any:
     """torchvision's best weights of a model, which are not downloaded yet."""
-    from torchvision import models  # type: ignore[import-untyped]
+    from torchvision import models
 
     names = models.list_models(module=models)
     if name not in names:

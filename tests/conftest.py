@@ -4,6 +4,7 @@ import ctypes
 import os
 import sys
 
+import pytest
 import torch
 
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
@@ -26,3 +27,22 @@ if sys.platform == "linux":
 def pytest_collection_modifyitems(items):
     # The longest goes first, so that no process waits for it at the end.
     items.sort(key=lambda item: "imagenet_sample" not in item.nodeid)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """For tiny networks: several threads would mostly wait for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def in_a_folder_of_its_own(tmp_path, monkeypatch, request):
+    """Where the modules that the test file has in OWN_MODULES, name to code, can be imported."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name, code in request.module.OWN_MODULES.items():
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        (tmp_path / f"{name}.py").write_text(code)

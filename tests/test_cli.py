@@ -17,7 +17,8 @@ from captum_unioncam import LayerUnionCam, __version__, demo
 from captum_unioncam.cli import main
 from captum_unioncam.demo.pictures import CLASS_NAMES
 
-OWN_MODEL = """
+OWN_MODULES = {
+    "own_model": """
 import torch
 from torch import nn
 
@@ -53,27 +54,14 @@ def pooled():
 
 def flat():
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 224 * 224, 3))
-"""
+""",
+}
 OWN = ["explain", "--model", "own_model:net"]
 JSON = ["--format", "json"]
 OUTPUT = Path("unioncam")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    # The networks are tiny: several threads would mostly wait for one another.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delitem(sys.modules, "own_model", raising=False)
-    (tmp_path / "own_model.py").write_text(OWN_MODEL)
+pytestmark = pytest.mark.usefixtures("one_thread", "in_a_folder_of_its_own")
 
 
 @pytest.fixture

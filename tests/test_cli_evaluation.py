@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from captum_unioncam.cli import main
 from captum_unioncam.data_sets import open_data_set, subset
@@ -33,27 +32,14 @@ def net():
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 4, 32, stride=32), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 7 * 7, 3))
 """
+OWN_MODULES = {"own_code": OWN_CODE}
 OUT = Path("evaluation")
 FILES = ["table.csv", "table.md", "table.tex", "curves.png", "box.png", "report.html"]
 NO_EVALUATION = "holds no evaluation; give the folder that captum-unioncam evaluate has written."
 QUICK = ["--steps", "4", "--workers", "0", "--device", "cpu"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    # The networks are tiny: several threads would mostly wait for one another.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delitem(sys.modules, "own_code", raising=False)
-    (tmp_path / "own_code.py").write_text(OWN_CODE)
+pytestmark = pytest.mark.usefixtures("one_thread", "in_a_folder_of_its_own")
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,8 @@ from tests.test_cli import one_error, output_files, picture, run
 
 pytest_plugins = ("tests.browser",)
 
-OWN_METHODS = """
+OWN_MODULES = {
+    "own_methods": """
 import torch
 
 def zero(model, layer, settings):
@@ -40,7 +41,8 @@ def infinite(model, layer, settings):
 
 def a_factory_with_quite_a_long_name(model, layer, settings):
     return zero(model, layer, settings)
-"""
+""",
+}
 COLUMNS = ["method", "drop", "increase", "insertion", "deletion", "seconds", "error"]
 BROKEN = "raised RuntimeError: out of <b>memory</b>, as usual; try another layer or method."
 INFINITE = "ValueError: not finite for the examples [0]; "
@@ -48,21 +50,7 @@ OUTPUT = Path("comparison")
 HOSTILE = '"><img src=x onerror=alert(1)>'
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    # The networks are tiny: several threads would mostly wait for one another.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delitem(sys.modules, "own_methods", raising=False)
-    (tmp_path / "own_methods.py").write_text(OWN_METHODS)
+pytestmark = pytest.mark.usefixtures("one_thread", "in_a_folder_of_its_own")
 
 
 def quick(names, *more):

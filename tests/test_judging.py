@@ -18,16 +18,15 @@ ROWS, STEPS = 8, 5
 NAME = "demo/00000.png"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    # The network is tiny: several threads would mostly wait for one another.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread", "deterministic")
+
+
+@pytest.fixture(scope="module")
+def deterministic():
     # Then passes are run as given, and not as was fastest so far, which rounds differently.
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

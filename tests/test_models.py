@@ -1,6 +1,5 @@
 import pickle
 import re
-import sys
 from urllib.error import URLError
 
 import pytest
@@ -14,6 +13,8 @@ from captum_unioncam.errors import Failure, WrongArgument
 from captum_unioncam.models import load_classifier
 
 NAME = "squeezenet1_1"
+OWN_MODULES = {"own": ""}
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 
 @pytest.fixture(scope="module")
@@ -25,13 +26,6 @@ def trained():
 @pytest.fixture
 def photo():
     return Image.effect_mandelbrot((300, 260), (-2, -1.5, 1, 1.5), 50).convert("RGB")
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delitem(sys.modules, "own", raising=False)
 
 
 def outputs(model, photo):
