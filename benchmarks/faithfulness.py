@@ -25,6 +25,7 @@ import typer
 from benchmarks import imagenet_sample
 from benchmarks.machine import describe, markdown, write_result
 from captum_unioncam import methods
+from captum_unioncam.errors import Failure, WrongArgument
 from captum_unioncam.evaluation import Evaluation, evaluate, local_device
 from captum_unioncam.explained_model import ExplainedModel
 from captum_unioncam.records import read_records
@@ -89,7 +90,7 @@ def experiments(limit: int | None) -> list[Experiment]:
 def summary_of(
     experiment: Experiment, method_names: list[str], steps: int, device: str | None, folder: Path, finish: bool = True
 ) -> tuple[Summary, str]:
-    """Evaluates what is missing, or takes the images that are done, and sums up; and the name of the layer."""
+    """Evaluates what is missing, or takes what all methods are done with, and sums up; and the name of the layer."""
     subject = ExplainedModel(
         experiment.model,
         experiment.weights,
@@ -101,9 +102,12 @@ def summary_of(
     if finish:
         evaluate(evaluation, subject, method_names, folder)
     records = [record for record in read_records(folder) if record.method in method_names]
-    of_image = Counter(record.image for record in records)
-    most = max(of_image.values())
-    return summarize(record for record in records if of_image[record.image] == most), subject.layer_name
+    if not finish:
+        done = Counter((record.image, record.target) for record in records)
+        records = [record for record in records if done[record.image, record.target] == len(method_names)]
+    if not records:
+        raise Failure(f"{folder} holds no image that all methods are done with; run this without --no-finish.")
+    return summarize(records), subject.layer_name
 
 
 def tables(summary: Summary) -> str:
@@ -145,6 +149,8 @@ def main(
     finish: Annotated[bool, typer.Option(help="Evaluate what is missing; else only the images that are done.")] = True,
 ) -> None:
     """Evaluates all methods on what is at hand, or on the data given."""
+    if imagenet and voc:
+        raise WrongArgument("--imagenet and --voc: each needs a model of its own classes; give one at a time.")
     chosen = [
         Experiment(name, f"{model}, {title}", model, str(path), layer, classes, weights, limit=limit or most)
         for name, title, path, most in (

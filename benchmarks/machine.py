@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from captum_unioncam.files import make_folder, write_whole
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -34,13 +36,10 @@ def _flags() -> list[str]:
 
 
 def write_result(name: str, text: str) -> Path:
-    """Writes ``text`` whole or not at all."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / name
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-    return path
+    """Writes ``text`` to the folder of results."""
+    make_folder(RESULTS)
+    write_whole(RESULTS / name, text.encode())
+    return RESULTS / name
 
 
 def markdown(rows: list[dict[str, str]]) -> str:

@@ -79,6 +79,7 @@ class Evaluation:
         return {
             "data": self.data if self.data == "demo" else str(Path(self.data).resolve()),
             "images": len(images),
+            "records_of_a_method": sum(1 if targets is None else len(targets) for _, targets in images),
             "images_sha256": hashlib.sha256(repr(images).encode(errors="surrogatepass")).hexdigest(),
             "classes": None if self.classes is None else str(self.classes),
             "limit": self.limit,
@@ -180,22 +181,26 @@ def _records(judge: Judge, seen: _Seen, keys: Iterable[Key], targets: tuple[int,
                 judgement = judge.judge(method, seen.shown, target, seen.objects[target], name)
             except Exception as caught:
                 # Whatever a method raises on one image, the others are still to be judged.
-                if _device_failed(caught):
-                    raise
                 error = problem(method, caught)
+                if not _answers(judge.subject.device):
+                    raise Failure(
+                        f"{judge.subject.device} has failed while {method} explained {target_name or target} of {name} "
+                        f"({one_line(caught.__cause__ or caught)}); start again, which goes on where this was."
+                    ) from caught
             else:
                 yield _record(name, target, target_name, method, judgement)
                 continue
         yield Record(name, target, target_name, method, error=error)
 
 
-def _device_failed(error: BaseException | None) -> bool:
-    """Whether the device has failed, which answers nothing any more: not the image's error, nor the method's."""
-    if error is None:
+def _answers(device: torch.device) -> bool:
+    """Whether the device still computes: after some errors a GPU does nothing more for this process."""
+    try:
+        return bool(torch.ones(1, device=device).add(1).item() == 2)
+    except torch.OutOfMemoryError:
+        return True
+    except RuntimeError:
         return False
-    # Before torch 2.8 it is a RuntimeError like any other. Methods from outside have theirs wrapped.
-    of_device = isinstance(error, getattr(torch, "AcceleratorError", ())) or str(error).startswith("CUDA error")
-    return of_device or _device_failed(error.__cause__)
 
 
 def _record(name: str, target: int, target_name: str | None, method: str, judgement: Judgement) -> Record:

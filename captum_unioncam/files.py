@@ -84,6 +84,26 @@ def write_whole(path: Path, content: bytes) -> None:
         raise _not_writable(path, error) from error
 
 
+def write_new(path: Path, content: bytes) -> None:
+    """Writes the file unless there is one: of several processes that do so at once, one does.
+
+    Raises:
+        Failure: The file cannot be written, and is not there then.
+    """
+    try:
+        with path.open("xb") as file:
+            try:
+                file.write(content)
+                file.flush()
+            except OSError:
+                path.unlink()
+                raise
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise _not_writable(path, error) from error
+
+
 def _identity(path: Path) -> str:
     return os.path.realpath(path).casefold()
 

@@ -65,6 +65,7 @@ class Judge:
         self._confidence = {"confidence_fn": subject.confidence_fn, "internal_batch_size": settings.internal_batch_size}
         settings = replace(settings, confidence_fn=subject.confidence_fn)
         self._attribute = {name: create(name, subject.model, subject.layer, settings) for name in method_names}
+        self._is_warm = False
 
     @property
     def method_names(self) -> list[str]:
@@ -85,6 +86,7 @@ class Judge:
         inputs, black = self.subject.input_and_baseline(shown)
         devices = [self.subject.device] if self.subject.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
+            self._warm_up(inputs)
             torch.manual_seed(_seed(self.seed, name, target, method))
             self._wait()
             start = time.perf_counter()
@@ -113,6 +115,16 @@ class Judge:
             pointing=pointing,
             energy=energy,
         )
+
+    def _warm_up(self, inputs: Tensor) -> None:
+        """The first passes prepare much that the first method's seconds are not to hold."""
+        if not self._is_warm:
+            with torch.enable_grad():
+                inputs = inputs.clone().requires_grad_()
+                output = self.subject.model(inputs)
+                if output.requires_grad:
+                    torch.autograd.grad(output.sum(), inputs)
+            self._is_warm = True
 
     def _wait(self) -> None:
         if self.subject.device.type == "cuda":

@@ -43,7 +43,10 @@ def minmax(maps: Tensor) -> Tensor:
 def up(maps: Tensor, size: torch.Size | tuple[int, ...]) -> Tensor:
     """Interpolates linearly, bilinearly or trilinearly to ``size``, with ``align_corners=False``."""
     mode = _INTERPOLATION_MODES[len(size)]
-    return F.interpolate(maps, tuple(size), mode=mode, align_corners=False)
+    dims = spatial_dims(maps)
+    upsampled = F.interpolate(maps, tuple(size), mode=mode, align_corners=False)
+    # Rounding must not leave the map's own range: a constant map would vary, and minmax make much of it.
+    return upsampled.clamp(maps.amin(dims, keepdim=True), maps.amax(dims, keepdim=True))
 
 
 def fuse(maps: Sequence[Tensor], size: torch.Size | tuple[int, ...]) -> Tensor:
@@ -73,8 +76,7 @@ def fuse(maps: Sequence[Tensor], size: torch.Size | tuple[int, ...]) -> Tensor:
     if len(shapes) != 1 or shapes.pop()[-1] != len(size):
         given = ", ".join(str(tuple(m.shape)) for m in maps) or "none"
         raise ValueError(f"maps: got {given} for the size {tuple(size)}; give maps that differ in resolution alone.")
-    # Scaled before as well: interpolation's rounding would make a constant map vary.
-    return minmax(torch.stack([minmax(up(minmax(m), size)) for m in maps]).amax(0))
+    return minmax(torch.stack([minmax(up(m, size)) for m in maps]).amax(0))
 
 
 def blend(mask: Tensor, inputs: Tensor, baselines: Tensor | float) -> Tensor:

@@ -27,7 +27,7 @@ from captum_unioncam.maps import blend, full_precision, minmax, up
 from captum_unioncam.pass_tuning import PassTuner
 
 ConfidenceFunction = Callable[[Tensor], Tensor]
-COMPILED_ROWS = {"cpu": 16, "cuda": 64}
+COMPILED_ROWS = {"cpu": 8, "cuda": 64}
 
 
 def class_confidence(output: Tensor) -> Tensor:

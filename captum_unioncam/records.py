@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from captum_unioncam.errors import Failure, WrongArgument, one_line
-from captum_unioncam.files import make_folder, write_whole
+from captum_unioncam.files import make_folder, write_new
 
 MAP_SIZE = 16
 """Rows and columns of a record's map."""
@@ -27,7 +27,7 @@ Settings = dict[str, Any]
 Key = tuple[str, int | None, str]
 
 # Kept beside the settings, and not compared: what they say that matters is in the fingerprints.
-_ABOUT = ("classes", "weights")
+_ABOUT = ("classes", "weights", "records_of_a_method")
 
 
 @dataclass(frozen=True)
@@ -109,19 +109,28 @@ class RecordFile:
                 # Else the line is torn, and left out when it is read.
                 with suppress(OSError):
                     os.ftruncate(self._file, os.fstat(self._file).st_size - written)
-            raise Failure(
-                f"cannot write {self.path}: {error.strerror or one_line(error)}; make room there and start again: the "
-                "records written so far are kept."
-            ) from error
+            raise self._not_written(error) from error
+
+    def _not_written(self, error: OSError) -> Failure:
+        return Failure(
+            f"cannot write {self.path}: {error.strerror or one_line(error)}; make room there and start again: the "
+            "records written so far are kept."
+        )
 
     def __enter__(self) -> RecordFile:
         return self
 
     def __exit__(
-        self, _type: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
+        self, _type: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
     ) -> None:
-        if self._file >= 0:
+        if self._file < 0:
+            return
+        try:
             os.close(self._file)
+        except OSError as at_close:
+            # File systems of other machines may say only now that they are full.
+            if error is None:
+                raise self._not_written(at_close) from at_close
 
 
 def read_records(folder: Path) -> Iterator[Record]:
@@ -195,8 +204,9 @@ def begin_or_go_on(folder: Path, settings: Settings) -> None:
 
     Args:
         folder (Path): Made where it does not exist.
-        settings (dict): All that the records depend on, as JSON has it. "classes" and "weights" are kept with them, and
-            not compared; of "versions", those of packages that were installed before and are now.
+        settings (dict): All that the records depend on, as JSON has it. "classes", "weights" and "records_of_a_method"
+            are kept with them, and not compared; of "versions", those of packages that were installed before and are
+            now.
 
     Raises:
         WrongArgument: The folder holds an evaluation with other settings.
@@ -206,7 +216,10 @@ def begin_or_go_on(folder: Path, settings: Settings) -> None:
     make_folder(folder / "records")
     if read_settings(folder) is None:
         _write_if_first(folder / "settings.json", (json.dumps(settings, indent=2) + "\n").encode())
-    differences = differing(read_settings(folder) or settings, settings)
+    before = read_settings(folder)
+    if before is None:
+        raise Failure(f"cannot read {folder / 'settings.json'}, which was there a moment ago; start again.")
+    differences = differing(before, settings)
     if differences:
         raise WrongArgument(
             f"{folder} holds an evaluation with other settings: {differences}; give the same, or another folder."
@@ -223,7 +236,7 @@ def _write_if_first(path: Path, content: bytes) -> None:
         return
     except OSError:
         # There are file systems without links. On a full one this says so.
-        write_whole(path, content)
+        write_new(path, content)
     finally:
         own.unlink(missing_ok=True)
 

@@ -43,7 +43,8 @@ _EXAMPLES = 4
 _NAMED_IMAGES = 3
 _MOST_FAILURES = 50
 _PICTURE_SIDE = 256
-_FIXED_POINT = 2.0**40
+# Of the curves, which records hold to four decimals.
+_FIXED_POINT = 1e6
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ class Summary:
             deletion, that one first; none is in both.
         failures (list[FailureGroup]): The most frequent first.
         images, records, failed (int): How many there are, failed ones among them.
+        same_maps (bool): Whether the values of all methods are of the same images and targets.
     """
 
     table: pd.DataFrame
@@ -138,6 +140,7 @@ class Summary:
     images: int
     records: int
     failed: int
+    same_maps: bool
 
 
 def write_report(folder: Path, photo: Photo, summary: Summary | None = None) -> list[Path]:
@@ -213,7 +216,7 @@ def summarize(records: Iterable[Record], resamples: int = 1000) -> Summary:
     values = {name: method.sorted_values(ranks) for name, method in methods.items()}
     return Summary(
         table=_table(values, {name: method.failed for name, method in methods.items()}, len(images), resamples),
-        values={name: of_metrics for name, (_, of_metrics) in values.items()},
+        values={name: of_metrics for name, (*_, of_metrics) in values.items()},
         curves={
             curve: {name: method.curves[curve].mean() for name, method in methods.items() if method.curves[curve].count}
             for curve in _CURVES
@@ -224,7 +227,12 @@ def summarize(records: Iterable[Record], resamples: int = 1000) -> Summary:
         images=len(images),
         records=sum(len(method.images) for method in methods.values()),
         failed=sum(method.failed for method in methods.values()),
+        same_maps=_all_equal([maps for maps, *_ in values.values()]),
     )
+
+
+def _all_equal(arrays: list[npt.NDArray[np.int64]]) -> bool:
+    return all(np.array_equal(array, arrays[0]) for array in arrays)
 
 
 class _CurveSum:
@@ -282,10 +290,10 @@ class _MethodRecords:
         return [record for record in self.worst if record not in self.best]
 
     def sorted_values(self, ranks: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], Array]:
-        """Each record's image, as its rank among all names, and its values, both sorted by image and target."""
-        images = ranks[np.array(self.images, dtype=np.int64)]
-        order = np.lexsort((np.array(self._targets), images))
-        return images[order], np.array(self._values).reshape(-1, len(METRICS))[order]
+        """Images, as ranks among all names, and targets, (2, records), and the values, sorted by both."""
+        maps = np.stack([ranks[np.array(self.images, dtype=np.int64)], np.array(self._targets, dtype=np.int64)])
+        order = np.lexsort(maps[::-1])
+        return maps[:, order], np.array(self._values).reshape(-1, len(METRICS))[order]
 
 
 def _target_order(record: Record) -> int:
@@ -303,7 +311,7 @@ def _table(
 ) -> pd.DataFrame:
     """The summary's table: means and intervals of each method and metric."""
     sums, counts = np.zeros((2, images, len(values), len(METRICS)))
-    for i, (of_images, of_metrics) in enumerate(values.values()):
+    for i, ((of_images, _), of_metrics) in enumerate(values.values()):
         for j, column in enumerate(of_metrics.T):
             known = ~np.isnan(column)
             sums[:, i, j] = np.bincount(of_images[known], column[known], minlength=images)
@@ -401,12 +409,16 @@ def _mean_and_interval(mean: float, low: float, high: float, form: str) -> str:
 def remarks(summary: Summary, settings: Mapping[str, Any]) -> list[str]:
     """What keeps the means from being those of the whole evaluation, or of the same images for each method."""
     found = []
-    if summary.images < settings.get("images", 0):
-        found.append(f"Not finished: there are records of {summary.images} of {settings['images']} images.")
     judged = {name: len(values) for name, values in summary.values.items()}
-    if len(set(judged.values())) > 1:
+    failed = summary.table.groupby("method").failures.first()
+    wanted = settings.get("records_of_a_method", 0)
+    done = {name: count + failed[name] for name, count in judged.items() if count + failed[name] < wanted}
+    if done:
+        counts = ", ".join(f"{name} {count}" for name, count in done.items())
+        found.append(f"Not finished: there will be {wanted} records of each method, and are so far of {counts}.")
+    if not summary.same_maps:
         counts = ", ".join(f"{name} {count}" for name, count in judged.items())
-        found.append(f"The methods' means are over different numbers of maps ({counts}), so they do not quite compare.")
+        found.append(f"The methods' means are over different maps ({counts}), so they do not quite compare.")
     return found
 
 

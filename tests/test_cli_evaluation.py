@@ -257,8 +257,8 @@ def test_an_unfinished_evaluation_is_reported_on(capsys, evaluation, without_fil
     assert run(capsys, "report", evaluation)[1][:2] == [
         "images: 4; maps: 8; failures: 4",
         # The third method fails on every image.
-        "The methods' means are over different numbers of maps (grad_cam 4, own_code:broken 0, saliency 4), so they do "
-        "not quite compare.",
+        "The methods' means are over different maps (grad_cam 4, own_code:broken 0, saliency 4), so they do not quite "
+        "compare.",
     ]
     lines = file.read_text().splitlines(keepends=True)
     last = json.loads(lines[-2])["image"]
@@ -266,17 +266,18 @@ def test_an_unfinished_evaluation_is_reported_on(capsys, evaluation, without_fil
     printed = run(capsys, "report", evaluation)[1]
     assert printed[:2] == [
         "images: 3; maps: 6; failures: 3",
-        "Not finished: there are records of 3 of 4 images.",
+        "Not finished: there will be 4 records of each method, and are so far of grad_cam 3, own_code:broken 3, "
+        "saliency 3.",
     ]
 
 
 def test_the_page_says_so_where_an_evaluation_is_unfinished(capsys, evaluation):
     settings = json.loads((evaluation / "settings.json").read_text())
-    (evaluation / "settings.json").write_text(json.dumps({**settings, "images": 50}))
+    (evaluation / "settings.json").write_text(json.dumps({**settings, "records_of_a_method": 50}))
     assert run(capsys, "report", evaluation)[0] == 0
     page = (evaluation / "report" / "report.html").read_text()
-    assert "Not finished: there are records of 4 of 50 images." in page
-    assert "different numbers of maps" in page
+    assert "Not finished: there will be 50 records of each method" in page
+    assert "different maps" in page
 
 
 CONFIDENCES = """

@@ -41,6 +41,13 @@ def test_up_keeps_a_linear_ramp_away_from_the_border(shape):
     assert torch.allclose(up(ramp, size)[..., 1:-1], positions[1:-1].expand(*shape[:2], *size[:-1], -1))
 
 
+@pytest.mark.parametrize(("size", "dtype"), [(32, torch.float32), (225, torch.float64), (50, torch.float16)])
+@pytest.mark.parametrize("value", [0.1, -7.3, 1 / 3])
+def test_up_keeps_a_constant_map_constant(value, size, dtype):
+    maps = torch.full((2, 1, 5, 7), value, dtype=dtype)
+    assert torch.equal(up(maps, (size, size)), torch.full((2, 1, size, size), value, dtype=dtype))
+
+
 def test_blend_shows_the_input_through_ones_and_the_baseline_through_zeros():
     inputs, baseline = torch.full((1, 3, 2, 2), 5.0), torch.full((1, 3, 1, 1), -1.0)
     mask = torch.tensor([[[[1.0, 0.0], [0.5, 0.25]]]])

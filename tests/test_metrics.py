@@ -168,6 +168,18 @@ def test_equal_attributions_go_in_row_major_order():
     assert curve.confidences[0].tolist() == [sum(range(count + 1)) for count in range(13)]
 
 
+@pytest.mark.parametrize("function", FAITHFULNESS)
+def test_an_attribution_that_is_the_same_everywhere_says_nothing(images, function):
+    """At a resolution from which interpolation rounds it differently from place to place."""
+    attributions = torch.full((3, 2, 5, 5), 0.1 / 3, dtype=torch.float64)
+    size = tuple(images.shape[2:])
+    assert nn.functional.interpolate(attributions, size, mode="bilinear").unique().numel() > 1
+    assert (metrics.pointing_game(attributions, torch.ones(3, *size) > 0) == 0).all()
+    at_full_size = torch.ones(3, 1, *size, dtype=torch.float64)
+    values = [function(TinyNet(), images, maps, TARGETS) for maps in (attributions, at_full_size)]
+    assert torch.equal(*values)
+
+
 @pytest.mark.parametrize("ndim", [1, 3])
 @pytest.mark.parametrize("function", FAITHFULNESS)
 def test_signals_and_volumes(ndim, function):

@@ -192,6 +192,22 @@ def test_a_file_that_cannot_be_made_is_named_with_the_reason(folder, monkeypatch
     assert "\n" not in str(caught.value)
 
 
+def test_a_disk_that_is_full_only_when_the_file_is_closed_is_told_alike(folder, monkeypatch):
+    """As file systems of other machines are."""
+    close = os.close
+
+    def close_and_fail(file):
+        close(file)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "close", close_and_fail)
+    with pytest.raises(Failure, match=r"cannot write .*\.jsonl: No space left on device; make room there"):
+        write(folder, record(0))
+    # What went wrong before is not hidden by it.
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write(folder, record(1), record(2, drop=float("nan")))
+
+
 # The settings.
 
 
@@ -227,6 +243,23 @@ def test_settings_are_written_where_there_are_no_links(tmp_path, monkeypatch, co
     begin_or_go_on(tmp_path, SETTINGS)
     assert read_settings(tmp_path) == SETTINGS
     assert sorted(path.name for path in tmp_path.iterdir()) == ["records", "settings.json"]
+
+
+def test_where_there_are_no_links_the_first_to_come_writes_the_settings(tmp_path, monkeypatch):
+    def another_was_first(*_arguments):
+        (tmp_path / "settings.json").write_text(json.dumps({**SETTINGS, "theta": 20.0}))
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", another_was_first)
+    with pytest.raises(WrongArgument, match=r"theta 20\.0 there, 10\.0 now"):
+        begin_or_go_on(tmp_path, SETTINGS)
+    assert read_settings(tmp_path)["theta"] == 20.0
+
+
+def test_settings_that_vanish_are_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "link", lambda *_arguments: None)
+    with pytest.raises(Failure, match=r"settings\.json, which was there a moment ago; start again"):
+        begin_or_go_on(tmp_path, SETTINGS)
 
 
 def test_settings_that_a_full_disk_does_not_take_are_not_there(tmp_path):

@@ -23,6 +23,7 @@ from captum_unioncam.report import (
     curve_plot,
     latex_table,
     markdown_table,
+    remarks,
     report_page,
     summarize,
     write_report,
@@ -39,7 +40,7 @@ FILES = ["table.csv", "table.md", "table.tex", "curves.png", "box.png", "report.
 
 def a_record(generator, image, target, method, **changes):
     values = generator.random(7)
-    curves = generator.random((2, 5))
+    curves = generator.random((2, 5)).round(4)
     small_map = generator.integers(0, 256, 256, dtype=np.uint8)
     record = Record(
         image,
@@ -185,6 +186,34 @@ def test_curves_are_the_records_means(records):
         for line, method in zip(axis.get_lines(), methods, strict=True):
             np.testing.assert_array_equal(line.get_xdata(), [0, 25, 50, 75, 100])
             np.testing.assert_array_equal(line.get_ydata(), summary.curves[name][method])
+
+
+def test_curves_of_a_model_without_confidences_are_averaged_too(records):
+    large = [replace(r, insertion_curve=[-3e8 * value for value in r.insertion_curve]) for r in records if not r.error]
+    mean = summarize(large).curves["insertion"]["grad_cam"]
+    curves = [r.insertion_curve for r in large if r.method == "grad_cam"]
+    assert mean == pytest.approx([statistics.fmean(values) for values in zip(*curves, strict=True)], rel=1e-9)
+
+
+def test_what_keeps_means_from_comparing_is_said(records):
+    done = [r for r in records if r.error is None and r.key[:2] != ("00.png", 3)]
+    settings = {**SETTINGS, "images": 15, "records_of_a_method": 19}
+    assert remarks(summarize(done), settings) == []
+    # The same number of maps, of the same images.
+    swapped = [r for r in done if r.key not in (("03.png", 3, "union_cam"), ("03.png", 7, "grad_cam"))]
+    unfinished, different = remarks(summarize(swapped), settings)
+    assert unfinished == (
+        "Not finished: there will be 19 records of each method, and are so far of grad_cam 18, union_cam 18."
+    )
+    assert different == (
+        "The methods' means are over different maps (grad_cam 18, union_cam 18), so they do not quite compare."
+    )
+    # A failure is a record too.
+    failing = [failed(r) if r.key == ("03.png", 3, "union_cam") else r for r in done]
+    (different,) = remarks(summarize(failing), settings)
+    assert "different maps (grad_cam 19, union_cam 18)" in different
+    (unfinished,) = remarks(summarize(done), {**settings, "records_of_a_method": 20})
+    assert unfinished.endswith("so far of grad_cam 19, union_cam 19.")
 
 
 def test_curves_of_different_lengths_are_refused(records):

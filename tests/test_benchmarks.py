@@ -1,0 +1,85 @@
+"""What the benchmarks take from the records: their tables are the README's."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks.ablation import THETAS, Variants, variants
+from benchmarks.faithfulness import Experiment, main, summary_of, tables
+from captum_unioncam import demo, methods
+from captum_unioncam.errors import Failure, WrongArgument
+from captum_unioncam.records import read_records
+from tests.networks import PooledNet, TinyNet, tiny_inputs
+
+NAMES = ["grad_cam", "saliency"]
+OWN_MODULES = {
+    "own_network": """
+import torch
+from captum_unioncam import demo
+
+def load():
+    return torch.nn.Sequential(torch.nn.AvgPool2d(2), demo.load_model())
+"""
+}
+pytestmark = pytest.mark.usefixtures("one_thread", "in_a_folder_of_its_own")
+
+
+@pytest.fixture(autouse=True)
+def own_methods(monkeypatch):
+    monkeypatch.setattr(methods, "_registered", {})
+
+
+@pytest.fixture
+def voc(tmp_path):
+    """Six pictures, two of them of two classes; one annotation is broken."""
+    demo.write_voc(tmp_path / "data", 6, seed=3)
+    (tmp_path / "data" / "VOCdevkit" / "VOC2007" / "Annotations" / "000004.xml").write_text("<annotation>")
+    (tmp_path / "classes.json").write_text(json.dumps({name: i for i, name in enumerate(demo.CLASS_NAMES)}))
+    return Experiment(
+        "voc", "VOC", "own_network:load", str(tmp_path / "data"), "1.features.15", tmp_path / "classes.json"
+    )
+
+
+def test_every_record_counts_whatever_the_number_of_an_images_classes(voc, tmp_path):
+    summary, layer = summary_of(voc, NAMES, 2, "cpu", tmp_path / "run")
+    assert (layer, summary.images, summary.records, summary.failed) == ("1.features.15", 6, 14, 2)
+    text = tables(summary)
+    for title in ("Average drop and increase", "Insertion and deletion", "Pointing games"):
+        assert f"### {title}" in text
+    assert text.count("| `grad_cam` |") == text.count("| `saliency` |") == 3
+
+
+def test_of_an_unfinished_run_what_all_methods_are_done_with_counts(voc, tmp_path):
+    folder = tmp_path / "run"
+    summary_of(voc, ["grad_cam"], 2, "cpu", folder)
+    with pytest.raises(Failure, match="holds no image that all methods are done with"):
+        summary_of(voc, NAMES, 2, "cpu", folder, finish=False)
+    summary_of(voc, NAMES, 2, "cpu", folder)
+    (first, second) = (folder / "records").iterdir()
+    of_saliency = next(path for path in (first, second) if b"saliency" in path.read_bytes())
+    lines = of_saliency.read_text().splitlines(keepends=True)
+    of_saliency.write_text("".join(lines[:-3]))
+    left = {json.loads(line)["image"] for line in lines[:-3]}
+    summary, _ = summary_of(voc, NAMES, 2, "cpu", folder, finish=False)
+    assert summary.images == len(left) < 6
+    assert summary.records + summary.failed == 2 * (len(lines) - 3)
+    assert len(list(read_records(folder))) == 16 - 3
+
+
+def test_two_data_sets_of_other_classes_are_refused(tmp_path):
+    with pytest.raises(WrongArgument, match="give one at a time"):
+        main(imagenet=tmp_path, voc=tmp_path)
+
+
+@pytest.mark.parametrize(("network", "has_no_effect"), [(PooledNet, True), (TinyNet, False)])
+def test_theta_has_an_effect_where_gradients_differ_over_space(network, has_no_effect):
+    found, net, images = variants(), network(seed=3), tiny_inputs(seed=5)
+    names = [f"denoised, theta {theta}" for theta in THETAS]
+    assert found.groups["Theta, denoised alone"] == names
+    maps = [
+        methods.create(name, net, net.features)(images, torch.tensor([3, 0, 2]), torch.zeros_like(images[:1]))
+        for name in names
+    ]
+    assert all(torch.equal(maps[0], other) for other in maps) == has_no_effect
+    assert isinstance(found, Variants)
