@@ -37,16 +37,18 @@ def divide_or_zero(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 def minmax(maps: Tensor) -> Tensor:
     """``(m - min) / (max - min)`` over the spatial dimensions: in [0, 1], all zeros for a constant map."""
-    return divide_or_zero(maps - maps.amin(spatial_dims(maps), keepdim=True), spatial_range(maps))
+    dims = spatial_dims(maps)
+    above = maps - maps.amin(dims, keepdim=True)
+    highest = above.amax(dims, keepdim=True)
+    return above / highest.where(highest > 0, 1.0)
 
 
 def up(maps: Tensor, size: torch.Size | tuple[int, ...]) -> Tensor:
     """Interpolates linearly, bilinearly or trilinearly to ``size``, with ``align_corners=False``."""
+    # Of what is above the minimum: the rounding of a constant map would vary, and minmax make much of it.
+    lowest = maps.amin(spatial_dims(maps), keepdim=True)
     mode = _INTERPOLATION_MODES[len(size)]
-    dims = spatial_dims(maps)
-    upsampled = F.interpolate(maps, tuple(size), mode=mode, align_corners=False)
-    # Rounding must not leave the map's own range: a constant map would vary, and minmax make much of it.
-    return upsampled.clamp(maps.amin(dims, keepdim=True), maps.amax(dims, keepdim=True))
+    return lowest + F.interpolate(maps - lowest, tuple(size), mode=mode, align_corners=False)
 
 
 def fuse(maps: Sequence[Tensor], size: torch.Size | tuple[int, ...]) -> Tensor:
@@ -81,9 +83,10 @@ def fuse(maps: Sequence[Tensor], size: torch.Size | tuple[int, ...]) -> Tensor:
 
 def blend(mask: Tensor, inputs: Tensor, baselines: Tensor | float) -> Tensor:
     """``m * I + (1 - m) * I_b``: the input where the mask is 1, the baseline where it is 0."""
-    if isinstance(baselines, (int, float)) and baselines == 0:
-        return mask * inputs
-    return mask * inputs + (1 - mask) * baselines
+    dtype = torch.promote_types(mask.dtype, inputs.dtype)
+    baselines = torch.as_tensor(baselines, dtype=dtype, device=inputs.device)
+    # One pass over memory, and exact at both ends.
+    return torch.lerp(baselines, inputs.to(dtype), mask.to(dtype))
 
 
 def full_precision(tensor: Tensor) -> Tensor:

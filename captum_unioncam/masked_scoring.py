@@ -95,7 +95,7 @@ class MaskedScorer:
         self.forward_func = forward_func
         self.inputs = tuple(x.detach() for x in inputs)
         self.baselines = tuple(
-            b.detach().to(x) if isinstance(b, Tensor) else b for b, x in zip(formatted, inputs, strict=True)
+            torch.as_tensor(b, dtype=x.dtype, device=x.device).detach() for b, x in zip(formatted, inputs, strict=True)
         )
         self.targets = [_as_rows(target, inputs[0].device) for target in targets]
         self.additional_forward_args = additional_forward_args or ()

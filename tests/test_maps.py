@@ -57,6 +57,12 @@ def test_blend_shows_the_input_through_ones_and_the_baseline_through_zeros():
     assert torch.equal(blend(mask, inputs, 0), (mask * 5).expand(1, 3, 2, 2))
 
 
+def test_blend_is_exact_at_both_ends_whatever_the_values():
+    inputs, baseline = torch.randn(2, 2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 1000
+    assert torch.equal(blend(torch.ones(2, 1, 64, 64), inputs, baseline), inputs)
+    assert torch.equal(blend(torch.zeros(2, 1, 64, 64), inputs, baseline), baseline)
+
+
 def test_spatial_range_keeps_dimensions():
     assert torch.equal(spatial_range(torch.arange(12.0).reshape(1, 2, 3, 2)), torch.full((1, 2, 1, 1), 5.0))
 
