@@ -173,10 +173,10 @@ def peak(run: Callable[[], Any], device: torch.device) -> int:
 def arithmetic(device: torch.device) -> str:
     """What bfloat16 can gain on this device: no batch size and no compiler makes more of it."""
     torch.backends.cudnn.allow_tf32 = False
-    rates = []
+    rows, rates = 8 if device.type == "cpu" else 256, []
     for dtype in (torch.float32, torch.bfloat16):
         conv = nn.Conv2d(128, 128, 3, padding=1, bias=False).eval().to(device, dtype, memory_format=torch.channels_last)
-        batch = torch.rand(8, 128, 56, 56).to(device, dtype, memory_format=torch.channels_last)
+        batch = torch.rand(rows, 128, 56, 56).to(device, dtype, memory_format=torch.channels_last)
         with torch.no_grad():
             fastest = min(seconds(partial(conv, batch), device) for _ in range(20))
         rates.append(2 * batch.numel() * conv.weight[0].numel() / fastest / 1e9)
@@ -184,6 +184,12 @@ def arithmetic(device: torch.device) -> str:
         f"A 3x3 convolution of 128 channels runs at {rates[0]:.0f} GFLOP/s in float32, {rates[1]:.0f} in bfloat16: "
         f"{rates[1] / rates[0]:.1f} times faster."
     )
+
+
+@torch.no_grad()
+def memory_of_bare_pass(of: Subject) -> int:
+    """Peak bytes of one photo in the model."""
+    return peak(partial(of.model, of.photos[:1]), of.photos.device)
 
 
 class Floor:
@@ -243,8 +249,7 @@ def measure(of: Subject, variant: Variant, repeats: int) -> Measurement:
         before = floor.seconds(rows)
         times.append(seconds(run, device))
         ratios.append(2 * times[-1] / (before + floor.seconds(rows)))
-    with PeakMemory(device) as memory:
-        run()
+    memory = peak(run, device) - memory_of_bare_pass(of)
     print(f"{variant.name}: {median(times) / 2:.3g} s an image, {median(ratios):.2f} over the floor", file=sys.stderr)
     return Measurement(
         name=variant.name,
@@ -253,7 +258,7 @@ def measure(of: Subject, variant: Variant, repeats: int) -> Measurement:
         attr=attr,
         passes=rows / 2,
         over_floor=median(ratios),
-        memory=memory.bytes - peak(lambda: of.model(photos[:1]), device),
+        memory=memory,
     )
 
 
@@ -285,7 +290,7 @@ def measure_memory_of_eight(name: str, device: torch.device) -> float:
         return LayerGradCam(of.model, of.layer).attribute(of.photos, of.targets)
 
     def union_cam() -> Any:
-        return LayerUnionCam(of.model, of.layer).attribute(of.photos, of.targets, max_channels=128)
+        return LayerUnionCam(of.model, of.layer).attribute(of.photos, of.targets)
 
     grad_cam()
     return peak(union_cam, device) - peak(grad_cam, device)
@@ -319,11 +324,9 @@ def measure_peers(of: Subject) -> list[Measurement]:
         ("torchcam's Score-CAM, float32", torchcam_package),
         ("LayerGradCam, float32", layer_grad_cam),
     ):
-        with PeakMemory(device) as memory:
-            taken = seconds(run, device)
-        with torch.no_grad():
-            bare = peak(lambda: of.model(photo), device)
-        measurements.append(Measurement(name, taken, taken, memory=memory.bytes - bare))
+        memory = peak(run, device) - memory_of_bare_pass(of)
+        taken = seconds(run, device)
+        measurements.append(Measurement(name, taken, taken, memory=memory))
     return measurements
 
 

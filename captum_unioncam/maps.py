@@ -83,7 +83,7 @@ def fuse(maps: Sequence[Tensor], size: torch.Size | tuple[int, ...]) -> Tensor:
 
 def blend(mask: Tensor, inputs: Tensor, baselines: Tensor | float) -> Tensor:
     """``m * I + (1 - m) * I_b``: the input where the mask is 1, the baseline where it is 0."""
-    dtype = torch.promote_types(mask.dtype, inputs.dtype)
+    dtype = torch.promote_types(torch.promote_types(mask.dtype, inputs.dtype), torch.float32)
     baselines = torch.as_tensor(baselines, dtype=dtype, device=inputs.device)
     # One pass over memory, and exact at both ends.
     return torch.lerp(baselines, inputs.to(dtype), mask.to(dtype))

@@ -44,16 +44,19 @@ class PassTuner:
 
     def __init__(self, device: torch.device, rows: int | None, formats: tuple[bool, ...]) -> None:
         self.device = device
-        # Another batch size or memory format rounds differently.
-        self.learns = device.type in FIRST_ROWS and not torch.are_deterministic_algorithms_enabled()
-        self.learns_rows = self.learns and rows is None
+        self.learns_rows = rows is None
         self.rows = rows or FIRST_ROWS.get(device.type, 16)
         per_device = MOST_ROWS_PER_THREAD * torch.get_num_threads() if device.type == "cpu" else MOST_ROWS
         self.most_rows = max(self.rows, min(per_device, MOST_ROWS))
-        self.formats = formats
+        self.formats = self.all_formats = formats
         self.started: Counter[PassSetting] = Counter()
         self.seconds: dict[PassSetting, float] = {}
         self.pending: list[tuple[PassSetting, Any, Any]] = []
+
+    @property
+    def learns(self) -> bool:
+        """Whether passes are timed: another batch size or memory format rounds differently."""
+        return self.device.type in FIRST_ROWS and not torch.are_deterministic_algorithms_enabled()
 
     def next(self) -> PassSetting:
         """The setting of the next pass: one to be tried, or the fastest known."""
@@ -123,15 +126,20 @@ class PassTuner:
         """Whether a pass that failed with ``error`` can be run again with the next setting."""
         if out_of_memory(error):
             self.most_rows = max(setting.rows // 2, 1)
+            if self.device.type == "cuda":
+                # What PyTorch keeps free for itself, CUDA's libraries cannot have.
+                torch.cuda.empty_cache()
             return setting.rows > 1
         if setting.channels_last and False in self.formats:
             # A model that views its feature maps as vectors needs the usual format.
             self.formats = (False,)
             return True
+        # Nor does it run in the usual format: the other was not at fault.
+        self.formats = self.all_formats
         return False
 
 
 def out_of_memory(error: RuntimeError) -> bool:
     """Whether ``error`` says that memory ran out; but for CUDA's allocator, all raise a plain ``RuntimeError``."""
-    said = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+    said = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)

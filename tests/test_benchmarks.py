@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
+from benchmarks import machine, speed
 from benchmarks.ablation import THETAS, Variants, variants
 from benchmarks.faithfulness import Experiment, main, summary_of, tables
-from captum_unioncam import demo, methods
+from captum_unioncam import LayerUnionCam, demo, methods
 from captum_unioncam.errors import Failure, WrongArgument
 from captum_unioncam.records import read_records
 from tests.networks import PooledNet, TinyNet, tiny_inputs
@@ -83,3 +84,47 @@ def test_theta_has_an_effect_where_gradients_differ_over_space(network, has_no_e
     ]
     assert all(torch.equal(maps[0], other) for other in maps) == has_no_effect
     assert isinstance(found, Variants)
+
+
+def embedded(name, device):
+    """A subject of the speed benchmark that takes no minutes."""
+    photos, targets, _ = demo.generate(2, seed=1)
+    model = demo.load_model()
+    return speed.Subject(name, model, model.get_submodule(demo.EXPLAINED_LAYER), photos, targets)
+
+
+def test_speed_writes_the_table_that_it_prints(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(machine, "RESULTS", tmp_path)
+    monkeypatch.setattr(speed, "subject", embedded)
+    monkeypatch.setattr(speed, "memory_of_eight_in_a_process_of_its_own", lambda name, device: 3e6)
+    monkeypatch.setitem(speed.SIZES, "cpu", (2, 4))
+    variants = [speed.Variant("all channels"), speed.Variant("eight channels", {"max_channels": 8})]
+    monkeypatch.setitem(speed.VARIANTS, "cpu", variants)
+    speed.main(models=["embedded"], repeats=1, output="speed.md")
+    text = (tmp_path / "speed.md").read_text()
+    for part in ("## embedded", "python -m benchmarks.speed", f"PyTorch {torch.__version__}", "photos is +3 MB"):
+        assert part in text
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert "\n".join(lines) in capsys.readouterr().out
+    header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    columns = {name: [row[i] for row in rows] for i, name in enumerate(header)}
+    peers = ["grad-cam's Score-CAM, float32", "torchcam's Score-CAM, float32", "LayerGradCam, float32"]
+    assert columns["method"] == ["all channels", "eight channels", *peers]
+    of = embedded("", "cpu")
+    _, details = LayerUnionCam(of.model, of.layer).attribute(of.photos, of.targets, return_details=True)
+    assert columns["passes an image"] == [f"{details.forward_passes.double().mean():.0f}", "12", "", "", ""]
+    full, fewer, *others = columns["correlation with float32"]
+    assert full == "1.0000"
+    assert 0.5 < float(fewer) < 1
+    assert others == ["", "", ""]
+    assert all(float(over) > 0 for over in columns["time over floor"][:2])
+    # The faster peer is the measure of all.
+    assert max(map(float, columns["times faster than the faster peer"][2:4])) == 1
+
+
+def test_the_floor_is_bare_passes_of_a_third_of_the_rows():
+    passes = []
+    floor = speed.Floor(lambda batch: passes.append(batch.shape), torch.zeros(1, 3, 8, 8), (4,), compiled=False)
+    passes.clear()
+    assert floor.seconds(22) > 0
+    assert passes == [(4, 3, 8, 8)] * 2

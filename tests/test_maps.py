@@ -63,6 +63,15 @@ def test_blend_is_exact_at_both_ends_whatever_the_values():
     assert torch.equal(blend(torch.zeros(2, 1, 64, 64), inputs, baseline), baseline)
 
 
+@pytest.mark.parametrize("mask_dtype", [torch.bool, torch.uint8, torch.float16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.bfloat16, torch.float64])
+def test_blend_takes_inputs_and_masks_of_any_dtype(dtype, mask_dtype):
+    inputs, mask = torch.full((1, 3, 2, 2), 7).to(dtype), torch.tensor([[[[1, 0], [0, 1]]]]).to(mask_dtype)
+    blended = blend(mask, inputs, torch.tensor(2).to(dtype))
+    assert blended.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert blended[0].tolist() == [[[7, 2], [2, 7]]] * 3
+
+
 def test_spatial_range_keeps_dimensions():
     assert torch.equal(spatial_range(torch.arange(12.0).reshape(1, 2, 3, 2)), torch.full((1, 2, 1, 1), 5.0))
 

@@ -352,3 +352,16 @@ def test_what_is_learnt_of_passes_is_remembered_for_the_model_and_no_longer(imag
 
     gc.collect()
     assert all(not isinstance(known, TinyNet) for known in metrics._tuners)
+
+
+@pytest.mark.parametrize("curve", [metrics.insertion, metrics.deletion])
+def test_curves_of_integer_pictures(model, images, curve):
+    pictures = (images.sigmoid() * 255).to(torch.uint8)
+    attributions = torch.randn(3, 1, 8, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def of_integers(x):
+        assert x.dtype == torch.uint8
+        return model(x.double() / 255)
+
+    area = curve(of_integers, pictures, attributions, TARGETS, baselines=0, steps=6)
+    assert same(area, curve(model, pictures.double() / 255, attributions, TARGETS, baselines=0, steps=6))

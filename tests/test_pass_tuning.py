@@ -115,6 +115,20 @@ def test_deterministic_algorithms_fix_the_setting(clock):
         torch.use_deterministic_algorithms(False)
 
 
+def test_deterministic_algorithms_fix_the_setting_of_what_has_learnt_already(clock):
+    tuner = PassTuner(CPU, None, (True, False))
+    run(tuner, clock, lambda setting: 2.0 if setting.channels_last else 1.0, 5000)
+    assert tuner.next() == PassSetting(1024, False)
+    learnt = dict(tuner.seconds)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert set(run(tuner, clock, lambda setting: 0.1, 1000)) == {PassSetting(4, True)}
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert tuner.seconds == learnt
+    assert tuner.next() == PassSetting(1024, False)
+
+
 def test_out_of_memory_halves_for_good_and_is_not_climbed_again(clock):
     def seconds(setting):
         if setting.rows > 16:
@@ -141,6 +155,7 @@ def test_out_of_memory_halves_for_good_and_is_not_climbed_again(clock):
     "message",
     [
         "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes",
+        "[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes",
         "CUDA error: out of memory",
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
         "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
@@ -152,6 +167,15 @@ def test_errors_of_memory_that_are_plain_runtime_errors(message):
     assert tuner.recovers(PassSetting(4, True), RuntimeError(message))
     assert tuner.formats == (True, False)
     assert tuner.next().rows == 2
+
+
+def test_out_of_memory_on_a_gpu_gives_back_what_is_kept_free(monkeypatch):
+    emptied = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
+    tuner = PassTuner(torch.device("cuda"), None, (True, False))
+    assert tuner.recovers(PassSetting(64, True), RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
+    assert emptied == [True]
+    assert tuner.most_rows == 32
 
 
 def test_other_errors_are_not_taken_for_memory():
@@ -181,6 +205,25 @@ def test_a_model_that_cannot_take_channels_last_gets_the_usual_format():
     net.formats.clear()
     method.attribute(inputs, 1)
     assert True not in net.formats
+
+
+def test_an_error_in_both_formats_is_not_the_formats_fault():
+    net, inputs = TinyNet(), tiny_inputs()
+    formats = []
+
+    def forward(x):
+        formats.append(x.is_contiguous(memory_format=torch.channels_last))
+        return net(x)
+
+    def failing(output):
+        raise RuntimeError("of the user's own")
+
+    method = LayerUnionCam(forward, net.features, confidence_fn=failing)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="of the user's own"):
+            method.attribute(inputs, 1)
+        assert formats == [False, True, False]  # the gradients, and a masked pass in either format
+        formats.clear()
 
 
 def test_what_was_learnt_is_remembered_for_inputs_of_the_shape(clock):
