@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import median_low
 from typing import Any
 
 import torch
 
 TRIALS = 2  # the first pass of a kind pays for kernels that are chosen and memory that is found
 RETRIALS, PASSES_PER_RETRIAL = 4, 50  # later and rarely, since something else may have kept the machine busy
+RECENT = 5  # the allocator's heap may make a setting slow for good that was fast at first
 WORTHWHILE = 1.03
 FIRST_ROWS = {"cpu": 4, "cuda": 64}
 MOST_ROWS = 1024
@@ -32,7 +34,7 @@ class PassTuner:
     """Chooses the setting of each pass for one model, device and input shape, and remembers what was fastest.
 
     The memory formats are tried first, then twice the rows as long as that gives more rows a second, or half the rows;
-    of a setting's trials the fastest counts.
+    of a setting's recent passes the median counts.
     A pass is timed where it is run: on a GPU by events that are read once they have happened, so nothing waits.
 
     Args:
@@ -50,7 +52,7 @@ class PassTuner:
         self.most_rows = max(self.rows, min(per_device, MOST_ROWS))
         self.formats = self.all_formats = formats
         self.started: Counter[PassSetting] = Counter()
-        self.seconds: dict[PassSetting, float] = {}
+        self.seconds: defaultdict[PassSetting, deque[float]] = defaultdict(lambda: deque(maxlen=RECENT))
         self.pending: list[tuple[PassSetting, Any, Any]] = []
 
     @property
@@ -93,7 +95,11 @@ class PassTuner:
     def _faster(self, setting: PassSetting, other: PassSetting) -> bool:
         if setting not in self.seconds or other not in self.seconds:
             return False
-        return self.seconds[setting] / setting.rows * WORTHWHILE < self.seconds[other] / other.rows
+        return self._seconds_a_row(setting) * WORTHWHILE < self._seconds_a_row(other)
+
+    def _seconds_a_row(self, setting: PassSetting) -> float:
+        # Of two the faster: the first pays for more than itself.
+        return median_low(self.seconds[setting]) / setting.rows
 
     @contextmanager
     def timed(self, setting: PassSetting, rows: int) -> Iterator[None]:
@@ -111,16 +117,13 @@ class PassTuner:
         else:
             begin = time.perf_counter()
             yield
-            self._record(setting, time.perf_counter() - begin)
+            self.seconds[setting].append(time.perf_counter() - begin)
             self.started[setting] += 1
 
     def _read_events(self) -> None:
         while self.pending and self.pending[0][2].query():
             setting, start, end = self.pending.pop(0)
-            self._record(setting, start.elapsed_time(end) / 1000)
-
-    def _record(self, setting: PassSetting, seconds: float) -> None:
-        self.seconds[setting] = min(seconds, self.seconds.get(setting, seconds))
+            self.seconds[setting].append(start.elapsed_time(end) / 1000)
 
     def recovers(self, setting: PassSetting, error: RuntimeError) -> bool:
         """Whether a pass that failed with ``error`` can be run again with the next setting."""

@@ -76,6 +76,22 @@ def test_a_trial_while_the_machine_was_busy_is_mended(clock):
     assert tuner.next().rows == 4
 
 
+def test_a_setting_that_becomes_slow_is_left(clock):
+    passes_of_four = 0
+
+    def seconds(setting):
+        nonlocal passes_of_four
+        passes_of_four += setting.rows == 4
+        slow = setting.rows == 4 and passes_of_four > 20
+        return setting.rows * (1.5 if slow else 1 + abs(setting.rows - 4) / 5)
+
+    tuner = PassTuner(CPU, None, (True, False))
+    run(tuner, clock, seconds, 60)
+    assert tuner.next().rows == 4
+    later = run(tuner, clock, seconds, 400)
+    assert Counter(setting.rows for setting in later[20:]).most_common(1)[0][0] == tuner.next().rows == 2
+
+
 def test_the_first_pass_of_a_kind_does_not_decide(clock):
     seen = set()
 
@@ -119,13 +135,13 @@ def test_deterministic_algorithms_fix_the_setting_of_what_has_learnt_already(clo
     tuner = PassTuner(CPU, None, (True, False))
     run(tuner, clock, lambda setting: 2.0 if setting.channels_last else 1.0, 5000)
     assert tuner.next() == PassSetting(1024, False)
-    learnt = dict(tuner.seconds)
+    learnt = {setting: list(seconds) for setting, seconds in tuner.seconds.items()}
     torch.use_deterministic_algorithms(True)
     try:
         assert set(run(tuner, clock, lambda setting: 0.1, 1000)) == {PassSetting(4, True)}
     finally:
         torch.use_deterministic_algorithms(False)
-    assert tuner.seconds == learnt
+    assert {setting: list(seconds) for setting, seconds in tuner.seconds.items()} == learnt
     assert tuner.next() == PassSetting(1024, False)
 
 
