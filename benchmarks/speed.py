@@ -171,7 +171,7 @@ def peak(run: Callable[[], Any], device: torch.device) -> int:
 
 
 def arithmetic(device: torch.device) -> str:
-    """What bfloat16 can gain on this device: no batch size and no compiler makes more of it."""
+    """About what bfloat16 can gain on this device, whatever the batch size and the compiler."""
     torch.backends.cudnn.allow_tf32 = False
     rows, rates = 8 if device.type == "cpu" else 256, []
     for dtype in (torch.float32, torch.bfloat16):
