@@ -21,10 +21,11 @@ from torch.nn import Module
 from benchmarks.faithfulness import RUNS, command, experiments, summary_of
 from benchmarks.machine import RESULTS, describe, markdown, write_result
 from captum_unioncam import LayerUnionCam, methods
-from captum_unioncam.evaluation import local_device
-from captum_unioncam.files import write_whole
-from captum_unioncam.report import Summary, display_table
-from captum_unioncam.visualization import png
+from captum_unioncam.evaluation.distributed import local_device
+from captum_unioncam.report.panels import png
+from captum_unioncam.report.statistics import Summary
+from captum_unioncam.report.tables import display_table
+from captum_unioncam.system.files import write_whole
 
 THETAS = (0, 10, 20, 30, 40, 50, 60, 70, 80, 90)
 CHANNELS = (16, 32, 64, 128, 256)

@@ -25,11 +25,13 @@ import typer
 from benchmarks import imagenet_sample
 from benchmarks.machine import describe, markdown, write_result
 from captum_unioncam import methods
-from captum_unioncam.errors import Failure, WrongArgument
-from captum_unioncam.evaluation import Evaluation, evaluate, local_device
-from captum_unioncam.explained_model import ExplainedModel
-from captum_unioncam.records import read_records
-from captum_unioncam.report import Summary, display_table, summarize
+from captum_unioncam.evaluation.distributed import local_device
+from captum_unioncam.evaluation.records import read_records
+from captum_unioncam.evaluation.run import Evaluation, evaluate
+from captum_unioncam.models.subject import ExplainedModel
+from captum_unioncam.report.statistics import Summary, summarize
+from captum_unioncam.report.tables import display_table
+from captum_unioncam.system.errors import Failure, WrongArgument
 
 RUNS = Path(__file__).parent / "runs"
 PEERS = [

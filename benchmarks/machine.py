@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from captum_unioncam.files import make_folder, write_whole
+from captum_unioncam.system.files import make_folder, write_whole
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from benchmarks.imagenet_sample import sample
 from benchmarks.machine import describe, markdown, write_result
 from captum_unioncam import LayerUnionCam, demo
-from captum_unioncam.masked_scoring import COMPILED_ROWS
+from captum_unioncam.engine.scoring import COMPILED_ROWS
 
 LAYERS = {"resnet18": "layer4", "mobilenet_v2": "features.18", "vgg16": "features.29"}
 SIZES = {"cpu": (2, 4, 8, 16, 32), "cuda": (16, 32, 64, 128, 256, 512)}

@@ -1,13 +1,33 @@
-"""UnionCAM class activation maps for Captum."""
+"""UnionCAM class activation maps for Captum.
 
-from captum_unioncam.denoised_grad_cam import LayerDenoisedGradCam
-from captum_unioncam.layers import find_spatial_layer
-from captum_unioncam.layouts import channels_last_to_maps, tokens_to_maps
-from captum_unioncam.maps import fuse
-from captum_unioncam.score_cam import LayerScoreCam
-from captum_unioncam.union_cam import LayerUnionCam, UnionCamDetails
-from captum_unioncam.upsampled import UpsampledAttribution
+The public names, loaded when they are first used: what needs no PyTorch, as the command's help, does not wait for it.
+"""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from captum_unioncam.attr.denoised_grad_cam import LayerDenoisedGradCam
+    from captum_unioncam.attr.find_layer import find_spatial_layer
+    from captum_unioncam.attr.fuse import fuse
+    from captum_unioncam.attr.score_cam import LayerScoreCam
+    from captum_unioncam.attr.union_cam import LayerUnionCam, UnionCamDetails
+    from captum_unioncam.attr.upsampled import UpsampledAttribution
+    from captum_unioncam.engine.layouts.base import channels_last_to_maps, tokens_to_maps
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "LayerDenoisedGradCam": "attr.denoised_grad_cam",
+    "LayerScoreCam": "attr.score_cam",
+    "LayerUnionCam": "attr.union_cam",
+    "UnionCamDetails": "attr.union_cam",
+    "UpsampledAttribution": "attr.upsampled",
+    "channels_last_to_maps": "engine.layouts.base",
+    "find_spatial_layer": "attr.find_layer",
+    "fuse": "attr.fuse",
+    "tokens_to_maps": "engine.layouts.base",
+}
 __all__ = [
     "LayerDenoisedGradCam",
     "LayerScoreCam",
@@ -19,4 +39,14 @@ __all__ = [
     "fuse",
     "tokens_to_maps",
 ]
-__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from captum_unioncam.cli import main
+from captum_unioncam.cli.main import main
 
 _BLOCK = re.compile(r"^(<!-- [a-z ]+ -->\n)?```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
@@ -76,7 +76,7 @@ def working_folder(tmp_path, torch_home, monkeypatch):
     Image.linear_gradient("L").resize((300, 240)).convert("RGB").save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCH_HOME", str(torch_home))
-    monkeypatch.setattr("captum_unioncam.methods._registered", {})
+    monkeypatch.setattr("captum_unioncam.methods.registry._registered", {})
     return tmp_path
 
 

@@ -9,8 +9,8 @@ from benchmarks import machine, speed
 from benchmarks.ablation import THETAS, Variants, variants
 from benchmarks.faithfulness import Experiment, main, summary_of, tables
 from captum_unioncam import LayerUnionCam, demo, methods
-from captum_unioncam.errors import Failure, WrongArgument
-from captum_unioncam.records import read_records
+from captum_unioncam.evaluation.records import read_records
+from captum_unioncam.system.errors import Failure, WrongArgument
 from tests.networks import PooledNet, TinyNet, tiny_inputs
 
 NAMES = ["grad_cam", "saliency"]
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "in_a_folder_of_its_own")
 
 @pytest.fixture(autouse=True)
 def own_methods(monkeypatch):
-    monkeypatch.setattr(methods, "_registered", {})
+    monkeypatch.setattr("captum_unioncam.methods.registry._registered", {})
 
 
 @pytest.fixture

@@ -83,7 +83,7 @@ def example_names(monkeypatch):
     from torch import nn
     from torchvision.models import SwinTransformer, VisionTransformer, vgg
 
-    monkeypatch.setattr("captum_unioncam.methods._registered", {})
+    monkeypatch.setattr("captum_unioncam.methods.registry._registered", {})
     torch.manual_seed(0)
     of_vgg16 = [4, 4, "M", 4, 4, "M", 4, 4, 4, "M", 4, 4, 4, "M", 4, 4, 4, "M"]
     parts = {"features": vgg.make_layers(of_vgg16), "layer3": nn.Conv2d(4, 4, 1), "layer4": nn.Conv2d(4, 4, 1)}
@@ -161,8 +161,8 @@ def test_equations_stand_beside_their_lines(site):
 @pytest.mark.parametrize(
     ("block", "problem"),
     [
-        ("captum_unioncam.union_cam.unites", "unites"),
-        ("captum_unioncam.union_cam.unite\nno such line", "0 lines begin with 'no such line'"),
+        ("captum_unioncam.attr.union_cam.unites", "unites"),
+        ("captum_unioncam.attr.union_cam.unite\nno such line", "0 lines begin with 'no such line'"),
     ],
 )
 @pytest.mark.usefixtures("site")

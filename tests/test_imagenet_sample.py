@@ -9,7 +9,7 @@ import torch
 from captum.attr import LayerGradCam
 
 from captum_unioncam import LayerUnionCam
-from captum_unioncam.maps import blend, minmax, up
+from captum_unioncam.engine.maps import blend, minmax, up
 
 FOLDER = os.environ.get("IMAGENET_SAMPLE")
 pytestmark = pytest.mark.skipif(not FOLDER, reason="IMAGENET_SAMPLE does not name the folder of the sample")

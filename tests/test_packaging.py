@@ -27,7 +27,7 @@ OTHER_COMMANDS = """
 import sys
 from pathlib import Path
 import captum_unioncam
-from captum_unioncam.cli import main
+from captum_unioncam.cli.main import main
 
 assert Path(captum_unioncam.__file__).is_relative_to(sys.prefix), captum_unioncam.__file__
 quick = ["--methods", "union_cam,grad_cam", "--steps", "2"]

@@ -11,7 +11,7 @@ from xml.etree.ElementTree import Element, SubElement, indent, tostring
 import numpy as np
 
 from captum_unioncam.demo.pictures import CLASS_NAMES, PICTURE_SIZE, _draw_picture
-from captum_unioncam.files import make_folder, write_whole
+from captum_unioncam.system.files import make_folder, write_whole
 
 if TYPE_CHECKING:
     from PIL import Image

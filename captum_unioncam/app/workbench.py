@@ -1,0 +1,229 @@
+"""What the page does: questions are answered one at a time, with models that are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from threading import Lock
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from captum_unioncam import demo
+from captum_unioncam.engine.maps import up
+from captum_unioncam.evaluation.compare import Comparison, compare
+from captum_unioncam.evaluation.explain import Explainer, Explanation, Settings
+from captum_unioncam.evaluation.judge import Judge
+from captum_unioncam.methods.registry import names
+from captum_unioncam.methods.settings import MethodSettings
+from captum_unioncam.models.subject import ExplainedModel
+from captum_unioncam.models.zoo import DEMO_MODEL
+from captum_unioncam.report.html import jpeg_uri, render
+from captum_unioncam.report.images import as_picture, overlay
+from captum_unioncam.system.errors import Failure, WrongArgument
+
+_MODELS_KEPT = 3
+
+
+_CURVE_STEPS = 50
+
+
+# UnionCAM is shown always, with the channel weights that are chosen.
+OWN_METHODS = {"score": "union_cam", "softmax": "union_cam_softmax"}
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a visitor asks for.
+
+    Args:
+        model (str): One of ``Workbench.model_names``.
+        layer (str or None): Dotted name of the layer to explain. Default: None, the one that is found
+        target (str or None): The class, index or name. Default: None, the most probable
+        theta, channel_weights: As ``LayerUnionCam.attribute`` takes them.
+        methods (tuple[str, ...]): To compare with, of ``methods.names()``. Default: none
+    """
+
+    model: str = DEMO_MODEL
+    layer: str | None = None
+    target: str | None = None
+    theta: float = 10.0
+    channel_weights: str = "score"
+    methods: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the page shows.
+
+    Args:
+        explanation (Explanation): UnionCAM's.
+        comparison (Comparison): UnionCAM and the other methods judged.
+        code (str): Lines of Python that make UnionCAM's map, ``attr``, anew.
+    """
+
+    explanation: Explanation
+    comparison: Comparison
+    code: str
+
+    def page(self) -> str:
+        """All but the code as a piece of HTML."""
+        explanation, photo = self.explanation, self.explanation.photo
+        details = explanation.details
+        maps = {"denoised": details.denoised_map, "region": details.region_map, "union": details.union_map}
+        return render(
+            "app.html",
+            explanation=explanation,
+            comparison=self.comparison,
+            photo=jpeg_uri(as_picture(photo)),
+            maps={name: (overlay(photo, values), values.max() > 0) for name, values in maps.items()},
+            overlays={name: overlay(photo, each.attribution) for name, each in self.comparison.judgements.items()},
+        ).decode()
+
+
+class Workbench:
+    """Answers one visitor at a time, with models that are kept for the next.
+
+    Args:
+        model, weights (str or None): What the page begins with, as ``load_classifier`` takes them; the weights are for
+            this model alone.
+        device (str or None): As ``ExplainedModel`` takes it.
+
+    Attributes:
+        model_names (list[str]): What visitors may choose: the given model, the embedded one, and torchvision's.
+        model (str): The given one.
+    """
+
+    def __init__(self, model: str = DEMO_MODEL, weights: str | None = None, device: str | None = None) -> None:
+        from torchvision import models
+
+        self.model_names = list(dict.fromkeys([model, DEMO_MODEL, *models.list_models(module=models)]))
+        self.model, self.weights, self.device = model, weights, device
+        self._subject = lru_cache(maxsize=_MODELS_KEPT)(self._load)
+        self._working, self._closed = Lock(), False
+
+    def subject(self, model: str) -> ExplainedModel:
+        """The model, with the layer that is found in it."""
+        subject = self._subject(model)
+        with self._working:
+            subject.set_layer()
+        return subject
+
+    def answer(self, name: str, picture: Image.Image, question: Question) -> Answer:
+        """Explains a class of a picture, and compares.
+
+        Args:
+            name (str): The picture's file, as the code is to open it.
+            picture (PIL.Image.Image): In mode RGB, of any size.
+            question (Question): What is asked for.
+
+        Raises:
+            WrongArgument: There is no such model, layer, class or method.
+            Failure: The model cannot be loaded, or UnionCAM fails.
+        """
+        unknown = [method for method in question.methods if method not in names()]
+        if unknown:
+            # Not for visitors: the registry would import package.module:function.
+            raise WrongArgument(f"there is no method {unknown[0]!r}; give some of {', '.join(names())}.")
+        with self._working:
+            return self._answer(name, picture, question)
+
+    def close(self) -> None:
+        """Stops what is running, at the next pass of its model; torch aborts the process that ends in the middle."""
+        self._closed = True
+        with self._working:
+            pass
+
+    def _answer(self, name: str, picture: Image.Image, question: Question) -> Answer:
+        subject = self._subject(question.model)
+        subject.set_layer(question.layer)
+        settings = Settings(
+            question.model, subject.weights, theta=question.theta, channel_weights=question.channel_weights
+        )
+        explainer = Explainer(settings, show_progress=True, subject=subject)
+        target = None if question.target is None else subject.class_index(question.target)
+        own = OWN_METHODS[question.channel_weights]
+        judge = _Judge(explainer, picture, own, [method for method in question.methods if method != own])
+        comparison = compare(judge, name, picture, target, show_progress=True)
+        if judge.explanation is None or own in comparison.failures:
+            raise Failure(f"UnionCAM: {comparison.failures[own]}")
+        return Answer(judge.explanation, comparison, python_lines(judge.explanation, name, picture, self.device))
+
+    def _load(self, model: str) -> ExplainedModel:
+        if model not in self.model_names:
+            # Not for visitors: the loader would import package.module:function.
+            raise WrongArgument(f"there is no network {model!r}; choose one of the list.")
+        weights = self.weights if model == self.model else None
+        subject = ExplainedModel(model, weights, device=self.device, show_progress=True)
+        subject.model.register_forward_pre_hook(self._stop_if_closed)
+        return subject
+
+    def _stop_if_closed(self, *_: Any) -> None:
+        if self._closed:
+            raise Failure("the page is closed; start it again.")
+
+
+class _Judge(Judge):
+    """Judges the map that the explainer makes as that of the method ``own``, and keeps how it came to be."""
+
+    def __init__(self, explainer: Explainer, picture: Image.Image, own: str, others: Sequence[str]) -> None:
+        settings = MethodSettings(theta=explainer.settings.theta)
+        super().__init__(explainer.subject, [own, *others], settings, _CURVE_STEPS)
+        self.explanation: Explanation | None = None
+
+        def attribute(inputs: Tensor, target: Tensor, _baselines: Tensor) -> Tensor:
+            self.explanation = next(explainer.explain(picture, int(target)))
+            return up(self.explanation.union_cam, inputs.shape[2:])
+
+        self._attribute[own] = attribute
+
+
+def python_lines(explanation: Explanation, name: str, picture: Image.Image, device: str | None) -> str:
+    """The lines of Python that make the explanation's map anew, as ``attr``.
+
+    Args:
+        explanation (Explanation): What to make anew.
+        name (str): The picture's file.
+        picture (PIL.Image.Image): Itself; of an embedded one the lines say where it comes from.
+        device (str or None): As ``ExplainedModel`` takes it.
+    """
+    settings = explanation.settings
+    arguments = {"weights": settings.weights, "layer": settings.layer, "device": device}
+    given = "".join(f", {key}={value!r}" for key, value in arguments.items() if value is not None)
+    from_file = (
+        "from pathlib import Path\nfrom captum_unioncam.datasets.pictures import open_picture\n"
+        f"picture = open_picture(Path({name!r}))"
+    )
+    return f"""{next((lines for lines, embedded in embedded_pictures() if embedded == picture), from_file)}
+
+from captum_unioncam import LayerUnionCam
+from captum_unioncam.models.subject import ExplainedModel
+subject = ExplainedModel({settings.model!r}{given})
+inputs, black = subject.input_and_baseline(subject.shown(picture))
+union_cam = LayerUnionCam(subject.model, subject.layer)
+attr = union_cam.attribute(  # (1, 1, h, w), in [0, 1]
+    inputs,
+    target={explanation.class_index},  # {explanation.class_name}
+    baselines=black,
+    theta={settings.theta!r},
+    channel_weights={settings.channel_weights!r},
+)"""
+
+
+@cache
+def embedded_pictures() -> list[tuple[str, Image.Image]]:
+    """Pictures to begin with, each after the lines of Python that make it."""
+    from torchvision.transforms.functional import to_pil_image
+
+    count, seed, shown = 6, 2, (0, 1, 2, 4, 5)
+    images = demo.generate(count, seed)[0]
+    generated = (
+        "from torchvision.transforms.functional import to_pil_image\nfrom captum_unioncam import demo\n"
+        f"picture = to_pil_image(demo.generate({count}, seed={seed})[0]"
+    )
+    return [
+        ("from captum_unioncam import demo\npicture = demo.load_picture()", demo.load_picture()),
+        *((f"{generated}[{i}])", to_pil_image(images[i])) for i in shown),
+    ]

@@ -1,0 +1,67 @@
+"""Finding the layer to explain."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from captum_unioncam.engine.layouts.torchvision import KnownTransforms, last_token_layers
+from captum_unioncam.engine.model_state import evaluation_mode
+
+
+def find_spatial_layer(model: Module, inputs: Tensor | tuple[Tensor, ...]) -> tuple[str, Module]:
+    """Finds the last layer whose output has space, which is the usual one to explain, by running the model once.
+
+    A layer's output has space if it has as many spatial dimensions as an input, and more than one position in them.
+    Channels are taken to come first, except in torchvision's networks: name the layer where they come last elsewhere.
+    Of nested modules that end with the same output, the outermost is taken. So are the tokens that enter the last
+    attention of torchvision's vision transformers, the usual ones to explain: behind it, the class token alone counts.
+
+    Args:
+        model (torch.nn.Module): Left as it was found; runs in evaluation mode.
+        inputs (Tensor or tuple[Tensor, ...]): An example or more, (N, C, *spatial).
+
+    Returns:
+        *tuple[str, Module]*: The layer's dotted name in the model, and the layer.
+
+    Raises:
+        ValueError: No layer has an output with space.
+
+    Examples::
+
+        >>> name, layer = find_spatial_layer(model, images)
+        >>> attr = LayerUnionCam(model, layer).attribute(images, target=3)
+    """
+    inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+    input_dims = {x.dim() for x in inputs if x.dim() > 2}
+    token_layers = last_token_layers(model)
+    transforms = KnownTransforms([model])
+    found: dict[str, Module] = {}
+
+    def look(name: str, module: Module) -> Any:
+        def hook(_module: Module, _args: Any, output: Any) -> None:
+            # Of a layer that runs several times, the last run is what is explained.
+            found.pop(name, None)
+            maps = isinstance(output, Tensor) and output.dim() in input_dims
+            if module in token_layers or (maps and transforms.has_space(module, output, input_dims)):
+                found[name] = module
+
+        return module.register_forward_hook(hook)
+
+    handles = [look(name, module) for name, module in model.named_modules() if name]
+    try:
+        with evaluation_mode(model), torch.no_grad():
+            model(*(x.detach().clone() for x in inputs))
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not found:
+        shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
+        raise ValueError(
+            f"model: for inputs of shape {shapes} no layer has an output of shape (N, K, *spatial) with more than one "
+            "position; name the layer to explain, or give larger inputs."
+        )
+    return next(reversed(found.items()))

@@ -1,0 +1,40 @@
+"""One map of those of several layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from captum_unioncam.engine.maps import minmax, up
+
+
+def fuse(maps: Sequence[Tensor], size: torch.Size | tuple[int, ...]) -> Tensor:
+    r"""Makes one map of those of several layers: at each position the largest, as LayerCAM does.
+
+    Each map is scaled to [0, 1] at the common size first, so that every layer counts as much as the others
+    (Jiang et al., *LayerCAM: exploring hierarchical class activation maps for localization*, IEEE Transactions on Image
+    Processing 30, 2021, https://doi.org/10.1109/TIP.2021.3089943).
+
+    Args:
+        maps (Sequence[Tensor]): One a layer, each (N, 1, \*spatial) of its own resolution; with K for 1, channel by
+            channel.
+        size (tuple[int, ...]): The spatial size of the result, such as the inputs'.
+
+    Returns:
+        *Tensor* (N, 1, \*size), in [0, 1]; all zeros where every map is constant.
+
+    Raises:
+        ValueError: No maps, or maps that differ in more than their resolution or do not have ``size``'s dimensions.
+
+    Examples::
+
+        >>> maps = LayerUnionCam(model, [model.layer3, model.layer4]).attribute(images, target=3)
+        >>> heat = fuse(maps, images.shape[2:])  # (N, 1, 224, 224)
+    """
+    shapes = {(*m.shape[:2], m.dim() - 2) for m in maps}
+    if len(shapes) != 1 or shapes.pop()[-1] != len(size):
+        given = ", ".join(str(tuple(m.shape)) for m in maps) or "none"
+        raise ValueError(f"maps: got {given} for the size {tuple(size)}; give maps that differ in resolution alone.")
+    return minmax(torch.stack([minmax(up(m, size)) for m in maps]).amax(0))

@@ -1,0 +1,69 @@
+"""Layer attributions at the input's size, which Captum's metrics need."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from captum.attr import Attribution, LayerAttribution
+from torch import Tensor
+
+from captum_unioncam.engine._captum import format_output, format_tensor_into_tuples, log_usage
+
+
+class UpsampledAttribution(Attribution):  # type: ignore[misc]
+    r"""
+    Wraps a layer attribution method, so that ``attribute`` gives maps of the input's spatial size.
+
+    Captum's metrics compare attributions with the inputs, one for one; a layer method's are smaller, and it returns a
+    bare tensor for a tuple of inputs.
+
+    Args:
+        method (LayerAttribution): Any layer method, Captum's included, whose attributions are (N, K, \*spatial).
+        interpolate_mode (str): Mode of ``torch.nn.functional.interpolate``: "linear" for 1-D, "bilinear" or "bicubic"
+            for 2-D, "trilinear" for 3-D, "nearest" or "area" for any. Default: "bilinear"
+    """
+
+    def __init__(self, method: LayerAttribution, interpolate_mode: str = "bilinear") -> None:
+        Attribution.__init__(self, method.forward_func)
+        self.method = method
+        self.interpolate_mode = interpolate_mode
+
+    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    def attribute(self, inputs: Tensor | tuple[Tensor, ...], *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, ...]:
+        r"""
+        Args:
+            inputs (Tensor or tuple[Tensor, ...]): The examples, along dimension 0 of each tensor.
+            *args, **kwargs: Passed on to the ``attribute`` of the wrapped method.
+
+        Returns:
+            *Tensor* (N, K, \*spatial) at the input's spatial size; for a tuple of inputs a tuple, one for each, zeros
+            of the input's own shape where it has not the attribution's number of spatial dimensions.
+
+        Raises:
+            ValueError: The wrapped method returned other than one attribution.
+
+        Examples::
+
+            >>> upsampled = UpsampledAttribution(LayerUnionCam(model, model.features[28]))
+            >>> attr = upsampled.attribute(images, target=3)  # (N, 1, 224, 224)
+            >>> sensitivity = captum.metrics.sensitivity_max(upsampled.attribute, images, target=3)
+        """
+        is_inputs_tuple = isinstance(inputs, tuple)
+        inputs = format_tensor_into_tuples(inputs)
+        attribution = self.method.attribute(inputs if is_inputs_tuple else inputs[0], *args, **kwargs)
+        if isinstance(attribution, (tuple, list)):
+            if len(attribution) != 1:
+                raise ValueError(
+                    f"method: {self.method.get_name()} returned {len(attribution)} values, not one attribution; wrap "
+                    "one layer of one output, and ask the method itself for details."
+                )
+            (attribution,) = attribution
+        upsampled = tuple(
+            LayerAttribution.interpolate(attribution, tuple(x.shape[2:]), self.interpolate_mode)
+            if x.dim() == attribution.dim()
+            else torch.zeros_like(x)
+            for x in inputs
+        )
+        formatted: Tensor | tuple[Tensor, ...] = format_output(is_inputs_tuple, upsampled)
+        return formatted

@@ -1,0 +1,86 @@
+"""Which output of the model each class of a data set is."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from captum_unioncam.system.errors import WrongArgument, one_line
+
+CLASS_FILE_FORM = (
+    "--classes must hold one line for each output of the model, in order, whose first word is the class's name in the "
+    "data set, as ImageNet's LOC_synset_mapping.txt has, or be .json with the output of each name"
+)
+
+
+# Which output of the model a class is.
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The outputs of a model, as ``open_data_set`` is told of them."""
+
+    names: Sequence[str] | None
+    count: int
+    class_file: Path | None
+
+    def of(self, found: Collection[str], ordered: Sequence[str]) -> dict[str, int]:
+        """The output of each class that was found; ``ordered`` are all classes that there may be, in their order."""
+        if self.class_file is not None:
+            return self._of_class_file(found, self.class_file)
+        known = _positions(_plain(name) for name in self.names or ())
+        matching = {name: known[_plain(name)] for name in found if _plain(name) in known}
+        if len(matching) == len(found):
+            return matching
+        if not matching and len(ordered) == self.count:
+            return {name: output for output, name in enumerate(ordered)}
+        unknown = ", ".join(sorted(set(found) - set(matching))[:3])
+        raise WrongArgument(
+            f"the data set's classes {unknown} (of {len(ordered)}) are not names of the model's {self.count} outputs; "
+            f"{CLASS_FILE_FORM}."
+        )
+
+    def _of_class_file(self, found: Collection[str], path: Path) -> dict[str, int]:
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+            outputs = self._of_json(json.loads(text)) if path.suffix.lower() == ".json" else self._of_lines(text)
+        except (OSError, ValueError, RecursionError) as error:
+            problem = getattr(error, "strerror", None) or one_line(error)
+            raise WrongArgument(f"--classes {path}: {problem}; {CLASS_FILE_FORM}.") from error
+        missing = sorted(set(found) - set(outputs))
+        if missing:
+            raise WrongArgument(
+                f"--classes {path}: does not name {', '.join(missing[:3])} ({len(missing)} of the data set's "
+                f"{len(found)} classes), or not only once; {CLASS_FILE_FORM}."
+            )
+        return {name: outputs[name] for name in found}
+
+    def _of_lines(self, text: str) -> dict[str, int]:
+        lines = text.rstrip().splitlines()
+        if len(lines) != self.count:
+            # A heading, say, which would shift every class by one.
+            raise ValueError(f"has {len(lines)} lines, but the model {self.count} outputs")
+        return _positions(" ".join(line.split()[:1]) for line in lines)
+
+    def _of_json(self, content: Any) -> dict[str, int]:
+        if not isinstance(content, dict):
+            raise ValueError("holds no object of outputs by name")
+        for name, output in content.items():
+            if type(output) is not int or not 0 <= output < self.count:
+                raise ValueError(f"gives {name} the output {output!r}, which is not from 0 to {self.count - 1}")
+        return content
+
+
+def _positions(names: Iterable[str]) -> dict[str, int]:
+    """Where each name stands, of those that stand there only once: two classes of ImageNet are called "crane"."""
+    names = list(names)
+    times = Counter(names)
+    return {name: position for position, name in enumerate(names) if times[name] == 1}
+
+
+def _plain(name: str) -> str:
+    return name.casefold().replace("_", " ")

@@ -1,0 +1,34 @@
+"""Generated pictures, with the objects' true masks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from captum_unioncam.datasets.base import DEMO_DATA, DataSet, Sample
+from captum_unioncam.datasets.classes import Outputs
+from captum_unioncam.demo.data_sets import draw
+from captum_unioncam.demo.pictures import CLASS_NAMES
+
+DEMO_PICTURES = 1000
+
+
+DEMO_SEED = 2024
+"""Not one that the demo network was trained on."""
+
+
+# The three kinds of data sets.
+
+
+class GeneratedPictures(DataSet):
+    """Pictures of the demo's generator, each drawn alone; their objects are the true masks."""
+
+    def __init__(self, outputs: Outputs) -> None:
+        self._outputs = outputs.of(CLASS_NAMES, ordered=CLASS_NAMES)
+        self.names = [f"{DEMO_DATA}/{index:05d}.png" for index in range(DEMO_PICTURES)]
+
+    def targets(self, name: str) -> tuple[int, ...]:
+        return tuple(self.sample(name).objects)
+
+    def sample(self, name: str) -> Sample:
+        drawn = draw(DEMO_SEED, int(Path(name).stem))
+        return Sample(drawn.picture, {self._outputs[drawn.class_name]: drawn.mask})

@@ -1,0 +1,95 @@
+"""Pictures from files: opened safely, and as people see them."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from captum_unioncam.system.errors import Failure, one_line
+
+# Not all that Pillow knows: for EPS, say, it runs a program on the file.
+_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+
+
+_LARGEST_ASPECT = 50
+
+
+def open_picture(path: Path) -> Image.Image:
+    """Opens a picture as people see it.
+
+    It is turned upright as its EXIF data say, transparency shows white, 16 bits a channel are scaled to 8, CMYK,
+    grayscale and palettes become RGB, and of an animation the first frame is taken.
+
+    Args:
+        path (Path): A file in one of the usual formats of photos.
+
+    Returns:
+        *PIL.Image.Image*: In mode RGB, loaded.
+
+    Raises:
+        Failure: The file is missing, broken, of an unknown format, or too large; the message begins with the path.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of pictures above Image.MAX_IMAGE_PIXELS and refuses twice that: here both are refused.
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return _upright_rgb(path)
+    except Failure:
+        raise
+    except FileNotFoundError as error:
+        raise Failure(f"{path}: does not exist; check the path.") from error
+    except IsADirectoryError as error:
+        raise Failure(f"{path}: is a folder; give the pictures in it, such as {path / '*.jpg'}.") from error
+    except PermissionError as error:
+        raise Failure(f"{path}: permission denied; make the file readable.") from error
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise Failure(f"{path}: {_too_many_pixels(error)}; shrink it.") from error
+    except UnidentifiedImageError as error:
+        raise Failure(f"{path}: is not a picture in a known format; convert it to JPEG or PNG.") from error
+    except Exception as error:
+        # What Pillow's decoders raise for broken data has no common type.
+        raise Failure(f"{path}: cannot be decoded ({one_line(error)}); save or download it anew.") from error
+
+
+def _upright_rgb(path: Path) -> Image.Image:
+    Image.init()
+    with path.open("rb") as file, Image.open(file, formats=[name for name in _FORMATS if name in Image.OPEN]) as image:
+        _check_shape(path, image.size)
+        return _rgb(path, ImageOps.exif_transpose(image))
+
+
+def _check_shape(path: Path, size: tuple[int, int]) -> None:
+    shorter, longer = sorted(size)
+    if shorter == 0:
+        raise Failure(f"{path}: has no pixels; give another picture.")
+    if longer > _LARGEST_ASPECT * shorter:
+        # Resized by its shorter side, as torchvision's transforms do, it would fill the memory.
+        raise Failure(f"{path}: is {longer // shorter} times as long as it is wide; crop it.")
+
+
+def _rgb(path: Path, image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return _from_16_bits(path, image)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_16_bits(path: Path, image: Image.Image) -> Image.Image:
+    """Scales grayscale of 16 bits, which Pillow's own conversion to RGB would clip."""
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise Failure(f"{path}: has more than 16 bits a pixel's channel; save it with 8 or 16.")
+    return Image.fromarray((values / 257).round().astype(np.uint8)).convert("RGB")
+
+
+def _too_many_pixels(error: Exception) -> str:
+    limit = f"more than {(Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f}"
+    pixels = re.search(r"\d+", str(error))
+    return f"has {int(pixels.group()) / 1e6:.0f} million pixels, {limit}" if pixels else f"has {limit} million pixels"

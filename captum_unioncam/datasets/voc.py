@@ -1,0 +1,137 @@
+"""Pascal VOC's layout, with the objects' boxes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from xml.etree import ElementTree
+
+from PIL import Image
+
+from captum_unioncam.datasets.base import DEMO_DATA, DataSet, Sample, no_data_set
+from captum_unioncam.datasets.classes import Outputs
+from captum_unioncam.datasets.pictures import open_picture
+from captum_unioncam.system.errors import Failure, one_line
+
+VOC_CLASSES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+"""Pascal VOC's, in the order in which the outputs of models have them."""
+
+
+Box = tuple[int, int, int, int]
+"""xmin, ymin, xmax, ymax as Pascal VOC has them: pixels counted from 1, the last one included."""
+
+
+VOC_FOLDER = Path("VOCdevkit", "VOC2007")
+
+
+def is_voc(path: str) -> bool:
+    """Whether the data set is Pascal VOC's layout."""
+    return path != DEMO_DATA and voc_root(Path(path)) is not None
+
+
+class PascalVoc(DataSet):
+    """The test set of Pascal VOC 2007; names are relative to ``VOCdevkit/VOC2007``, by whatever path it was opened."""
+
+    def __init__(self, root: Path, outputs: Outputs) -> None:
+        self._folder = root / VOC_FOLDER
+        annotations: dict[str, dict[str, list[Box]]] = {}
+        self._problems: dict[str, str] = {}
+        for picture, annotation in _voc_test_files(root):
+            name = picture.relative_to(self._folder).as_posix()
+            try:
+                annotations[name] = _voc_boxes(annotation)
+            except Failure as failure:
+                self._problems[name] = str(failure)
+        self.names = sorted([*annotations, *self._problems])
+        found = {class_name for boxes in annotations.values() for class_name in boxes}
+        # Other classes than VOC's own are those of a data set that is only written in its format.
+        ordered = VOC_CLASSES if found <= set(VOC_CLASSES) else sorted(found)
+        output_of = outputs.of(found, ordered)
+        self._boxes = {name: _by_output(boxes, output_of) for name, boxes in annotations.items()}
+
+    def targets(self, name: str) -> tuple[int, ...]:
+        if name in self._problems:
+            raise Failure(self._problems[name])
+        return tuple(self._boxes[name])
+
+    def sample(self, name: str) -> Sample:
+        targets = self.targets(name)
+        picture = open_picture(self._folder / name)
+        try:
+            return Sample(picture, {target: _mask(picture.size, self._boxes[name][target]) for target in targets})
+        except ValueError as error:
+            raise Failure(f"{self._folder / name}: {error}; give the annotation of this picture.") from error
+
+
+def voc_root(folder: Path) -> Path | None:
+    """The folder that holds VOCdevkit/VOC2007: ``folder`` itself, or above it where it is one of those two."""
+    folder = Path(os.path.abspath(folder))
+    for root in (folder, folder.parent, folder.parent.parent):
+        voc = root / VOC_FOLDER
+        if voc.is_dir() and folder in (root, voc.parent, voc):
+            return root
+    return None
+
+
+def _voc_test_files(root: Path) -> list[tuple[Path, Path]]:
+    """The pictures of the test set and their annotations."""
+    from torchvision import datasets
+
+    try:
+        voc = datasets.VOCDetection(root, year="2007", image_set="test")
+    except (OSError, ValueError) as error:
+        raise no_data_set(root, "has no VOCdevkit/VOC2007/ImageSets/Main/test.txt that can be read") from error
+    # Of an empty line torchvision makes a picture without a name.
+    files = [
+        (Path(picture), Path(annotation))
+        for picture, annotation in zip(voc.images, voc.annotations, strict=True)
+        if os.path.basename(picture) != ".jpg"
+    ]
+    if not any(picture.exists() for picture, _ in files):
+        raise no_data_set(root, "has no picture of the test set in VOCdevkit/VOC2007/JPEGImages")
+    return files
+
+
+def _voc_boxes(annotation: Path) -> dict[str, list[Box]]:
+    """The boxes of each class."""
+    from torchvision import datasets
+
+    boxes: dict[str, list[Box]] = {}
+    try:
+        content = datasets.VOCDetection.parse_voc_xml(ElementTree.parse(annotation).getroot())
+        for entry in content["annotation"]["object"]:
+            corners = entry["bndbox"]
+            # Some of Pascal's own corners have decimals.
+            xmin, ymin, xmax, ymax = (round(float(corners[key])) for key in ("xmin", "ymin", "xmax", "ymax"))
+            boxes.setdefault(entry["name"], []).append((xmin, ymin, xmax, ymax))
+    except FileNotFoundError as error:
+        raise Failure(f"{annotation}: does not exist; unpack the test set anew.") from error
+    except Exception as error:
+        # Whatever is in such a file comes out as lists, dictionaries or text, or not at all.
+        raise Failure(
+            f"{annotation}: is not an annotation of Pascal VOC ({type(error).__name__}: {one_line(error)}); unpack the "
+            "test set anew."
+        ) from error
+    return boxes
+
+
+def _by_output(boxes: Mapping[str, list[Box]], outputs: Mapping[str, int]) -> dict[int, list[Box]]:
+    """The boxes of each output, ascending; a file of classes may give several classes the same one."""
+    merged: dict[int, list[Box]] = {}
+    for class_name in sorted(boxes, key=lambda name: outputs[name]):
+        merged.setdefault(outputs[class_name], []).extend(boxes[class_name])
+    return merged
+
+
+def _mask(size: tuple[int, int], boxes: Iterable[Box]) -> Image.Image:
+    mask = Image.new("L", size)
+    for xmin, ymin, xmax, ymax in boxes:
+        left, top, right, bottom = max(xmin - 1, 0), max(ymin - 1, 0), min(xmax, size[0]), min(ymax, size[1])
+        if left >= right or top >= bottom:
+            raise ValueError(f"the annotated box {(xmin, ymin, xmax, ymax)} covers none of its {size[0]}x{size[1]}")
+        mask.paste(255, (left, top, right, bottom))
+    return mask

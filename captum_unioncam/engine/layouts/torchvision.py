@@ -1,0 +1,109 @@
+"""Layouts of layer outputs that are not maps, tokens and channels last, and how they become maps (N, K, *spatial)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from torch import Tensor
+from torch.nn import Module
+
+from captum_unioncam.engine.layouts.base import ReshapeTransform, channels_last_to_maps, tokens_to_maps
+from captum_unioncam.engine.layouts.with_maps import Maps, WithMaps
+
+
+class KnownTransforms:
+    """The transforms for the layers of torchvision's networks whose outputs are not maps.
+
+    Args:
+        modules (Iterable[Module]): The networks, or what they are within.
+        of_inputs (bool): Of the layers' inputs in place of their outputs. Default: False
+    """
+
+    def __init__(self, modules: Iterable[Module], of_inputs: bool = False) -> None:
+        self._transforms: dict[Module, ReshapeTransform] = {}
+        for module in {module for root in modules for module in root.modules()}:
+            if _is_of_torchvision(module, "VisionTransformer"):
+                self._add(module.modules(), _vision_transformer_maps(module))
+            elif _is_of_torchvision(module, "SwinTransformer"):
+                self._add(_channels_last_in_swin(module, of_inputs), channels_last_to_maps)
+            elif _is_of_torchvision(module, "CNBlock"):
+                self._add(_channels_last_in_convnext(module, of_inputs), channels_last_to_maps)
+            elif _is_of_torchvision(module, "PartitionAttentionLayer"):
+                self._add(_windows_in_maxvit(module, of_inputs), _refuse_windows)
+
+    def __getitem__(self, layer: Module) -> ReshapeTransform:
+        """The layer's transform, which raises ``ValueError`` if no maps can be made; any other's changes nothing."""
+        return self._transforms.get(layer, _unchanged)
+
+    def has_space(self, layer: Module, output: object, dims: Collection[int]) -> bool:
+        """Whether the layer's output as maps has one of these numbers of dimensions, and more than one position."""
+        try:
+            maps = self[layer](output) if isinstance(output, Tensor) else None
+        except ValueError:
+            return False
+        return maps is not None and maps.dim() in dims and maps.shape[2:].numel() > 1
+
+    def _add(self, layers: Iterable[Module], transform: ReshapeTransform) -> None:
+        self._transforms |= {layer: transform for layer in layers if not isinstance(layer, Maps)}
+
+
+def last_token_layers(model: Module) -> set[Module]:
+    """Of each of torchvision's vision transformers in the model, the last layer whose patches have a gradient.
+
+    The last block's output goes on to the head by its class token alone.
+    """
+    transformers: list[Any] = [module for module in model.modules() if _is_of_torchvision(module, "VisionTransformer")]
+    return {transformer.encoder.layers[-1].ln_1 for transformer in transformers}
+
+
+def _is_of_torchvision(module: Module, name: str) -> bool:
+    # By name, since torchvision need not be installed.
+    return any(c.__name__ == name and c.__module__.startswith("torchvision.models.") for c in type(module).__mro__)
+
+
+def _vision_transformer_maps(transformer: Any) -> ReshapeTransform:
+    side = transformer.image_size // transformer.patch_size
+    transform = tokens_to_maps(side, side)
+
+    def maps(output: Tensor) -> Tensor:
+        # The convolutions in front of the encoder have maps, the head has neither.
+        return transform(output) if output.dim() == 3 and output.shape[1] == transformer.seq_length else output
+
+    return maps
+
+
+def _channels_last_in_swin(transformer: Any, of_inputs: bool) -> set[Module]:
+    """Between the two permutations, behind the first convolution and in front of the pooling."""
+    channels_last = {*transformer.features.modules(), transformer.norm}
+    stem = _unwrapped(_unwrapped(transformer.features)[0])
+    if of_inputs:
+        return (channels_last | {transformer.permute}) - {transformer.features, stem, stem[0], stem[1]}
+    return channels_last - {stem[0]}
+
+
+def _unwrapped(layer: Any) -> Any:
+    return layer.layer if isinstance(layer, WithMaps) else layer
+
+
+def _channels_last_in_convnext(block: Any, of_inputs: bool) -> set[Module]:
+    """Between the two permutations, behind the convolution and at the end of the block."""
+    between = block.block[2:] if of_inputs else block.block[1:-1]
+    return {module for layer in between for module in layer.modules()}
+
+
+def _windows_in_maxvit(attention: Any, of_inputs: bool) -> set[Module]:
+    """Between the partition into windows (N, windows, positions, K) and its end."""
+    outside = attention.partition_op if of_inputs else attention.departition_op
+    return {*attention.modules()} - {attention, outside}
+
+
+def _refuse_windows(output: Tensor) -> Tensor:
+    raise ValueError(
+        f"layer: its shape {tuple(output.shape)} is that of MaxViT's windows, which are no maps; choose the attention "
+        "layer around it, or another layer in front of the partition or behind it."
+    )
+
+
+def _unchanged(output: Tensor) -> Tensor:
+    return output

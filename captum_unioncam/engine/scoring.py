@@ -1,0 +1,273 @@
+"""The engine: masks to class confidences, in batches. Nothing else in the package runs masked forward passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_unioncam.engine._captum import (
+    BaselineType,
+    NullProgress,
+    TargetType,
+    format_baseline,
+    progress,
+    run_forward,
+    select_targets,
+    validate_input,
+    validate_target,
+)
+from captum_unioncam.engine.checks import check_finite, check_positive, inputs_with_mask
+from captum_unioncam.engine.confidence import ConfidenceFunction, class_confidence
+from captum_unioncam.engine.maps import blend, full_precision
+from captum_unioncam.engine.perturbations import Chunk, Masks
+from captum_unioncam.engine.tuning import PassTuner
+
+COMPILED_ROWS = {"cpu": 8, "cuda": 64}
+
+
+class MaskedScorer:
+    """Scores masked copies of one batch of inputs for one or more targets; all examples share one queue of rows.
+
+    A mask, such as ``minmax(up(map))`` of a map at layer resolution, goes on every input that has as many spatial
+    dimensions, and the model's answer for the target becomes the score. Masks are made a chunk of rows at a time, so
+    memory does not grow with the number of channels.
+
+    Args:
+        forward_func (Callable): The model, already in evaluation mode.
+        inputs (tuple[Tensor, ...]): Each (N, ...).
+        baselines (number, Tensor, tuple or None): What masked-out places show, as Captum's ``baselines``.
+        targets (Sequence): T targets, each as Captum's ``target``.
+        additional_forward_args (tuple or None): Passed through; tensors with one row an example go with their example.
+        confidence_fn (Callable or None): Output to confidences, of the same shape. Default: ``class_confidence``
+        score_func (Callable or None): Run in place of ``forward_func`` for channel scores, always with a full chunk of
+            rows, since a compiled model is compiled again for another number. Default: None
+        internal_batch_size (int or None): Rows in a forward pass. Default: None, learnt
+        score_dtype (torch.dtype or None): Autocast channel scores to this. Default: None, the model's own precision
+        progress_name (str or None): Shows a progress bar of this name over channel scores. Default: None
+        tuners (dict or None): What earlier calls learnt of the passes, and this one adds to. Default: None, nothing
+
+    Raises:
+        ValueError: ``internal_batch_size`` below 1, or a ``score_dtype`` that autocast does not know.
+        AssertionError: Baselines or targets do not fit the inputs, as in Captum.
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        inputs: tuple[Tensor, ...],
+        baselines: BaselineType,
+        targets: Sequence[TargetType],
+        additional_forward_args: tuple[Any, ...] | None,
+        *,
+        confidence_fn: ConfidenceFunction | None = None,
+        score_func: Callable[..., Any] | None = None,
+        internal_batch_size: int | None = None,
+        score_dtype: torch.dtype | None = None,
+        progress_name: str | None = None,
+        tuners: dict[Hashable, PassTuner] | None = None,
+    ) -> None:
+        check_positive("internal_batch_size", internal_batch_size)
+        if score_dtype not in (None, torch.bfloat16, torch.float16):
+            raise ValueError(
+                f"score_dtype: got {score_dtype}; give torch.bfloat16, torch.float16, or None for the model's own."
+            )
+        formatted = format_baseline(baselines, inputs)
+        validate_input(inputs, formatted)
+        for target in targets:
+            validate_target(inputs[0].shape[0], target)
+        self.forward_func = forward_func
+        self.inputs = tuple(x.detach() for x in inputs)
+        self.baselines = tuple(
+            torch.as_tensor(b, dtype=x.dtype, device=x.device).detach() for b, x in zip(formatted, inputs, strict=True)
+        )
+        self.targets = [_as_rows(target, inputs[0].device) for target in targets]
+        self.additional_forward_args = additional_forward_args or ()
+        self.confidence_fn = class_confidence if confidence_fn is None else confidence_fn
+        self.score_func = score_func
+        self.internal_batch_size = internal_batch_size
+        self.score_dtype = score_dtype
+        self.progress_name = progress_name
+        self.tuners = {} if tuners is None else tuners
+
+    def confidences(self, maps: Tensor, target: int = 0) -> Tensor:
+        """Class confidence of each input under each of its maps, in the model's own precision.
+
+        Args:
+            maps (Tensor): (N, M, *spatial), at layer resolution. A constant map shows the baseline alone.
+            target (int): Which of the targets. Default: 0, the first
+
+        Returns:
+            *Tensor* (N, M).
+
+        Raises:
+            ValueError: No input has the maps' number of spatial dimensions, or a confidence is not finite.
+        """
+        return self.masked_confidences(Masks.of_maps(maps), maps.shape[1], target).to(maps)
+
+    def masked_confidences(self, masks: Masks, count: int, target: int = 0) -> Tensor:
+        """As ``confidences``, for any masks: ``count`` for each example.
+
+        Args:
+            masks (Masks): Makes those of a chunk.
+            count (int): M, masks for each example.
+            target (int): Which of the targets. Default: 0, the first
+
+        Returns:
+            *Tensor* (N, M), on the first input's device.
+
+        Raises:
+            ValueError: As ``confidences``.
+        """
+        inputs = self.inputs[0]
+        everywhere = torch.ones((inputs.shape[0], count), dtype=torch.bool, device=inputs.device)
+        targets, tuner = [self.targets[target]], self._tuner(self.forward_func, masks.dims, None)
+        return self._scores(masks, everywhere, targets, self.forward_func, self.confidence_fn, tuner)[0]
+
+    def channel_scores(self, activations: Tensor, scored: Tensor, *, raw: bool = False) -> Tensor:
+        """Score of each input under each of its channels, for every target: a channel's pass serves them all.
+
+        Args:
+            activations (Tensor): (N, K, *spatial).
+            scored (Tensor): (N, K), bool: the channels to score.
+            raw (bool): The raw target output in place of its confidence. Default: False
+
+        Returns:
+            *Tensor* (T, N, K), 0 where not scored.
+
+        Raises:
+            ValueError: As ``confidences``.
+        """
+        # Not "or": a compiled module raises when asked for its truth.
+        forward_func = self.forward_func if self.score_func is None else self.score_func
+        tuner = self._tuner(forward_func, activations.dim(), self.score_dtype)
+        output_fn = _identity if raw else self.confidence_fn
+        bar = progress(desc=self.progress_name, total=int(scored.sum())) if self.progress_name else NullProgress()
+        device_type = self.inputs[0].device.type
+        with torch.autocast(device_type, dtype=self.score_dtype) if self.score_dtype else nullcontext(), bar:
+            scores = self._scores(Masks.of_maps(activations), scored, self.targets, forward_func, output_fn, tuner, bar)
+            return scores.to(activations)
+
+    def _tuner(self, forward_func: Callable[..., Any], map_dims: int, dtype: torch.dtype | None) -> PassTuner:
+        """What is known of the passes of this function for inputs of this kind."""
+        masked = inputs_with_mask(self.inputs, map_dims)
+        kind = tuple((x.shape[1:], x.dtype, x.device) for x in self.inputs), tuple(masked)
+        key = (kind, dtype, forward_func is self.score_func, self.internal_batch_size)
+        if key not in self.tuners:
+            rows = self.internal_batch_size
+            formats: tuple[bool, ...] = (False,)
+            if forward_func is self.score_func:
+                # Compiled for one size and layout: both stay as they are.
+                rows = rows or COMPILED_ROWS.get(self.inputs[0].device.type)
+            elif map_dims == 4:
+                formats = (True, False)
+            self.tuners[key] = PassTuner(self.inputs[0].device, rows, formats)
+        return self.tuners[key]
+
+    def _scores(
+        self,
+        masks: Masks,
+        scored: Tensor,
+        targets: Sequence[TargetType],
+        forward_func: Callable[..., Any],
+        output_fn: ConfidenceFunction,
+        tuner: PassTuner,
+        bar: Any = None,
+    ) -> Tensor:
+        """The queue: one row for each mask that is ``scored`` (N, M); scores (T, N, M)."""
+        examples, numbers = scored.nonzero(as_tuple=True)
+        example_numbers = examples.tolist()
+        results = []
+        start = 0
+        with torch.no_grad():
+            while start < len(example_numbers):
+                setting = tuner.next()
+                rows = slice(start, start + setting.rows)
+                chunk = Chunk(examples[rows], numbers[rows], example_numbers[rows])
+                count = len(chunk.example_numbers)
+                if forward_func is self.score_func:
+                    chunk = chunk.padded(setting.rows)
+                try:
+                    with tuner.timed(setting, count):
+                        result = self._run(masks, chunk, setting.channels_last, targets, forward_func, output_fn)
+                except RuntimeError as error:
+                    if not tuner.recovers(setting, error):
+                        raise
+                    continue
+                results.append(result[:, :count])
+                start += count
+                if bar is not None:
+                    bar.update(count)
+        scores = torch.zeros((len(targets), *scored.shape), device=scored.device)
+        if results:
+            values = torch.cat(results, 1)
+            scores = scores.to(values.dtype)
+            scores[:, examples, numbers] = values.to(scores.device)
+        check_finite(scores.transpose(0, 1), "confidences")
+        return scores
+
+    def _run(
+        self,
+        masks: Masks,
+        chunk: Chunk,
+        channels_last: bool,
+        targets: Sequence[TargetType],
+        forward_func: Callable[..., Any],
+        output_fn: ConfidenceFunction,
+    ) -> Tensor:
+        """Runs one forward pass, to scores (T, R)."""
+        inputs = tuple(
+            self._masked_input(i, masks.make(chunk, x, i), chunk, channels_last) if masked else self._rows_of(x, chunk)
+            for i, (x, masked) in enumerate(zip(self.inputs, inputs_with_mask(self.inputs, masks.dims), strict=True))
+        )
+        additional = tuple(self._rows_of(arg, chunk) for arg in self.additional_forward_args)
+        output = output_fn(full_precision(run_forward(forward_func, inputs, None, additional)))
+        return torch.stack([self._select(output, target, chunk) for target in targets])
+
+    def _select(self, output: Tensor, target: TargetType, chunk: Chunk) -> Tensor:
+        target = self._rows_of(target, chunk)
+        if isinstance(target, list):
+            target = [target[example] for example in chunk.example_numbers]
+        if isinstance(target, Tensor) and output.dim() == 2:
+            # As Captum does for more than one row; for one, it would ask the device which target it is.
+            return output.gather(1, target.to(output.device).reshape(-1, 1)).squeeze(1)
+        scores: Tensor = select_targets(output, target)
+        assert scores.numel() == len(chunk.example_numbers), (
+            "Target not provided when necessary, cannot score multiple outputs: the scored output has shape "
+            f"{tuple(scores.shape)} for {len(chunk.example_numbers)} rows."
+        )
+        return scores.reshape(-1)
+
+    def _masked_input(self, i: int, mask: Tensor, chunk: Chunk, channels_last: bool) -> Tensor:
+        inputs, baselines = self.inputs[i], self.baselines[i]
+        masked = blend(mask, self._rows_of(inputs, chunk, share=True), self._rows_of(baselines, chunk, share=True))
+        memory_format = torch.channels_last if channels_last and masked.dim() == 4 else torch.contiguous_format
+        return masked.to(inputs.dtype).contiguous(memory_format=memory_format)
+
+    def _rows_of(self, values: Any, chunk: Chunk, share: bool = False) -> Any:
+        """The rows of ``values`` that belong to the chunk; what has not one row an example is the same for all.
+
+        With ``share``, a chunk of one example gets one row, to be broadcast.
+        """
+        if not isinstance(values, Tensor) or values.dim() == 0 or values.shape[0] != self.inputs[0].shape[0]:
+            return values
+        first, last = chunk.example_numbers[0], chunk.example_numbers[-1]
+        if share and first == last:
+            return values[first : first + 1]
+        return values.index_select(0, chunk.examples.to(values.device))
+
+
+def _as_rows(target: TargetType, device: torch.device) -> TargetType:
+    """Targets of one row an example as a tensor on the device, where the rows of a chunk are taken from it."""
+    if isinstance(target, Tensor):
+        return int(target.item()) if target.numel() == 1 else target.to(device)
+    if isinstance(target, list) and all(isinstance(index, int) for index in target):
+        return torch.tensor(target, device=device)
+    return target
+
+
+def _identity(output: Tensor) -> Tensor:
+    return output

@@ -1,0 +1,265 @@
+"""What an evaluation has found so far, on disk: its settings, and one record for each image, target and method.
+
+A folder holds ``settings.json`` and ``records/*.jsonl``. Each process appends to a file of its own, one JSON object a
+line, so processes cannot harm each other's records, and a killed one at most its own last line, which is not read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from captum_unioncam.system.errors import Failure, WrongArgument, one_line
+from captum_unioncam.system.files import make_folder, write_new
+
+MAP_SIZE = 16
+"""Rows and columns of a record's map."""
+
+
+Settings = dict[str, Any]
+
+
+Key = tuple[str, int | None, str]
+
+
+# Kept beside the settings, and not compared: what they say that matters is in the fingerprints.
+_ABOUT = ("classes", "weights", "records_of_a_method")
+
+
+@dataclass(frozen=True)
+class Record:
+    """How one method did on one image and target, or why it did not.
+
+    Args:
+        image (str): The image's name in the data set.
+        target (int or None): The explained output of the model. None where the image's classes cannot be read.
+        target_name (str or None): Its name.
+        method (str): The method's name.
+        error (str or None): What went wrong; all that follows is None then. Default: None, nothing
+        seconds (float or None): Taken by the attribution.
+        confidence (float or None): The model's confidence in the target, for the whole image.
+        drop, increase, insertion, deletion (float or None): The metrics of ``captum_unioncam.metrics``.
+        insertion_curve, deletion_curve (list[float] or None): Confidences at equal steps from 0 to all of the pixels.
+        pointing, energy (float or None): The pointing games. None where it is not known where the object is.
+        map (str or None): The attribution scaled to 0..255 at 16x16, base64 of its bytes, row by row.
+    """
+
+    image: str
+    target: int | None
+    target_name: str | None
+    method: str
+    error: str | None = None
+    seconds: float | None = None
+    confidence: float | None = None
+    drop: float | None = None
+    increase: float | None = None
+    insertion: float | None = None
+    deletion: float | None = None
+    insertion_curve: list[float] | None = None
+    deletion_curve: list[float] | None = None
+    pointing: float | None = None
+    energy: float | None = None
+    map: str | None = None
+
+    @property
+    def key(self) -> Key:
+        """What there is one record of."""
+        return self.image, self.target, self.method
+
+    def line(self) -> bytes:
+        """The record as a line of its file."""
+        known = {name: value for name, value in asdict(self).items() if value is not None}
+        return json.dumps(known, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
+_FIELDS = {field.name for field in fields(Record)}
+
+
+class RecordFile:
+    """This process's own file of records, made when the first is appended; a context manager.
+
+    Args:
+        folder (Path): The evaluation's.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        # A new one for each start: an earlier process of the same rank may not have died yet.
+        self.path = folder / "records" / f"{uuid.uuid4().hex}.jsonl"
+        self._file = -1
+
+    def append(self, record: Record) -> None:
+        """Writes the record through to the operating system, whole or not at all.
+
+        Raises:
+            Failure: It cannot be written. All records before it are kept.
+        """
+        line = record.line()
+        written = 0
+        try:
+            if self._file < 0:
+                self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
+            while written < len(line):
+                written += os.write(self._file, line[written:])
+        except OSError as error:
+            if written:
+                # Else the line is torn, and left out when it is read.
+                with suppress(OSError):
+                    os.ftruncate(self._file, os.fstat(self._file).st_size - written)
+            raise self._not_written(error) from error
+
+    def _not_written(self, error: OSError) -> Failure:
+        return Failure(
+            f"cannot write {self.path}: {error.strerror or one_line(error)}; make room there and start again: the "
+            "records written so far are kept."
+        )
+
+    def __enter__(self) -> RecordFile:
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        if self._file < 0:
+            return
+        try:
+            os.close(self._file)
+        except OSError as at_close:
+            # File systems of other machines may say only now that they are full.
+            if error is None:
+                raise self._not_written(at_close) from at_close
+
+
+def read_records(folder: Path) -> Iterator[Record]:
+    """Reads an evaluation's records, one for each image, target and method, leaving out lines that a crash tore.
+
+    Failures come last, and only those that were not made good later.
+
+    Args:
+        folder (Path): The evaluation's.
+
+    Raises:
+        Failure: A file cannot be read.
+    """
+    seen: set[Key] = set()
+    failures: dict[Key, Record] = {}
+    for path in sorted((folder / "records").glob("*.jsonl")):
+        for record in _records_of(path):
+            if record.error is not None:
+                failures.setdefault(record.key, record)
+            elif record.key not in seen:
+                seen.add(record.key)
+                yield record
+    yield from (record for key, record in failures.items() if key not in seen)
+
+
+def _records_of(path: Path) -> Iterator[Record]:
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                record = _parsed(line)
+                if record is not None:
+                    yield record
+    except OSError as error:
+        raise Failure(f"cannot read {path}: {error.strerror or one_line(error)}; make it readable.") from error
+
+
+def _parsed(line: bytes) -> Record | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        values = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(values, dict) or not {"image", "method"} <= values.keys() <= _FIELDS:
+        return None
+    # Thousands of records share them.
+    image, method = sys.intern(values.pop("image")), sys.intern(values.pop("method"))
+    return Record(image, values.pop("target", None), values.pop("target_name", None), method, **values)
+
+
+def read_settings(folder: Path) -> Settings | None:
+    """The settings of the evaluation in the folder, or None where there is none.
+
+    Raises:
+        Failure: They cannot be read.
+    """
+    path = folder / "settings.json"
+    try:
+        settings = json.loads(path.read_bytes())
+        if not isinstance(settings, dict):
+            raise ValueError("it holds no evaluation")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise Failure(f"cannot read {path}: {one_line(error)}; give another folder.") from error
+    return settings
+
+
+def begin_or_go_on(folder: Path, settings: Settings) -> None:
+    """Makes the folder an evaluation's with these settings, if it is not one already.
+
+    Args:
+        folder (Path): Made where it does not exist.
+        settings (dict): All that the records depend on, as JSON has it. "classes", "weights" and "records_of_a_method"
+            are kept with them, and not compared; of "versions", those of packages that were installed before and are
+            now.
+
+    Raises:
+        WrongArgument: The folder holds an evaluation with other settings.
+        Failure: It cannot be read or written.
+    """
+    make_folder(folder)
+    make_folder(folder / "records")
+    if read_settings(folder) is None:
+        _write_if_first(folder / "settings.json", (json.dumps(settings, indent=2) + "\n").encode())
+    before = read_settings(folder)
+    if before is None:
+        raise Failure(f"cannot read {folder / 'settings.json'}, which was there a moment ago; start again.")
+    differences = differing(before, settings)
+    if differences:
+        raise WrongArgument(
+            f"{folder} holds an evaluation with other settings: {differences}; give the same, or another folder."
+        )
+
+
+def _write_if_first(path: Path, content: bytes) -> None:
+    """Writes the file whole; of several processes that do so at once, one does."""
+    own = path.with_name(f".{uuid.uuid4().hex}.unfinished")
+    try:
+        own.write_bytes(content)
+        os.link(own, path)
+    except FileExistsError:
+        return
+    except OSError:
+        # There are file systems without links. On a full one this says so.
+        write_new(path, content)
+    finally:
+        own.unlink(missing_ok=True)
+
+
+def _with_versions(settings: Settings) -> Settings:
+    versions = settings.get("versions") or {}
+    rest = {name: value for name, value in settings.items() if name != "versions"}
+    return rest | {f"{package} version": version for package, version in versions.items()}
+
+
+def differing(before: Settings, now: Settings) -> str:
+    """Says which settings differ, and how; nothing where none does."""
+    before, now = (_with_versions(settings) for settings in (before, now))
+    # A package that was not installed before is of methods that are added now.
+    names = [
+        name
+        for name in {**before, **now}
+        if name not in _ABOUT
+        and before.get(name) != now.get(name)
+        and not (name.endswith(" version") and (name not in before or name not in now))
+    ]
+    return "; ".join(f"{name} {before.get(name)!r} there, {now.get(name)!r} now" for name in names)

@@ -1,0 +1,290 @@
+"""Methods judged over a data set, resumable, on as many processes as there are.
+
+On several devices or machines, all of which see the same folders::
+
+    torchrun --nproc-per-node 8 -m captum_unioncam evaluate DATA --methods union_cam,grad_cam --out DIR
+
+Each image is a problem of its own: every process takes its share of the images, looks what is missing of it, and writes
+what it finds to a file of its own. The processes never speak to each other, so that none waits for another, and any
+number of them goes on where others were stopped; that they evaluate the same, each reads from the settings in the
+folder, which the first to come writes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from captum_unioncam.datasets.base import DataSet, subset
+from captum_unioncam.datasets.open import open_data_set
+from captum_unioncam.engine._captum import NullProgress, progress
+from captum_unioncam.engine.maps import minmax
+from captum_unioncam.evaluation.distributed import rank, world_size
+from captum_unioncam.evaluation.judge import Judge, Judgement, problem
+from captum_unioncam.evaluation.records import MAP_SIZE, Key, Record, RecordFile, Settings, begin_or_go_on, read_records
+from captum_unioncam.methods.settings import MethodSettings
+from captum_unioncam.models.preprocessing import Preprocessing
+from captum_unioncam.models.subject import ExplainedModel
+from captum_unioncam.models.weights import fingerprint
+from captum_unioncam.system.errors import Failure, one_line
+from captum_unioncam.system.versions import package_versions
+
+_SECONDS_BETWEEN_LINES = 30
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is evaluated: all that the records depend on.
+
+    Args:
+        data (str): "demo", or the folder of a data set, as ``open_data_set`` takes it.
+        classes (Path or None): Its file of classes. Default: None
+        limit (int or None): Take a random subset of so many images, the same for everyone. Default: None, all
+        seed (int): Of the subset, and of methods that draw random numbers. Default: 0
+        steps (int): Of the insertion and deletion curves. Default: 100
+        settings (MethodSettings): Of the methods. Its batch size, which only changes rounding, may differ between
+            starts.
+    """
+
+    data: str
+    classes: Path | None = None
+    limit: int | None = None
+    seed: int = 0
+    steps: int = 100
+    settings: MethodSettings = field(default_factory=MethodSettings)
+
+    def names_and_targets(self, data_set: DataSet) -> dict[str, tuple[int, ...] | Failure]:
+        """The chosen images, each with its targets, or with why they cannot be read."""
+        chosen: dict[str, tuple[int, ...] | Failure] = {}
+        for name in subset(data_set.names, self.limit, self.seed):
+            try:
+                chosen[name] = data_set.targets(name)
+            except Failure as error:
+                chosen[name] = error
+        return chosen
+
+    def recorded(self, subject: ExplainedModel, chosen: dict[str, tuple[int, ...] | Failure]) -> Settings:
+        """The settings as they are kept beside the records."""
+        images = [(name, None if isinstance(targets, Failure) else targets) for name, targets in chosen.items()]
+        dtype = self.settings.score_dtype
+        return {
+            "data": self.data if self.data == "demo" else str(Path(self.data).resolve()),
+            "images": len(images),
+            "records_of_a_method": sum(1 if targets is None else len(targets) for _, targets in images),
+            "images_sha256": hashlib.sha256(repr(images).encode(errors="surrogatepass")).hexdigest(),
+            "classes": None if self.classes is None else str(self.classes),
+            "limit": self.limit,
+            "seed": self.seed,
+            "model": subject.classifier.name,
+            "weights": subject.weights,
+            "model_sha256": fingerprint(subject.model),
+            "layer": subject.layer_name,
+            "preprocess": subject.preprocess,
+            "confidence": subject.confidence,
+            "theta": self.settings.theta,
+            "max_channels": self.settings.max_channels,
+            "dtype": "float32" if dtype is None else str(dtype).removeprefix("torch."),
+            "steps": self.steps,
+            "versions": package_versions("grad-cam", "torchcam"),
+        }
+
+
+@dataclass
+class Tally:
+    """What one process did: records written, how many of them failures, and of how many images."""
+
+    records: int = 0
+    failures: int = 0
+    images: int = 0
+
+
+def evaluate(
+    evaluation: Evaluation,
+    subject: ExplainedModel,
+    method_names: Sequence[str],
+    folder: Path,
+    workers: int = 2,
+    show_progress: bool = True,
+    retry_failures: bool = False,
+) -> Tally:
+    """Judges the methods on every image and target of which there is no record yet.
+
+    Args:
+        evaluation (Evaluation): What to evaluate on, and how.
+        subject (ExplainedModel): The model and the layer.
+        method_names (Sequence[str]): As ``captum_unioncam.methods`` knows them. Others may be added in a later start.
+        folder (Path): Where the records go, and those of an earlier start are; made if need be.
+        workers (int): Processes that read pictures while the device computes. Default: 2
+        show_progress (bool): Show a progress bar on the standard error stream. Default: True
+        retry_failures (bool): Judge anew where a record holds an error. Default: False
+
+    Returns:
+        *Tally*: Of this process.
+
+    Raises:
+        WrongArgument: There is no such data set or method, or the folder holds an evaluation with other settings, which
+            another process with another model or other data may have begun.
+        Failure: The folder cannot be written.
+    """
+    data_set = open_data_set(evaluation.data, subject.classifier.class_names, subject.classes, evaluation.classes)
+    judge = Judge(subject, method_names, evaluation.settings, evaluation.steps, evaluation.seed)
+    chosen = evaluation.names_and_targets(data_set)
+    begin_or_go_on(folder, evaluation.recorded(subject, chosen))
+    # By place among all images, not among the missing: that changes while other processes write.
+    share = dict(list(chosen.items())[rank() :: world_size()])
+    missing = _missing(folder, share, method_names, retry_failures)
+    total = sum(map(len, missing.values()))
+    tally = Tally(images=len(missing))
+    pictures = _Pictures(data_set, list(missing), subject.classifier.preprocessing)
+    loader = DataLoader(pictures, batch_size=None, num_workers=min(workers, len(missing)))
+    shown = show_progress and total
+    bar = progress(desc="records", total=total, mininterval=_update_interval()) if shown else NullProgress()
+    with RecordFile(folder) as file, bar:
+        for seen in _reported(loader):
+            for record in _records(judge, seen, missing[seen.name], chosen[seen.name]):
+                file.append(record)
+                tally.records += 1
+                tally.failures += record.error is not None
+                bar.update()
+    return tally
+
+
+def _reported(loader: Iterable[_Seen]) -> Iterator[_Seen]:
+    """What the workers read; one that was killed is told in a sentence."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise Failure(
+            f"a process that reads pictures has died ({one_line(error)}); start again with --workers 0, which goes on "
+            "where it was, and fails at the picture."
+        ) from error
+
+
+def _records(judge: Judge, seen: _Seen, keys: Iterable[Key], targets: tuple[int, ...] | Failure) -> Iterator[Record]:
+    """The missing records of one image."""
+    for name, target, method in keys:
+        target_name = None if target is None else judge.subject.classifier.class_name(target)
+        error = one_line(targets) if isinstance(targets, Failure) else seen.error
+        if error is None and target is not None and seen.shown is not None:
+            try:
+                judgement = judge.judge(method, seen.shown, target, seen.objects[target], name)
+            except Exception as caught:
+                # Whatever a method raises on one image, the others are still to be judged.
+                error = problem(method, caught)
+                if not _answers(judge.subject.device):
+                    raise Failure(
+                        f"{judge.subject.device} has failed while {method} explained {target_name or target} of {name} "
+                        f"({one_line(caught.__cause__ or caught)}); start again, which goes on where this was."
+                    ) from caught
+            else:
+                yield _record(name, target, target_name, method, judgement)
+                continue
+        yield Record(name, target, target_name, method, error=error)
+
+
+def _answers(device: torch.device) -> bool:
+    """Whether the device still computes: after some errors a GPU does nothing more for this process."""
+    try:
+        return bool(torch.ones(1, device=device).add(1).item() == 2)
+    except torch.OutOfMemoryError:
+        return True
+    except RuntimeError:
+        return False
+
+
+def _record(name: str, target: int, target_name: str | None, method: str, judgement: Judgement) -> Record:
+    return Record(
+        image=name,
+        target=target,
+        target_name=target_name,
+        method=method,
+        seconds=_short(judgement.seconds),
+        confidence=_short(judgement.confidence),
+        drop=_short(judgement.drop),
+        increase=judgement.increase,
+        insertion=_short(judgement.insertion.area.item()),
+        deletion=_short(judgement.deletion.area.item()),
+        insertion_curve=[round(value, 4) for value in judgement.insertion.confidences[0].tolist()],
+        deletion_curve=[round(value, 4) for value in judgement.deletion.confidences[0].tolist()],
+        pointing=judgement.pointing,
+        energy=None if judgement.energy is None else _short(judgement.energy),
+        map=_thumbnail(judgement.attribution),
+    )
+
+
+def _short(value: float) -> float:
+    """To six digits: the rest is rounding that differs between devices."""
+    return float(f"{value:.6g}")
+
+
+def _thumbnail(attribution: Tensor) -> str:
+    small = minmax(F.interpolate(attribution, (MAP_SIZE, MAP_SIZE), mode="area"))
+    return base64.b64encode((small * 255).round().to(torch.uint8).cpu().numpy().tobytes()).decode()
+
+
+def _update_interval() -> float:
+    """Seconds: a bar that is not on a terminal is a line in a log for each update."""
+    return 0.5 if sys.stderr.isatty() else _SECONDS_BETWEEN_LINES
+
+
+# What the pictures are while the device computes.
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """An image as the model sees it, and where it sees each target's objects; or why it cannot be read."""
+
+    name: str
+    shown: Tensor | None
+    objects: dict[int, Tensor | None]
+    error: str | None = None
+
+
+class _Pictures(Dataset[_Seen]):
+    """Read and preprocessed in a worker."""
+
+    def __init__(self, data_set: DataSet, names: Sequence[str], preprocessing: Preprocessing) -> None:
+        self.data_set = data_set
+        self.names = names
+        self.preprocessing = preprocessing
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> _Seen:
+        name = self.names[index]
+        try:
+            sample = self.data_set.sample(name)
+            shown = self.preprocessing.fit(sample.picture)
+            objects = {
+                target: None if mask is None else self.preprocessing.objects_seen(mask)
+                for target, mask in sample.objects.items()
+            }
+        except Exception as error:
+            # An image that cannot be read must not end the worker, and with it the run.
+            return _Seen(name, None, {}, one_line(error))
+        return _Seen(name, shown, objects)
+
+
+def _missing(
+    folder: Path, share: Mapping[str, tuple[int, ...] | Failure], method_names: Sequence[str], retry_failures: bool
+) -> dict[str, list[Key]]:
+    """The keys of the records that there are not yet, by image."""
+    done = {record.key for record in read_records(folder) if record.error is None or not retry_failures}
+    missing: dict[str, list[Key]] = defaultdict(list)
+    for name, targets in share.items():
+        for target in (None,) if isinstance(targets, Failure) else targets:
+            missing[name] += [key for key in ((name, target, method) for method in method_names) if key not in done]
+    return {name: keys for name, keys in missing.items() if keys}

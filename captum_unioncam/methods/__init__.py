@@ -1,0 +1,19 @@
+"""Attribution methods by name, all called alike: this package's, Captum's, torchcam's, grad-cam's and the user's own.
+
+Example::
+
+    >>> from captum_unioncam import methods
+    >>> attribute = methods.create("union_cam", model, model.layer4)
+    >>> maps = attribute(images, labels, torch.zeros_like(images[:1]))  # (N, 1, H, W)
+    >>> methods.register("mine", lambda model, layer, settings: lambda images, labels, baselines: images.abs())
+
+A name is one of ``names()``, ``torchcam:NAME`` or ``grad_cam:NAME`` for a CAM class of those packages, or
+``package.module:function`` for a factory of the user's.
+
+``registry.py`` finds them, and ``adapters`` has a file for each package. Imports attr and what is below.
+"""
+
+from captum_unioncam.methods.registry import create, names, register
+from captum_unioncam.methods.settings import MethodSettings
+
+__all__ = ["MethodSettings", "create", "names", "register"]

@@ -1,0 +1,1 @@
+"""Other packages' attribution methods, called as this package's: a file for each package."""

@@ -1,0 +1,93 @@
+"""Other packages of CAM classes: what torchcam's and grad-cam's adapters share."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+from torch.nn import Module
+
+from captum_unioncam.methods.adapters.grad_cam import grad_cam
+from captum_unioncam.methods.adapters.torchcam import torchcam
+from captum_unioncam.methods.settings import Attribute, Factory, MethodSettings
+from captum_unioncam.system.errors import Failure, WrongArgument, one_line
+from captum_unioncam.system.imports import suggestion
+
+
+def without_in_place(factory: Factory) -> Factory:
+    """The method, run on a model none of whose modules writes into its input, as ReLUs with ``inplace`` do.
+
+    Captum cannot hook those, and what torchcam and grad-cam keep of a layer's output would be overwritten.
+    """
+
+    def factory_without(model: Module, layer: Module, settings: MethodSettings) -> Attribute:
+        method = factory(model, layer, settings)
+
+        def attribute(inputs: Tensor, target: Tensor, baselines: Tensor) -> Tensor:
+            in_place: list[Any] = [module for module in model.modules() if getattr(module, "inplace", False) is True]
+            try:
+                for module in in_place:
+                    module.inplace = False
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", "Setting backward hooks|Input Tensor 0 did not")
+                    return method(inputs, target, baselines)
+            finally:
+                for module in in_place:
+                    module.inplace = True
+
+        return attribute
+
+    return factory_without
+
+
+@dataclass(frozen=True)
+class _Peer:
+    """A package of CAM classes, each made of a model and a layer, and run example by example.
+
+    One example at a time, since some hold a mask or a masked input for every channel of the whole batch at once. The
+    hooks that they leave on the model are taken off by ``_left_as_found``.
+    """
+
+    distribution: str
+    module: str
+    layer_argument: str
+    method: Callable[[Any, Module, Module, MethodSettings], Attribute]
+
+    def factory(self, name: str) -> Factory:
+        try:
+            public = vars(importlib.import_module(self.module))
+        except ImportError as error:
+            raise Failure(
+                f"{name}: cannot import {self.module} ({one_line(error)}); pip install {self.distribution}."
+            ) from error
+        prefix, _, wanted = name.partition(":")
+        cam_classes = {key: value for key, value in public.items() if self._is_cam(value)}
+        for key, cam_class in cam_classes.items():
+            if _folded(key) == _folded(wanted):
+                return without_in_place(partial(self.method, cam_class))
+        raise WrongArgument(f"{prefix} has no method {wanted!r}{suggestion(wanted, cam_classes)}")
+
+    def _is_cam(self, value: Any) -> bool:
+        if not isinstance(value, type):
+            return False
+        try:
+            inspect.signature(value).bind(None, **{self.layer_argument: None})
+        except TypeError:
+            return False
+        return True
+
+
+PEERS = {
+    "torchcam": _Peer("torchcam", "torchcam.methods", "target_layer", torchcam),
+    "grad_cam": _Peer("grad-cam", "pytorch_grad_cam", "target_layers", grad_cam),
+}
+
+
+def _folded(name: str) -> str:
+    return name.casefold().replace("-", "").replace("_", "")

@@ -1,0 +1,218 @@
+"""Attribution methods by name: found, and called alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from captum.attr import (
+    Deconvolution,
+    GuidedBackprop,
+    GuidedGradCam,
+    InputXGradient,
+    LayerGradCam,
+    LayerGradientXActivation,
+    Saliency,
+)
+from torch import Tensor
+from torch.nn import Module
+
+from captum_unioncam.attr.denoised_grad_cam import LayerDenoisedGradCam
+from captum_unioncam.attr.score_cam import LayerScoreCam
+from captum_unioncam.attr.union_cam import LayerUnionCam
+from captum_unioncam.engine.checks import check_finite
+from captum_unioncam.engine.maps import up
+from captum_unioncam.engine.model_state import evaluation_mode, left_as_found
+from captum_unioncam.methods.adapters.captum import gradient_shap, integrated_gradients, occlusion, of_input, of_layer
+from captum_unioncam.methods.adapters.peers import PEERS, without_in_place
+from captum_unioncam.methods.settings import Attribute, Factory, MethodSettings
+from captum_unioncam.system.errors import Failure, WrongArgument, one_line
+from captum_unioncam.system.imports import imported_function, suggestion
+
+
+def create(name: str, model: Module, layer: Module, settings: MethodSettings | None = None) -> Attribute:
+    """Makes the method of that name for a model and a layer.
+
+    The method runs the model in evaluation mode, and leaves model and inputs as it found them, after an exception too.
+    Its attributions are summed over their channels, their negative part, which speaks against the class, is cut, and
+    they are upsampled bilinearly to the inputs' size. What is random, by torch or by numpy, follows torch's global
+    generator.
+
+    Args:
+        name (str): One of ``names()``, "torchcam:NAME", "grad_cam:NAME" (upper case, "-" and "_" do not matter there),
+            or "package.module:function", a ``Factory``.
+        model (torch.nn.Module): (N, 3, H, W) to (N, classes).
+        layer (torch.nn.Module): The layer of it to explain; methods that explain the input itself ignore it.
+        settings (MethodSettings or None): Default: None, the defaults
+
+    Returns:
+        *Callable*: Of inputs (N, 3, H, W), targets (N,) int64 and baselines (1 or N, 3, H, W), what the model takes
+        for black; returns maps (N, 1, H, W), not negative, in float32 at least, on the inputs' device. It raises
+        ``ValueError`` where they are not finite, and ``Failure`` where a method that is neither this package's nor
+        Captum's raises anything, or returns another shape than (N, C, h, w).
+
+    Raises:
+        WrongArgument: There is no such method.
+        Failure: The package it belongs to is not installed, or the user's factory failed.
+
+    Examples::
+
+        >>> attribute = create("torchcam:LayerCAM", model, model.layer4)
+        >>> maps = attribute(images, labels, torch.zeros_like(images[:1]))  # (N, 1, 224, 224)
+    """
+    factory = _factory(name)
+    settings = settings or MethodSettings()
+    method = (
+        factory(model, layer, settings) if name in _BUILT_IN else _from_outside(name, factory, model, layer, settings)
+    )
+
+    def attribute(inputs: Tensor, target: Tensor, baselines: Tensor) -> Tensor:
+        with left_as_found(model), evaluation_mode(model), _numpy_follows_torch(), torch.enable_grad():
+            result = method(inputs.detach().clone(), target.to(inputs.device), baselines.detach().clone())
+        _check_shape(name, result, inputs)
+        result = result.detach().to(inputs.device, torch.promote_types(result.dtype, torch.float32))
+        check_finite(result, name)
+        maps = result.sum(1, keepdim=True).relu()
+        return maps if maps.shape[2:] == inputs.shape[2:] else up(maps, inputs.shape[2:])
+
+    return attribute
+
+
+def names() -> list[str]:
+    """The names of the built-in methods and of the registered ones."""
+    return [*_BUILT_IN, *_registered]
+
+
+def register(name: str, factory: Factory) -> None:
+    """Gives a method of the user's own a name, which ``create`` then knows.
+
+    Args:
+        name (str): A new one, without ":".
+        factory (Callable): Called with a model, a layer and ``MethodSettings``. Returns a function of inputs
+            (N, 3, H, W), targets (N,) and baselines (1 or N, 3, H, W) that returns attributions (N, C, h, w) of any
+            C, h and w.
+
+    Raises:
+        WrongArgument: The name holds ":" or is taken.
+
+    Examples::
+
+        >>> def center(model, layer, settings):
+        ...     return lambda inputs, target, baselines: inputs[:, :, 50:-50, 50:-50].abs()
+        >>> register("center", center)
+    """
+    if ":" in name:
+        raise WrongArgument(f"the name {name!r} holds ':', which stands for packages' methods; give one without.")
+    if name in names():
+        raise WrongArgument(f"there is a method {name!r} already; give another name.")
+    _registered[name] = factory
+
+
+def _union_cam(model: Module, layer: Module, settings: MethodSettings, channel_weights: str = "score") -> Attribute:
+    method = LayerUnionCam(model, layer, confidence_fn=settings.confidence_fn)
+    arguments = {"channel_weights": channel_weights, "theta": settings.theta, **_of_region(settings)}
+    return lambda inputs, target, baselines: method.attribute(inputs, target, baselines=baselines, **arguments)
+
+
+def _score_cam(model: Module, layer: Module, settings: MethodSettings) -> Attribute:
+    method = LayerScoreCam(model, layer, confidence_fn=settings.confidence_fn)
+    arguments = _of_region(settings)
+    return lambda inputs, target, baselines: method.attribute(inputs, target, baselines=baselines, **arguments)
+
+
+def _of_region(settings: MethodSettings) -> dict[str, Any]:
+    """The arguments of ``attribute`` that the region map takes."""
+    names = ("max_channels", "internal_batch_size", "score_dtype")
+    return {name: getattr(settings, name) for name in names}
+
+
+def _denoised_grad_cam(model: Module, layer: Module, settings: MethodSettings) -> Attribute:
+    method = LayerDenoisedGradCam(model, layer)
+    return lambda inputs, target, _baselines: method.attribute(inputs, target, theta=settings.theta)
+
+
+_BUILT_IN: dict[str, Factory] = {
+    "union_cam": _union_cam,
+    "union_cam_softmax": partial(_union_cam, channel_weights="softmax"),
+    "denoised_grad_cam": _denoised_grad_cam,
+    "score_cam": _score_cam,
+    "grad_cam": of_layer(LayerGradCam, relu_attributions=True),
+    "layer_grad_x_activation": of_layer(LayerGradientXActivation),
+    "guided_grad_cam": without_in_place(of_layer(GuidedGradCam, interpolate_mode="bilinear")),
+    "guided_backprop": without_in_place(of_input(GuidedBackprop)),
+    "deconvolution": without_in_place(of_input(Deconvolution)),
+    "saliency": of_input(Saliency),
+    "input_x_gradient": of_input(InputXGradient),
+    "integrated_gradients": integrated_gradients,
+    "gradient_shap": gradient_shap,
+    "occlusion": occlusion,
+}
+
+
+_registered: dict[str, Factory] = {}
+
+
+def _factory(name: str) -> Factory:
+    if ":" in name:
+        peer = PEERS.get(name.partition(":")[0])
+        return peer.factory(name) if peer else imported_function(name, name)
+    factory = _BUILT_IN.get(name) or _registered.get(name)
+    if factory is None:
+        raise WrongArgument(
+            f"there is no method {name!r}{suggestion(name, names())} Give one of {', '.join(names())}, torchcam:NAME, "
+            "grad_cam:NAME, or package.module:function."
+        )
+    return factory
+
+
+def _from_outside(name: str, factory: Factory, model: Module, layer: Module, settings: MethodSettings) -> Attribute:
+    """The factory's method, with whatever is raised by either as a ``Failure``."""
+    with _failing_as(name):
+        method = factory(model, layer, settings)
+    if not callable(method):
+        raise WrongArgument(f"{name}: returned {type(method).__name__}; give a function that returns a function.")
+
+    def attribute(inputs: Tensor, target: Tensor, baselines: Tensor) -> Tensor:
+        with _failing_as(name):
+            return method(inputs, target, baselines)
+
+    return attribute
+
+
+@contextmanager
+def _failing_as(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (Failure, WrongArgument):
+        raise
+    except Exception as error:
+        raise Failure(
+            f"{name}: raised {type(error).__name__}: {one_line(error).rstrip('.')}; try another layer or method."
+        ) from error
+
+
+def _check_shape(name: str, result: Any, inputs: Tensor) -> None:
+    fits = isinstance(result, Tensor) and result.dim() == 4 and len(result) == len(inputs) and result.numel() > 0
+    if not fits:
+        what = f"shape {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
+        raise Failure(
+            f"{name}: returned {what} for inputs of shape {tuple(inputs.shape)}; it has to return a tensor of shape "
+            f"({len(inputs)}, C, h, w)."
+        )
+
+
+@contextmanager
+def _numpy_follows_torch() -> Iterator[None]:
+    """Seeds NumPy's global generator, which Captum and others draw from, by torch's, and gives its state back."""
+    state = np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        # Not drawn from torch's own sequence, which the method continues.
+        np.random.seed(int(torch.randint(2**32, ())))
+    try:
+        yield
+    finally:
+        np.random.set_state(state)

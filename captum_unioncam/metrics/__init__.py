@@ -1,0 +1,30 @@
+r"""How faithful an attribution is to the model, and how well it finds the object; one value for each example.
+
+The functions are called as those of ``captum.metrics``, and take any attributions that can be upsampled to the inputs:
+a layer method's (N, K, \*spatial) at any resolution, or an input method's; channels are summed. With
+:math:`m = \text{minmax}(\text{up}(\text{attribution}))`, the class confidence is that of UnionCAM itself.
+
+Example::
+
+    >>> from captum_unioncam import LayerUnionCam, metrics
+    >>> attr = LayerUnionCam(model, layer).attribute(images, target=labels)
+    >>> average_drop = 100 * metrics.confidence_drop(model, images, attr, labels).mean()
+    >>> area = metrics.insertion(model, images, attr, labels)  # (N,)
+
+One file a family of metrics; ``table.py`` lists them for evaluations. Imports the engine, torch and captum.
+"""
+
+from captum_unioncam.metrics.attributions import Curve
+from captum_unioncam.metrics.faithfulness import confidence_drop, confidence_increase, deletion, insertion
+from captum_unioncam.metrics.localization import box_masks, energy_pointing_game, pointing_game
+
+__all__ = [
+    "Curve",
+    "box_masks",
+    "confidence_drop",
+    "confidence_increase",
+    "deletion",
+    "energy_pointing_game",
+    "insertion",
+    "pointing_game",
+]

@@ -1,0 +1,187 @@
+"""Attributions with all that it takes to judge them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captum_unioncam.engine._captum import (
+    BaselineType,
+    TargetType,
+    format_additional_forward_args,
+    format_tensor_into_tuples,
+)
+from captum_unioncam.engine.checks import check_finite, check_inputs, check_positive
+from captum_unioncam.engine.confidence import ConfidenceFunction
+from captum_unioncam.engine.maps import full_precision, minmax, up
+from captum_unioncam.engine.model_state import evaluation_mode
+from captum_unioncam.engine.perturbations import Chunk, Masks
+from captum_unioncam.engine.scoring import MaskedScorer
+from captum_unioncam.engine.tuning import PassTuner
+
+# RISE's substrate: https://github.com/eclique/RISE, evaluation.py.
+_BLUR_PIXELS, _BLUR_SIGMA = 11, 5.0
+
+
+# What was learnt of each function's passes, for as long as the function lives.
+_tuners: WeakKeyDictionary[Callable[..., Any], dict[Hashable, PassTuner]] = WeakKeyDictionary()
+
+
+Attributions = Tensor | tuple[Tensor, ...]
+
+
+class Curve(NamedTuple):
+    """Class confidences as pixels are inserted or deleted, most important first.
+
+    Args:
+        area (Tensor): Under the curve, by the trapezoid rule, (N,).
+        fractions (Tensor): Of the pixels inserted or deleted, from 0 to 1, (steps + 1,).
+        confidences (Tensor): (N, steps + 1).
+    """
+
+    area: Tensor
+    fractions: Tensor
+    confidences: Tensor
+
+
+class JudgedAttributions:
+    """Attributions with all that it takes to judge them; the arguments are those of :func:`confidence_drop`."""
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        inputs: Tensor | tuple[Tensor, ...],
+        attributions: Attributions,
+        target: TargetType,
+        additional_forward_args: Any,
+        confidence_fn: ConfidenceFunction | None,
+        internal_batch_size: int | None,
+    ) -> None:
+        self.forward_func = forward_func
+        self.inputs = check_inputs(format_tensor_into_tuples(inputs))
+        self.target = target
+        self.additional_forward_args = format_additional_forward_args(additional_forward_args)
+        self.confidence_fn = confidence_fn
+        self.internal_batch_size = internal_batch_size
+        given = format_tensor_into_tuples(attributions)
+        if len(given) not in (1, len(self.inputs)):
+            raise ValueError(f"attributions: got {len(given)} for {len(self.inputs)} inputs; give one for all or each.")
+        self.dims = next((attribution.dim() for attribution in given if attribution.dim() > 2), 0)
+        if len(given) == 1:
+            given *= len(self.inputs)
+        self.attributions = {
+            i: self._upsampled(attribution, x)
+            for i, (x, attribution) in enumerate(zip(self.inputs, given, strict=True))
+            if x.dim() == self.dims
+        }
+        if not self.attributions:
+            shapes, wanted = ([tuple(x.shape) for x in values] for values in (given, self.inputs))
+            raise ValueError(
+                f"attributions: got the shapes {shapes} for inputs of shape {wanted}; give (N, K, *spatial), of any "
+                "resolution, with as many dimensions as an input."
+            )
+
+    def _upsampled(self, attribution: Tensor, inputs: Tensor) -> Tensor:
+        examples = inputs.shape[0]
+        if attribution.dim() != self.dims or attribution.shape[0] != examples:
+            raise ValueError(
+                f"attributions: got the shape {tuple(attribution.shape)} for an input of shape {tuple(inputs.shape)}; "
+                f"give (N, K, *spatial) of its {examples} examples."
+            )
+        return one_channel(attribution, inputs.shape[2:]).to(inputs.device)
+
+    def blurred(self) -> tuple[Tensor | float, ...]:
+        """RISE's substrate for each input that is masked."""
+        return tuple(_blurred(x) if i in self.attributions else 0.0 for i, x in enumerate(self.inputs))
+
+    def whole_and_seen(self, baselines: BaselineType) -> tuple[Tensor, Tensor]:
+        """``y`` and ``o``, each (N,)."""
+        masks = {i: minmax(attribution) for i, attribution in self.attributions.items()}
+
+        def make(chunk: Chunk, inputs: Tensor, i: int) -> Tensor:
+            return torch.where(_column(chunk.numbers == 0, inputs), 1.0, masks[i][chunk.examples.to(inputs.device)])
+
+        confidences = self._confidences(make, 2, baselines)
+        negative = (confidences < 0).any(1)
+        if negative.any():
+            raise ValueError(
+                f"confidences: negative for the examples {negative.nonzero().flatten().tolist()}, so no share of them "
+                "can drop; give confidence_fn, such as torch.sigmoid for a model of one logit."
+            )
+        return confidences[:, 0], confidences[:, 1]
+
+    def curve(self, baselines: BaselineType, steps: int, shown: Callable[[Tensor, Tensor], Tensor]) -> Curve:
+        """The curve of inputs whose pixels are shown where ``shown(rank, pixels of the step)``."""
+        check_positive("steps", steps)
+        ranks = {i: _ranks(attribution) for i, attribution in self.attributions.items()}
+
+        counts = {
+            i: torch.linspace(0, rank[0].numel(), steps + 1, dtype=torch.float64).round().to(rank)
+            for i, rank in ranks.items()
+        }
+
+        def make(chunk: Chunk, inputs: Tensor, i: int) -> Tensor:
+            examples, step = (index.to(inputs.device) for index in (chunk.examples, chunk.numbers))
+            return shown(ranks[i][examples], _column(counts[i][step], inputs)).to(inputs.dtype)
+
+        confidences = self._confidences(make, steps + 1, baselines)
+        pixels = next(iter(counts.values()))
+        fractions = pixels.to(confidences) / pixels[-1]
+        return Curve(torch.trapezoid(confidences, fractions, dim=1), fractions, confidences)
+
+    def _confidences(self, make: Callable[[Chunk, Tensor, int], Tensor], count: int, baselines: BaselineType) -> Tensor:
+        """Of ``count`` masks for each example, (N, count)."""
+        with evaluation_mode(self.forward_func) as (forward_func,):
+            scorer = MaskedScorer(
+                forward_func,
+                self.inputs,
+                baselines,
+                [self.target],
+                self.additional_forward_args,
+                confidence_fn=self.confidence_fn,
+                internal_batch_size=self.internal_batch_size,
+                tuners=_tuners_of(self.forward_func),
+            )
+            return scorer.masked_confidences(Masks(self.dims, make), count)
+
+
+def _tuners_of(forward_func: Callable[..., Any]) -> dict[Hashable, PassTuner]:
+    try:
+        return _tuners.setdefault(forward_func, {})
+    except TypeError:
+        # It cannot be hashed or referred to weakly: nothing is remembered.
+        return {}
+
+
+def one_channel(attributions: Tensor, size: torch.Size) -> Tensor:
+    """The sum of the channels at ``size``, (N, 1, *spatial)."""
+    check_finite(attributions, "attributions")
+    summed = full_precision(attributions.detach()).sum(1, keepdim=True)
+    return summed if summed.shape[2:] == size else up(summed, size)
+
+
+def _ranks(attributions: Tensor) -> Tensor:
+    """Each pixel's place among its example's, 0 for the largest; of equal ones the first comes first."""
+    order = attributions.flatten(1).argsort(dim=1, descending=True, stable=True)
+    return order.argsort(dim=1).reshape(attributions.shape)
+
+
+def _column(values: Tensor, inputs: Tensor) -> Tensor:
+    """Values of the rows (R,), to be broadcast over masks of ``inputs``."""
+    return values.to(inputs.device).reshape((-1,) + (1,) * (inputs.dim() - 1))
+
+
+def _blurred(inputs: Tensor) -> Tensor:
+    reach = _BLUR_PIXELS // 2
+    kernel = torch.arange(-reach, reach + 1, device=inputs.device, dtype=inputs.dtype)
+    kernel = (-(kernel**2) / (2 * _BLUR_SIGMA**2)).exp()
+    kernel /= kernel.sum()
+    blurred = F.pad(inputs.detach(), (reach, reach) * (inputs.dim() - 2), mode="replicate")
+    for dim in range(2, inputs.dim()):
+        blurred = blurred.unfold(dim, _BLUR_PIXELS, 1) @ kernel
+    return blurred

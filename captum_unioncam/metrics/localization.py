@@ -1,0 +1,127 @@
+"""How well an attribution finds the object."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from captum_unioncam.engine._captum import log_usage
+from captum_unioncam.engine.maps import divide_or_zero
+from captum_unioncam.metrics.attributions import one_channel
+from captum_unioncam.metrics.table import metric
+
+
+@metric(
+    "pointing", "pointing game (%)", larger_is_better=True, scale=100, form=".1f", needs_objects=True, is_yes_or_no=True
+)
+@log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+def pointing_game(attributions: Tensor, objects: Tensor, tolerance: float = 0) -> Tensor:
+    r"""
+    Whether the attribution's maximum lies on the object.
+
+    Averaged over examples it is the accuracy of the pointing game (Zhang et al., Excitation Backprop, IJCV 2018,
+    https://arxiv.org/abs/1608.00507). Of several maxima the first in row-major order counts; an attribution that is the
+    same everywhere points nowhere.
+
+    Args:
+        attributions (Tensor): (N, K, \*spatial), upsampled to the objects' size; channels are summed.
+        objects (Tensor): Where the object is, bool, (N, 1, \*spatial) or (N, \*spatial), of the inputs' size.
+            :func:`box_masks` makes it of boxes.
+        tolerance (float): Distance in pixels from the object that still counts, at least 0. The paper takes 15 at its
+            photos' full size. Default: 0
+
+    Returns:
+        *Tensor* (N,), 1 or 0.
+
+    Raises:
+        ValueError: The shapes do not fit, attributions are not finite, or the tolerance is negative.
+
+    Examples::
+
+        >>> images, labels, masks = demo.generate(4, seed=0)
+        >>> hit = pointing_game(attr, masks)  # (4,)
+    """
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance: got {tolerance}; give a distance of at least 0 pixels.")
+    attributions, objects = _fitted(attributions, objects)
+    size = attributions.shape[2:]
+    axes = [torch.arange(length, device=attributions.device) for length in size]
+    grid = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)
+    flat = attributions.flatten(1)
+    maximum = grid[:, flat.argmax(1)].T.unsqueeze(-1)
+    near = (grid - maximum).square().sum(1) <= tolerance**2
+    hit = (near & objects.flatten(1)).any(1) & (flat.amax(1) > flat.amin(1))
+    return hit.to(attributions.dtype)
+
+
+@metric("energy", "energy pointing game (%)", larger_is_better=True, scale=100, form=".1f", needs_objects=True)
+@log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+def energy_pointing_game(attributions: Tensor, objects: Tensor) -> Tensor:
+    r"""
+    The share of the attribution that lies on the object: its sum there over its sum everywhere, negative values as 0.
+
+    Larger is better (Wang et al., Score-CAM, CVPR Workshops 2020, https://arxiv.org/abs/1910.01279).
+
+    Args:
+        attributions (Tensor): (N, K, \*spatial), upsampled to the objects' size; channels are summed.
+        objects (Tensor): Where the object is, bool, (N, 1, \*spatial) or (N, \*spatial), of the inputs' size.
+            :func:`box_masks` makes it of boxes.
+
+    Returns:
+        *Tensor* (N,), in [0, 1]; 0 where nothing is positive.
+
+    Raises:
+        ValueError: The shapes do not fit, or attributions are not finite.
+
+    Examples::
+
+        >>> images, labels, masks = demo.generate(4, seed=0)
+        >>> share = energy_pointing_game(attr, masks)  # (4,)
+    """
+    attributions, objects = _fitted(attributions, objects)
+    energy = attributions.clamp(min=0).flatten(1)
+    return divide_or_zero((energy * objects.flatten(1)).sum(1), energy.sum(1))
+
+
+def box_masks(boxes: Sequence[Tensor | Sequence[Sequence[float]]], size: Sequence[int]) -> Tensor:
+    """Masks of boxes, as the pointing games take them.
+
+    Args:
+        boxes (Sequence): For each of N examples its object's boxes, (B, 4): left, top, right, bottom, in pixels from
+            the input's upper left corner. A pixel belongs to a box if its centre does.
+        size (Sequence[int]): Height and width of the inputs.
+
+    Returns:
+        *Tensor* (N, 1, height, width), bool.
+
+    Raises:
+        ValueError: Boxes are not of four numbers.
+
+    Examples::
+
+        >>> masks = box_masks([[(10, 20, 50, 80)], [(0, 0, 30, 30), (60, 60, 90, 90)]], images.shape[2:])
+    """
+    height, width = size
+    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    masks = torch.zeros((len(boxes), 1, height, width), dtype=torch.bool)
+    for mask, of_example in zip(masks, boxes, strict=True):
+        for box in of_example:
+            if len(box) != 4:
+                raise ValueError(f"boxes: got {box}; give left, top, right and bottom.")
+            left, top, right, bottom = (float(value) for value in box)
+            mask |= (left <= x) & (x <= right) & (top <= y) & (y <= bottom)
+    return masks
+
+
+def _fitted(attributions: Tensor, objects: Tensor) -> tuple[Tensor, Tensor]:
+    """Attributions of one channel at the objects' size, and the objects, both (N, 1, *spatial)."""
+    if objects.dim() == attributions.dim() - 1:
+        objects = objects.unsqueeze(1)
+    if objects.dim() != attributions.dim() or objects.shape[:2] != (attributions.shape[0], 1):
+        raise ValueError(
+            f"objects: got the shape {tuple(objects.shape)} for attributions of shape {tuple(attributions.shape)}; "
+            "give bool (N, 1, *spatial) or (N, *spatial), of the inputs' size."
+        )
+    return one_channel(attributions, objects.shape[2:]), objects.to(attributions.device, torch.bool)

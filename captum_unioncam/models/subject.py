@@ -1,0 +1,212 @@
+"""A classifier on its device with the layer to explain: pictures and class names go in, inputs and indices come out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import Module
+
+from captum_unioncam.attr.find_layer import find_spatial_layer
+from captum_unioncam.engine.confidence import CONFIDENCES
+from captum_unioncam.engine.layouts.torchvision import KnownTransforms
+from captum_unioncam.engine.layouts.with_maps import WithMaps
+from captum_unioncam.models.zoo import DEMO_MODEL, load_classifier
+from captum_unioncam.system.errors import Failure, WrongArgument, one_line
+from captum_unioncam.system.imports import suggestion
+
+
+class ExplainedModel:
+    """A classifier on its device, and the layer to explain.
+
+    The model is run on a black picture first, to find the layer and to see that all goes together.
+
+    Args:
+        name, weights, preprocess, show_progress: As ``load_classifier`` takes them.
+        layer (str or None): Dotted name of the layer to explain. Default: None, the classifier's own, or else the last
+            whose output has space
+        device (str or None): Where to compute. Default: None, "cuda" where there is one, and "cpu" elsewhere
+        confidence (str): What makes confidences of the model's outputs: "softmax" where they are logits of classes that
+            exclude each other, "sigmoid" where they do not, "none" where they are confidences. Default: "softmax"
+
+    Attributes:
+        classifier (Classifier): As loaded.
+        model (torch.nn.Module): The classifier's, on the device.
+        device (torch.device): Where it is.
+        weights (str or None), preprocess (str), confidence (str): As given.
+        confidence_fn (Callable): What the last names.
+        layer_name (str), layer (torch.nn.Module): The layer to explain; where the layer's output is tokens or has its
+            channels last, as in torchvision's transformers, one that was put behind it and has maps.
+        layer_found (bool): Whether the layer was neither given nor the classifier's own.
+        classes (int): How many the model tells apart.
+
+    Raises:
+        WrongArgument: There is no such model, layer or device, or the layer has no space.
+        Failure: The model cannot be loaded, does not run on pictures, or does not return (N, classes).
+    """
+
+    def __init__(
+        self,
+        name: str = DEMO_MODEL,
+        weights: str | None = None,
+        layer: str | None = None,
+        preprocess: str = "auto",
+        device: str | None = None,
+        show_progress: bool = False,
+        confidence: str = "softmax",
+    ) -> None:
+        self.device = _device(device)
+        self.classifier = load_classifier(name, None if weights is None else Path(weights), preprocess, show_progress)
+        self.model = self.classifier.model
+        self.weights, self.preprocess = weights, preprocess
+        self.confidence, self.confidence_fn = confidence, CONFIDENCES[confidence]
+        self._black, self.classes = self._try_out()
+        self.layer_name = ""
+        self.set_layer(layer)
+
+    def set_layer(self, name: str | None = None) -> None:
+        """Chooses another layer of the same model to explain.
+
+        Args:
+            name (str or None): Dotted name. Default: None, the classifier's own, or else the last whose output has
+                space
+
+        Raises:
+            WrongArgument: There is no such layer, or it has no space; then set another.
+        """
+        before = self.model.get_submodule(self.layer_name)
+        if isinstance(before, WithMaps):
+            # Within it, layers have other names.
+            self.model.set_submodule(self.layer_name, before.layer)
+        name = name or self.classifier.explained_layer
+        self.layer_found = name is None
+        name = name or self._find_layer(self._black)
+        self.layer = self._layer_with_maps(name, self._black)
+        self.layer_name = name
+
+    def class_index(self, target: str) -> int:
+        """The class of that index or name.
+
+        Raises:
+            WrongArgument: There is none, or the name is that of several.
+        """
+        if target.lstrip("-").isdecimal():
+            if 0 <= int(target) < self.classes:
+                return int(target)
+            raise WrongArgument(f"--target {target}: there are the classes 0 to {self.classes - 1}.")
+        names = [name.casefold() for name in self.classifier.class_names or ()]
+        indices = [index for index, name in enumerate(names) if name == target.casefold()]
+        if len(indices) == 1:
+            return indices[0]
+        if indices:
+            raise WrongArgument(f"--target {target}: is the name of the classes {indices}; give the index.")
+        if not names:
+            raise WrongArgument(
+                f"--target {target}: the names of this model's classes are not known; give an index from 0 to "
+                f"{self.classes - 1}."
+            )
+        raise WrongArgument(f"--target: there is no class {target!r}{suggestion(target.casefold(), names)}")
+
+    def shown(self, picture: Image.Image) -> Tensor:
+        """What the model sees of a picture in mode RGB, (3, H, W), in [0, 1]."""
+        return self.classifier.preprocessing.fit(picture)
+
+    def input_and_baseline(self, shown: Tensor) -> tuple[Tensor, Tensor]:
+        """The model's input for what it sees, and its black image, each (1, 3, H, W), on the device."""
+        dtype = next((parameter.dtype for parameter in self.model.parameters()), torch.float32)
+        normalized = self.classifier.preprocessing.normalized
+        inputs, black = (normalized(x).unsqueeze(0).to(self.device, dtype) for x in (shown, torch.zeros_like(shown)))
+        return inputs, black
+
+    def _try_out(self) -> tuple[Tensor, int]:
+        """A black input, and the number of classes that the model has for it."""
+        shown = self.shown(Image.new("RGB", (256, 256)))
+        try:
+            self.model.to(self.device)
+            black, _ = self.input_and_baseline(shown)
+            return black, self.confidences(black).shape[1]
+        except (Failure, WrongArgument):
+            raise
+        except Exception as error:
+            # A user's model may raise anything.
+            raise Failure(
+                f"--model {self.classifier.name}: cannot run on pictures of shape {tuple(shown.shape)}: "
+                f"{one_line(error)}; try another --preprocess or --device."
+            ) from error
+
+    @torch.no_grad()
+    def confidences(self, inputs: Tensor) -> Tensor:
+        """The model's confidence in each class, (1, classes), for an input (1, 3, H, W).
+
+        Raises:
+            Failure: The model returned something else.
+        """
+        # A copy, since the model may write into its input.
+        output = self.model(inputs.clone())
+        if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[0] != 1:
+            what = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise Failure(
+                f"--model {self.classifier.name}: returned {what} for one picture; give a model that returns a tensor "
+                "of shape (1, classes)."
+            )
+        output = output.float()
+        if self.confidence == "softmax" and _are_probabilities(output):
+            raise WrongArgument(
+                f"--model {self.classifier.name}: its outputs are probabilities already, since they sum to 1; give "
+                "--confidence none."
+            )
+        return self.confidence_fn(output)
+
+    def _find_layer(self, inputs: Tensor) -> str:
+        try:
+            return find_spatial_layer(self.model, inputs)[0]
+        except ValueError as error:
+            raise WrongArgument(f"{one_line(error)} Give --layer.") from error
+
+    def _layer_with_maps(self, name: str, inputs: Tensor) -> Module:
+        layers = dict(self.model.named_modules())
+        if name not in layers:
+            raise WrongArgument(f"--layer: the model has no layer {name!r}{suggestion(name, layers)}")
+        layer: Module = layers[name]
+        output = self._output_of(layer, inputs)
+        transforms = KnownTransforms([self.model])
+        if not isinstance(output, Tensor) or not transforms.has_space(layer, output, {4}):
+            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            what = "does not run" if output is None else f"has {shape} as output"
+            raise WrongArgument(
+                f"--layer {name}: {what}; give a layer that maps pictures, (1, channels, height, width)."
+            )
+        transform = transforms[layer]
+        if transform(output) is output:
+            return layer
+        with_maps = WithMaps(layer, transform)
+        self.model.set_submodule(name, with_maps)
+        return with_maps.maps
+
+    def _output_of(self, layer: Module, inputs: Tensor) -> object:
+        outputs: list[object] = [None]
+        handle = layer.register_forward_hook(lambda _module, _args, output: outputs.append(output))
+        try:
+            self.confidences(inputs)
+        finally:
+            handle.remove()
+        return outputs[-1]
+
+
+def _are_probabilities(output: Tensor) -> bool:
+    many = output.shape[1] > 1
+    return many and bool((output >= 0).all()) and bool(((output.sum(1) - 1).abs() < 1e-3).all())
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        # What torch can name need not be there.
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        raise WrongArgument(f"--device {name}: is not there; give cpu, or leave it out.") from error
+    return device

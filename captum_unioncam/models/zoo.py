@@ -1,0 +1,178 @@
+"""Models to explain, each with its preprocessing and the names of its classes."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+from torch.nn import Module
+
+from captum_unioncam.models.preprocessing import PAPER, Preprocessing, squeezed_to
+from captum_unioncam.models.weights import StateDict, load_weights, read_state_dict, with_current_names
+from captum_unioncam.system.errors import Failure, WrongArgument, one_line
+from captum_unioncam.system.imports import imported_function, suggestion
+
+DEMO_MODEL = "demo"
+"""Name of the embedded network."""
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model in evaluation mode, and what it takes to show it a picture and to read its answer.
+
+    Args:
+        name (str): As given to ``load_classifier``.
+        model (torch.nn.Module): (1, 3, H, W) to (1, classes), on the CPU.
+        preprocessing (Preprocessing): Of pictures for this model.
+        class_names (tuple[str, ...] or None): In the order of the model's outputs. Default: None, not known
+        explained_layer (str or None): Dotted name of the layer to explain. Default: None, to be found
+    """
+
+    name: str
+    model: Module
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...] | None = None
+    explained_layer: str | None = None
+
+    def class_name(self, index: int) -> str:
+        """The class's name, or "class 7" where names are not known."""
+        return self.class_names[index] if self.class_names else f"class {index}"
+
+
+def load_classifier(
+    name: str = DEMO_MODEL, weights: Path | None = None, preprocess: str = "auto", show_progress: bool = False
+) -> Classifier:
+    """Loads a model by name.
+
+    Args:
+        name (str): "demo", the embedded network; a torchvision classification model; or "package.module:function",
+            a function without arguments that returns the model. Default: "demo"
+        weights (Path or None): Its weights: a ``.safetensors`` file, or else a state dict saved by ``torch.save``,
+            which is loaded without running what it may hold besides tensors. Default: None, the model's own, which
+            torchvision downloads
+        preprocess (str): "paper" for the paper's, "auto" for the model's own: that of torchvision's weights, of the
+            demo, and the paper's for a function's model. Default: "auto"
+        show_progress (bool): Show the progress of a download. Default: False
+
+    Returns:
+        *Classifier*
+
+    Raises:
+        WrongArgument: There is no such model.
+        Failure: The weights cannot be downloaded or read, or do not fit; the user's function failed.
+    """
+    state = None if weights is None else read_state_dict(weights)
+    if name == DEMO_MODEL:
+        classifier = _demo()
+    elif ":" in name:
+        classifier = Classifier(name, _made_by_function(name), PAPER)
+    else:
+        state = state and with_current_names(state)
+        classifier = _torchvision(name, state, show_progress)
+    if state is not None:
+        problems = load_weights(classifier.model, state)
+        if problems:
+            raise Failure(f"--weights {weights}: does not fit {name}: {problems}. Give the model it was saved from.")
+    if preprocess == "paper":
+        classifier = replace(classifier, preprocessing=PAPER)
+    classifier.model.eval()
+    return classifier
+
+
+def preprocessing_of(name: str, preprocess: str = "auto") -> Preprocessing:
+    """The preprocessing that ``load_classifier`` would take, without the model's weights.
+
+    Args:
+        name, preprocess (str): As ``load_classifier`` takes them.
+
+    Raises:
+        WrongArgument: There is no such model.
+    """
+    if preprocess == "paper" or ":" in name:
+        return PAPER
+    if name == DEMO_MODEL:
+        from captum_unioncam.demo.pictures import PICTURE_SIZE
+
+        return Preprocessing(squeezed_to(PICTURE_SIZE))
+    weights = _torchvision_weights(name)
+    transforms = weights.transforms()
+    fit = weights.transforms(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    return Preprocessing(fit, tuple(transforms.mean), tuple(transforms.std))
+
+
+def _demo() -> Classifier:
+    from captum_unioncam import demo
+
+    return Classifier(
+        DEMO_MODEL, demo.load_model(), preprocessing_of(DEMO_MODEL), demo.CLASS_NAMES, demo.EXPLAINED_LAYER
+    )
+
+
+def _torchvision(name: str, state: StateDict | None, show_progress: bool) -> Classifier:
+    weights = _torchvision_weights(name)
+    class_names = tuple(weights.meta["categories"])
+    if state is None:
+        model, classes = _downloaded(name, weights, show_progress), len(class_names)
+    else:
+        model, classes = _built_for(name, state)
+    return Classifier(name, model, preprocessing_of(name), class_names if classes == len(class_names) else None)
+
+
+def _torchvision_weights(name: str) -> Any:
+    """torchvision's best weights of a model, which are not downloaded yet."""
+    from torchvision import models
+
+    names = models.list_models(module=models)
+    if name not in names:
+        raise WrongArgument(
+            f"--model: there is no model {name!r}{suggestion(name, [DEMO_MODEL, *names])} Give {DEMO_MODEL!r}, a "
+            "torchvision classification model, or package.module:function."
+        )
+    return models.get_model_weights(name).DEFAULT
+
+
+def _downloaded(name: str, weights: Any, show_progress: bool) -> Module:
+    from torchvision import models
+
+    try:
+        model: Module = models.get_model(name, weights=weights, progress=show_progress)
+    except (OSError, HTTPException, RuntimeError) as error:
+        raise Failure(
+            f"--model {name}: cannot download {weights.url} ({getattr(error, 'reason', None) or one_line(error)}); "
+            "without a network, give a file by --weights FILE."
+        ) from error
+    return model
+
+
+def _built_for(name: str, state: StateDict) -> tuple[Module, int]:
+    """The model without weights, of as many classes as the state dict has, and that number."""
+    from torchvision import models
+
+    with warnings.catch_warnings():
+        # Of how the weights are initialised, which the file's replace.
+        warnings.simplefilter("ignore")
+        model: Any = models.get_model(name, weights=None)
+        last, values = list(model.state_dict().items())[-1]
+        classes = state[last].shape[0] if last in state and state[last].dim() else values.shape[0]
+        if classes != values.shape[0]:
+            model = models.get_model(name, weights=None, num_classes=classes)
+        elif hasattr(model, "transform_input"):
+            # torchvision's own weights of GoogLeNet and Inception were trained on pictures normalised otherwise.
+            model.transform_input = True
+    return model, classes
+
+
+def _made_by_function(name: str) -> Module:
+    function = imported_function(name, f"--model {name}")
+    try:
+        model = function()
+    except Exception as error:
+        raise Failure(
+            f"--model {name}: the function, called without arguments, raised {type(error).__name__}: {one_line(error)}"
+        ) from error
+    if not isinstance(model, Module):
+        raise WrongArgument(f"--model {name}: the function returned {type(model).__name__}, not a torch.nn.Module.")
+    return model

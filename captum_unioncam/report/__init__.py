@@ -1,0 +1,1 @@
+"""What was found, shown: statistics, tables, plots, panels and pages. Imports evaluation and what is below it."""

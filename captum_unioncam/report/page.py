@@ -1,0 +1,156 @@
+"""An evaluation's records as tables, plots and one page.
+
+Records are read once, as a stream, and in memory a record is its numbers: reports are for half a million of them. The
+result is the same in whatever order they come.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from captum_unioncam.evaluation.records import MAP_SIZE, Record, read_records, read_settings
+from captum_unioncam.report.html import jpeg_uri, png_uri, render
+from captum_unioncam.report.images import OPACITY, colored
+from captum_unioncam.report.panels import png
+from captum_unioncam.report.plots import box_plot, curve_plot
+from captum_unioncam.report.statistics import Summary, summarize
+from captum_unioncam.report.tables import MOST_FAILURES, display_table, latex_table, markdown_table, remarks
+from captum_unioncam.system.errors import Failure
+from captum_unioncam.system.files import make_folder, write_whole
+
+Photo = Callable[[str], Tensor | None]
+
+
+_PICTURE_SIDE = 256
+
+
+def write_report(folder: Path, photo: Photo, summary: Summary | None = None) -> list[Path]:
+    """Writes what an evaluation found: table.csv, table.md, table.tex, curves.png, box.png and report.html.
+
+    Args:
+        folder (Path): The evaluation's; the files go into its subfolder "report", in place of older ones.
+        photo (Callable): An image's name to the photo (3, H, W) in [0, 1], or to None where it is not at hand.
+        summary (Summary or None): Of the folder's records, where it is at hand. Default: None, they are read
+
+    Returns:
+        *list[Path]*: The files.
+
+    Raises:
+        Failure: The folder holds no evaluation or no records, or something cannot be read or written.
+
+    Examples::
+
+        >>> write_report(Path("evaluation"), lambda name: None)
+    """
+    settings = read_settings(folder)
+    if settings is None:
+        raise Failure(f"{folder}: holds no evaluation; give the folder that captum-unioncam evaluate has written.")
+    summary = summary or summarize(read_records(folder))
+    if not summary.records and not summary.failed:
+        raise Failure(f"{folder}: holds no records; run captum-unioncam evaluate with it first.")
+    curves, box = png(curve_plot(summary)), png(box_plot(summary))
+    contents = {
+        "table.csv": summary.table.to_csv(index=False).encode(errors="replace"),
+        "table.md": markdown_table(summary).encode(errors="replace"),
+        "table.tex": latex_table(summary).encode(errors="replace"),
+        "curves.png": curves,
+        "box.png": box,
+        "report.html": report_page(summary, settings, photo, curves, box),
+    }
+    report = folder / "report"
+    make_folder(report)
+    for name, content in contents.items():
+        write_whole(report / name, content)
+    return [report / name for name in contents]
+
+
+def report_page(summary: Summary, settings: dict[str, Any], photo: Photo, curves: bytes, box: bytes) -> bytes:
+    """The page: what was run, the table, the plots, the best and worst maps, and the failures.
+
+    Args:
+        summary (Summary): What ``summarize`` gave.
+        settings (dict): The evaluation's.
+        photo (Callable): As ``write_report`` takes it.
+        curves, box (bytes): What ``curve_plot`` and ``box_plot`` gave, as PNG files.
+
+    Returns:
+        *bytes*: HTML that needs nothing but itself.
+    """
+    texts, best = display_table(summary)
+    rows = []
+    for name in texts.index:
+        cells = zip(texts.loc[name], best.loc[name], strict=True)
+        rows.append({"method": name, "cells": [(*text.partition(" ")[::2], is_best) for text, is_best in cells]})
+    plots = (
+        ("Curves", curves, "Each method's mean insertion and deletion curve; the areas under them are in the table."),
+        ("Box plots", box, "How the metrics spread over the maps of each method; the means are in the table."),
+    )
+    return render(
+        "report.html",
+        summary=summary,
+        remarks=remarks(summary, settings),
+        settings=[(name, _setting(value)) for name, value in settings.items()],
+        headings=["method", *texts.columns],
+        rows=rows,
+        plots=[{"name": name, "source": png_uri(content), "description": text} for name, content, text in plots],
+        galleries=[
+            {
+                "name": name,
+                "best": [_example(record, photo) for record in records],
+                "worst": [_example(record, photo) for record in summary.worst[name]],
+            }
+            for name, records in summary.best.items()
+            if records
+        ],
+        most_failures=MOST_FAILURES,
+    )
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_setting(part)}" for name, part in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_setting, value))
+    if value is None:
+        return "not given"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _example(record: Record, photo: Photo) -> dict[str, Any]:
+    """What the page says of one map."""
+    shown = photo(record.image)
+    target = record.target_name or (f"class {record.target}" if record.target is not None else "the only output")
+    where = "The map of" if shown is None else "The photo, and the map over it, of"
+    return {
+        "picture": jpeg_uri(_picture(record, shown)),
+        "description": f"{where} {record.method} for {target} in {record.image}",
+        "target": target,
+        "image": record.image,
+        "has_photo": shown is not None,
+        **{name: f"{getattr(record, name):.3f}" for name in ("confidence", "insertion", "deletion")},
+    }
+
+
+def _picture(record: Record, photo: Tensor | None) -> Image.Image:
+    """The photo beside the map over it, or the map alone."""
+    assert record.map is not None
+    values = np.frombuffer(base64.b64decode(record.map), np.uint8).reshape(MAP_SIZE, MAP_SIZE)
+    if photo is None:
+        return colored(values, (_PICTURE_SIDE, _PICTURE_SIDE))
+    pixels = (photo.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
+    overlay = Image.blend(picture.convert("L").convert("RGB"), colored(values, picture.size), OPACITY)
+    both = Image.new("RGB", (2 * picture.width, picture.height))
+    both.paste(picture)
+    both.paste(overlay, (picture.width, 0))
+    return both

@@ -1,0 +1,128 @@
+"""Tables as text, Markdown and LaTeX."""
+
+from __future__ import annotations
+
+import math
+import sys
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from captum_unioncam.metrics.table import all_metrics
+from captum_unioncam.report.statistics import FailureGroup, Summary
+
+MOST_FAILURES = 50
+
+METRICS = tuple(all_metrics().values())
+
+
+def display_table(summary: Summary) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The table as people read it.
+
+    Args:
+        summary (Summary): What ``summarize`` gave.
+
+    Returns:
+        *tuple of two pandas.DataFrame*: A row for each method, a column for each metric and for "n" and "failures": the
+        texts, such as "12.3 [11.0, 13.6]", and whether each is the column's best (as written, so there may be several).
+    """
+    by_method = summary.table.groupby("method", sort=False)
+    texts = pd.DataFrame(index=list(by_method.groups))
+    best = texts.copy()
+    for metric in METRICS:
+        rows = summary.table[summary.table.metric == metric.title].set_index("method")
+        if rows.empty:
+            continue
+        written = rows["mean"].map(lambda mean, form=metric.form: float(format(mean, form)))
+        best[metric.heading] = written == (written.max() if metric.larger_is_better else written.min())
+        texts[metric.heading] = [
+            _mean_and_interval(*row, metric.form) for row in zip(rows["mean"], rows["low"], rows["high"], strict=True)
+        ]
+    records = {name: len(values) for name, values in summary.values.items()}
+    texts["n"] = [str(records[name]) for name in texts.index]
+    texts["failures"] = by_method.failures.first().astype(str)
+    best["n"] = best["failures"] = False
+    return texts, best
+
+
+def _mean_and_interval(mean: float, low: float, high: float, form: str) -> str:
+    if math.isnan(mean):
+        return "–"  # noqa: RUF001
+    return f"{mean:{form}}" if math.isnan(low) else f"{mean:{form}} [{low:{form}}, {high:{form}}]"
+
+
+def remarks(summary: Summary, settings: Mapping[str, Any]) -> list[str]:
+    """What keeps the means from being those of the whole evaluation, or of the same images for each method."""
+    found = []
+    judged = {name: len(values) for name, values in summary.values.items()}
+    failed = summary.table.groupby("method").failures.first()
+    wanted = settings.get("records_of_a_method", 0)
+    done = {name: count + failed[name] for name, count in judged.items() if count + failed[name] < wanted}
+    if done:
+        counts = ", ".join(f"{name} {count}" for name, count in done.items())
+        found.append(f"Not finished: there will be {wanted} records of each method, and are so far of {counts}.")
+    if not summary.same_maps:
+        counts = ", ".join(f"{name} {count}" for name, count in judged.items())
+        found.append(f"The methods' means are over different maps ({counts}), so they do not quite compare.")
+    return found
+
+
+def text(summary: Summary, width: int | None = None, settings: Mapping[str, Any] | None = None) -> str:
+    """The table as plain text, the best values with an asterisk, and the failures.
+
+    Args:
+        summary (Summary): What ``summarize`` gave.
+        width (int or None): Columns of the terminal: a table that is wider goes on below. Default: None, any
+        settings (Mapping or None): The evaluation's, for what is to be said of the means. Default: None
+    """
+    texts, best = display_table(summary)
+    marked = texts + best.map(lambda is_best: " *" if is_best else "  ")
+    # pandas ends headings that go on below with a backslash.
+    table = [line.rstrip(" \\") for line in marked.to_string(line_width=width).splitlines()]
+    lines = [
+        f"images: {summary.images}; maps: {summary.records}; failures: {summary.failed}",
+        *(line for remark in remarks(summary, settings or {}) for line in textwrap.wrap(remark, width or sys.maxsize)),
+        "means over maps, with their 95 % bootstrap intervals over images; * the best",
+        "",
+        *table,
+    ]
+    if summary.failures:
+        lines += ["", "failures:", *map(_failure_line, summary.failures[:MOST_FAILURES])]
+    return "\n".join(lines)
+
+
+def _failure_line(group: FailureGroup) -> str:
+    images = ", ".join([*group.images, "…"] if group.has_more else group.images)
+    return f"{group.count:5}  {', '.join(group.methods)}: {group.message} ({images})"
+
+
+def markdown_table(summary: Summary) -> str:
+    """The table in Markdown, methods as code, the best values bold."""
+    texts, best = display_table(summary)
+    lines = [["method", *texts.columns], ["---"] + ["---:"] * len(texts.columns)]
+    for name in texts.index:
+        cells = zip(texts.loc[name], best.loc[name], strict=True)
+        # Within code only these two mean something, and line breaks.
+        code = " ".join(name.replace("`", "'").replace("|", r"\|").split())
+        lines.append([f"`{code}`", *(f"**{text}**" if is_best else text for text, is_best in cells)])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def latex_table(summary: Summary) -> str:
+    """The table as a LaTeX ``tabular``, which needs the package booktabs; the best values bold."""
+    texts, best = display_table(summary)
+    texts, best = texts.reset_index(names="method"), best.reset_index(drop=True)
+    best.insert(0, "method", False)
+    styles = best.map(lambda is_best: "font-weight: bold" if is_best else "")
+
+    def arrows_as_formulas(heading: object) -> str:
+        return str(heading).replace("↑", r"$\uparrow$").replace("↓", r"$\downarrow$")
+
+    styler = texts.style.hide(axis="index").apply(lambda _: styles, axis=None)
+    # Escaped first, then given to the formatter.
+    styler = styler.format(lambda text: str(text).replace("–", "--"), escape="latex")  # noqa: RUF001
+    styler = styler.format_index(arrows_as_formulas, escape="latex", axis="columns")
+    table: str = styler.to_latex(hrules=True, convert_css=True, column_format="l" + "r" * (texts.shape[1] - 1))
+    return f"% Needs \\usepackage{{booktabs}}\n{table}"

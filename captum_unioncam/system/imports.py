@@ -1,0 +1,50 @@
+"""What a user names as text: functions to import, and words that were nearly right."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
+
+from captum_unioncam.system.errors import Failure, WrongArgument, one_line
+
+
+def suggestion(wrong: str, names: Iterable[str]) -> str:
+    """The end of a sentence that says what does not exist: asks for the names that are near, if there are any."""
+    near = get_close_matches(wrong, list(names), n=3)
+    return f"; did you mean {' or '.join(near)}?" if near else "."
+
+
+def imported_function(name: str, asked: str) -> Any:
+    """The function "package.module:function", imported.
+
+    Args:
+        name (str): Its name; modules in the working folder are found as well.
+        asked (str): What the messages begin with: who asked for it.
+
+    Raises:
+        WrongArgument: There is no such module or function.
+        Failure: Importing the module failed.
+    """
+    module_name, _, function_name = name.partition(":")
+    if not module_name or not function_name:
+        raise WrongArgument(f"{asked}: give package.module:function.")
+    # As python -m has it, and an installed command has not.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise WrongArgument(f"{asked}: there is no module {error.name!r}, here or installed.") from error
+    except Exception as error:
+        raise Failure(f"{asked}: importing it raised {type(error).__name__}: {one_line(error)}") from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        functions = [key for key, value in vars(module).items() if callable(value)]
+        raise WrongArgument(
+            f"{asked}: {module_name} has no function {function_name!r}{suggestion(function_name, functions)}"
+        )
+    return function

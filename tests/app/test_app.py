@@ -1,0 +1,557 @@
+import base64
+import io
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+from html import unescape
+from pathlib import Path
+from signal import SIGTERM, getsignal
+from threading import Thread
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from captum_unioncam import demo
+from captum_unioncam.cli.main import main
+from captum_unioncam.evaluation.explain import Explainer, Settings
+from captum_unioncam.methods import registry
+from captum_unioncam.models.subject import ExplainedModel
+from captum_unioncam.system.errors import Failure, WrongArgument
+
+try:
+    import gradio as gr
+except ModuleNotFoundError:
+    if os.environ.get("CI") == "true":
+        raise
+    pytest.skip("gradio is missing: pip install gradio", allow_module_level=True)
+
+import httpx
+from gradio.data_classes import FileData
+
+from captum_unioncam.app import page
+from captum_unioncam.app import workbench as bench
+from captum_unioncam.app.workbench import Question, Workbench
+from captum_unioncam.report.images import overlay
+
+pytest_plugins = ("tests.browser",)
+
+PREDICTED = "predicted"
+# A name that HTML, Python, and the templates of Gradio's HTML would each read in another way.
+NASTY = "a'b {{value}} ${value} <img src=x onerror=alert(1)>.png"
+
+
+@pytest.fixture(scope="module")
+def workbench():
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(bench, "_CURVE_STEPS", 2)
+        yield Workbench()
+
+
+@pytest.fixture
+def photo(tmp_path, monkeypatch):
+    """The name of a file in the working folder, as wide as no embedded picture is."""
+    monkeypatch.chdir(tmp_path)
+    image = demo.generate(1, seed=11)[0][0]
+    pixels = (image * 255).byte().permute(1, 2, 0).numpy()
+    Image.fromarray(pixels).resize((150, 120)).save(NASTY)
+    return NASTY
+
+
+def ask(workbench, name, question):
+    with Image.open(name) as picture:
+        return workbench.answer(name, picture.convert("RGB"), question)
+
+
+def figures(page):
+    """What the page shows: the caption, the source of the image, and whether it is marked, of each figure."""
+    found = re.findall(r"<figure(.*?)>\s*<img src=\"(.*?)\".*?<figcaption>(.*?)</figcaption>", page, re.DOTALL)
+    return [(words(caption), image, "selected" in attributes) for attributes, image, caption in found]
+
+
+def words(html):
+    return " ".join(unescape(re.sub("<.*?>", "", html)).split())
+
+
+QUESTIONS = {
+    "defaults": Question(),
+    "all given": Question("demo", "features.7", "3", 85.0, "softmax", ("grad_cam",)),
+}
+
+
+@pytest.mark.parametrize("question", QUESTIONS.values(), ids=QUESTIONS)
+def test_the_code_makes_the_map_that_is_shown(workbench, photo, question):
+    answer = ask(workbench, photo, question)
+    namespace = {}
+    exec(answer.code, namespace)
+    torch.testing.assert_close(namespace["attr"], answer.explanation.union_cam)
+    shown = [image for _, image, is_marked in figures(answer.page()) if is_marked]
+    assert shown == [overlay(answer.explanation.photo, answer.explanation.union_cam)]
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_the_code_makes_embedded_pictures_itself(workbench, tmp_path, number, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    picture = bench.embedded_pictures()[number][1]
+    picture.save("embedded.png")
+    answer = ask(workbench, "embedded.png", Question())
+    Path("embedded.png").unlink()
+    namespace = {}
+    exec(answer.code, namespace)
+    assert namespace["picture"] == picture
+    torch.testing.assert_close(namespace["attr"], answer.explanation.union_cam)
+
+
+@pytest.mark.parametrize("question", QUESTIONS.values(), ids=QUESTIONS)
+def test_the_page_says_what_the_explainer_says(workbench, photo, question):
+    arguments = {"theta": question.theta, "channel_weights": question.channel_weights}
+    explainer = Explainer(Settings(layer=question.layer, **arguments))
+    with Image.open(photo) as picture:
+        expected = next(explainer.explain(picture.convert("RGB"), None if question.target is None else 3))
+    page = ask(workbench, photo, question).page()
+    captions = [caption for caption, _, _ in figures(page)]
+    for name, beta in expected.betas.items():
+        mark = " (selected)" if name == expected.choice else ""
+        assert f"{name}{mark} beta {beta:.2f}" in captions
+    assert f"<h2>{expected.class_name}, confidence {expected.confidence:.2f}</h2>" in page
+    assert sum(is_marked for _, _, is_marked in figures(page)) == 1
+
+
+def test_methods_are_compared_by_map_and_metrics(workbench, photo):
+    answer = ask(workbench, photo, Question(methods=("grad_cam", "union_cam", "saliency")))
+    compared = ["union_cam", "grad_cam", "saliency"]
+    page = answer.page()
+    assert [caption for caption, _, _ in figures(page)][-3:] == compared
+    rows = re.findall(r'<th scope="row">(.*?)</th>(.*?)</tr>', page, re.DOTALL)
+    assert [name for name, _ in rows] == compared
+    for name, cells in rows:
+        judged = answer.comparison.judgements[name]
+        numbers = [float(number) for number in re.findall("<td>(.*?)</td>", cells)]
+        areas = judged.insertion.area.item(), judged.deletion.area.item()
+        values = [judged.drop, judged.increase, *areas, judged.seconds]
+        assert numbers == pytest.approx(values, abs=6e-3)
+
+
+def test_a_method_that_fails_keeps_no_other_from_being_shown(workbench, photo, monkeypatch):
+    def broken(model, layer, settings):
+        def attribute(inputs, target, baselines):
+            raise KeyError("not <today>")
+
+        return attribute
+
+    monkeypatch.setitem(registry._registered, "broken", broken)
+    page = ask(workbench, photo, Question(methods=("broken", "grad_cam"))).page()
+    assert [caption for caption, _, _ in figures(page)][-2:] == ["union_cam", "grad_cam"]
+    assert re.search(r"<strong>broken</strong> failed: .*not &lt;today&gt;", page)
+
+
+def test_an_overlay_is_the_colored_map_over_the_gray_photo():
+    photo = torch.full((3, 64, 64), 0.4)
+    values = torch.tensor([[[[0.0, 0.5], [-1.0, 2.0]]]])
+    header, content = overlay(photo, values).split(",")
+    assert header == "data:image/jpeg;base64"
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(content)))).astype(float)
+    assert pixels.shape == (64, 64, 3)
+    for (y, x), share in {(0, 0): 0.0, (0, 63): 0.25, (63, 0): 0.0, (63, 63): 1.0}.items():
+        color = np.array(matplotlib.colormaps["inferno"](share)[:3])
+        # JPEG keeps even pixels up to a few of 255 steps.
+        np.testing.assert_allclose(pixels[y, x], 255 * (0.45 * 0.4 + 0.55 * color), atol=5)
+
+
+def test_a_map_of_zeros_is_drawn():
+    assert overlay(torch.rand(3, 8, 8), torch.zeros(1, 1, 2, 2)).startswith("data:image/jpeg")
+
+
+def tiny_vision_transformer():
+    from torchvision.models import VisionTransformer
+
+    return VisionTransformer(224, 56, num_layers=1, num_heads=2, hidden_dim=12, mlp_dim=16, num_classes=3)
+
+
+def tiny_swin_transformer():
+    from torchvision.models import SwinTransformer
+
+    return SwinTransformer([4, 4], 8, [2], [2], [2, 2], num_classes=3)
+
+
+@pytest.mark.parametrize(
+    ("model", "last", "first"),
+    [
+        ("demo", "features.15", "features.0"),
+        ("tests.app.test_app:tiny_vision_transformer", "encoder.layers.encoder_layer_0.ln_1", "conv_proj"),
+        ("tests.app.test_app:tiny_swin_transformer", "permute", "features.0.0"),
+    ],
+)
+def test_the_layers_to_choose_from_are_those_that_can_be_explained(model, last, first):
+    names = page.spatial_layers(ExplainedModel(model, device="cpu"))
+    explained = []
+    for name, _ in ExplainedModel(model, device="cpu", layer=first).model.named_modules():
+        with suppress(WrongArgument):
+            explained += [ExplainedModel(model, device="cpu", layer=name).layer_name] if name else []
+    assert sorted(names) == sorted(explained)
+    assert names.index(last) < names.index(first)
+
+
+def test_a_model_is_loaded_once(monkeypatch, photo):
+    loaded = []
+
+    def counted(name, *args, **kwargs):
+        loaded.append(name)
+        return ExplainedModel(name, *args, **kwargs)
+
+    monkeypatch.setattr(bench, "ExplainedModel", counted)
+    monkeypatch.setattr(bench, "_CURVE_STEPS", 2)
+    workbench = Workbench()
+    for theta, layer in ((10.0, None), (50.0, "features.15"), (50.0, "features.7"), (50.0, None)):
+        answer = ask(workbench, photo, Question(theta=theta, layer=layer))
+        settings = answer.explanation.settings
+        assert (settings.theta, settings.layer) == (theta, layer or "features.15")
+    assert loaded == ["demo"]
+
+
+def small_swin():
+    from torchvision.models.swin_transformer import SwinTransformer
+
+    torch.manual_seed(0)
+    return SwinTransformer([4, 4], 8, [1, 1], [1, 2], [7, 7], num_classes=3)
+
+
+def test_layers_of_a_transformer_are_explained_one_after_the_other(photo, monkeypatch):
+    monkeypatch.setattr(bench, "_CURVE_STEPS", 2)
+    name = f"{__name__}:small_swin"
+    workbench = Workbench(name, device="cpu")
+    maps = {}
+    # Behind each, a layer is put that has maps.
+    for layer in (None, "features.3", "features.3.0", "features.1", "features.3.0"):
+        answer = ask(workbench, photo, Question(name, layer))
+        fresh = Explainer(Settings(name, layer=layer, device="cpu"))
+        with Image.open(photo) as picture:
+            expected = next(fresh.explain(picture.convert("RGB"), answer.explanation.class_index))
+        assert answer.explanation.settings.layer == expected.settings.layer
+        torch.testing.assert_close(answer.explanation.union_cam, expected.union_cam)
+        maps[expected.settings.layer] = expected.union_cam
+    assert len(maps) == 4
+
+
+def test_closing_stops_what_is_running(photo):
+    workbench = Workbench()
+    model = workbench.subject("demo").model
+    passes = []
+
+    def close_at_the_second(*_):
+        passes.append(None)
+        if len(passes) == 2:
+            Thread(target=workbench.close).start()
+
+    model.register_forward_hook(close_at_the_second)
+    with pytest.raises(Failure, match="the page is closed"):
+        ask(workbench, photo, Question(methods=("occlusion",)))
+    # It waits for what is running, and nothing is.
+    workbench.close()
+
+
+# What visitors get wrong.
+
+
+def explain(workbench, file, model="demo", target=PREDICTED, compared=(), layer=None, theta=10):
+    return page._Handlers(workbench).explain(file, model, target, list(compared), layer, theta, "score")
+
+
+def uploaded(path, name=None):
+    return FileData(path=str(path), orig_name=name or Path(path).name)
+
+
+def test_a_handler_answers_with_the_page_and_the_code(workbench, photo):
+    page, code = explain(workbench, uploaded(Path(photo).absolute(), NASTY))
+    assert len(figures(page)) == 5
+    assert "a&#39;b {{value}} ${value} &lt;img" in page
+    assert repr(NASTY) in code["value"]
+    assert code["visible"] is True
+
+
+MARKER = "imported.txt"
+WRONG = {
+    "no picture": ({"file": None}, "there is no picture; drop one, or take an embedded one."),
+    "another model": ({"model": "own:function"}, "there is no network 'own:function'; choose one of the list."),
+    "another method": ({"compared": ["own:function"]}, "there is no method 'own:function'; give some of union_cam,"),
+    "another layer": ({"layer": "nowhere"}, "Layer: the model has no layer 'nowhere'."),
+    "a layer without space": ({"layer": "classifier"}, "Layer classifier: has (1, 8) as output; give a layer"),
+    "another class": ({"target": "8"}, "Class 8: there are the classes 0 to 7."),
+    "theta": ({"theta": 101}, "UnionCAM: ValueError: theta: got 101"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), WRONG.values(), ids=WRONG)
+def test_what_is_asked_for_wrongly_is_told_in_a_sentence(workbench, photo, monkeypatch, arguments, sentence):
+    Path("own.py").write_text(f"open({MARKER!r}, 'w')\ndef function(*_): pass")
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    with pytest.raises(gr.Error) as caught:
+        explain(workbench, **{"file": uploaded(Path(photo).absolute()), **arguments})
+    assert unescape(caught.value.message).startswith(sentence)
+    assert caught.value.print_exception is False
+    # Modules are imported for whoever starts the command, not for its visitors.
+    assert not Path(MARKER).exists()
+
+
+def test_a_file_that_is_no_picture_is_refused_without_telling_where_it_lies(workbench, tmp_path):
+    stored = tmp_path / "stored.jpg"
+    stored.write_text("no picture")
+    for call in (page._Handlers(workbench).check, lambda file: explain(workbench, file)):
+        with pytest.raises(gr.Error) as caught:
+            call(uploaded(stored, "<b>holiday.jpg"))
+        assert caught.value.message == (
+            "&lt;b&gt;holiday.jpg: is not a picture in a known format; convert it to JPEG or PNG."
+        )
+
+
+def test_weights_that_cannot_be_downloaded_leave_nothing_to_choose(workbench, monkeypatch):
+    from torchvision import models
+
+    def no_network(*_args, **_kwargs):
+        raise OSError("no network")
+
+    warnings = []
+    monkeypatch.setattr(models, "get_model", no_network)
+    monkeypatch.setattr(gr, "Warning", lambda message, duration: warnings.append(message))
+    layer, target = page._Handlers(workbench).choose("resnet18")
+    assert (layer["choices"], layer["value"]) == ([], None)
+    assert (target["choices"], target["value"]) == ([("the most probable", PREDICTED)], PREDICTED)
+    assert len(warnings) == 1
+    assert warnings[0].startswith("Network resnet18: cannot download https://")
+
+
+def test_another_model_brings_its_layers_and_classes(workbench):
+    layer, target = page._Handlers(workbench).choose("demo")
+    assert layer["value"] == "features.15"
+    assert "features.7" in layer["choices"]
+    assert target["choices"][1:3] == [(f"{demo.CLASS_NAMES[0]} (0)", "0"), (f"{demo.CLASS_NAMES[1]} (1)", "1")]
+
+
+def test_weights_are_for_the_model_that_they_are_given_for(tmp_path, monkeypatch):
+    from safetensors.torch import save_file
+    from torchvision import models
+
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = models.get_model("squeezenet1_1", weights=None, num_classes=3)
+    save_file(model.state_dict(), "own.safetensors")
+    workbench = Workbench("squeezenet1_1", "own.safetensors")
+    assert workbench.subject("squeezenet1_1").classes == 3
+    assert workbench.subject("demo").classes == len(demo.CLASS_NAMES)
+
+
+# The command.
+
+
+def run(capsys, *arguments):
+    code = main(["app", *arguments])
+    return code, capsys.readouterr().err.splitlines()
+
+
+def test_without_gradio_the_command_says_what_to_install(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "captum_unioncam.app.page")
+    assert run(capsys) == (
+        1,
+        ["Error: gradio is missing; install what the command needs with: pip install 'captum-unioncam[app]'"],
+    )
+
+
+def test_a_model_that_cannot_be_loaded_is_not_served(capsys):
+    code, errors = run(capsys, "--weights", "none.safetensors")
+    assert (code, errors) == (1, ["Error: --weights none.safetensors: does not exist; check the path."])
+
+
+def test_a_port_that_is_taken_is_told(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, errors = run(capsys, "--port", str(port))
+    assert code == 1
+    assert len(errors) == 1
+    assert errors[0].startswith(f"Error: cannot listen at 127.0.0.1, port {port}: ")
+    assert errors[0].endswith("; give another --host or --port.")
+
+
+def test_a_host_that_is_not_there_is_told(capsys):
+    code, errors = run(capsys, "--host", "0.0.0.0.0")
+    assert code == 1
+    assert len(errors) == 1
+    assert errors[0].startswith("Error: cannot listen at 0.0.0.0.0: ")
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    """Where the command serves the page; afterwards SIGTERM has to end it cleanly, as Ctrl-C does."""
+    folder = tmp_path_factory.mktemp("served")
+    program = "import sys; from captum_unioncam.cli.main import main; sys.exit(main(['app']))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "TMPDIR": str(folder), "GRADIO_TEMP_DIR": "", "PYTHONUNBUFFERED": "1"},
+    )
+    try:
+        line = process.stdout.readline()
+        match = re.fullmatch(r"(http://127\.0\.0\.1:\d+/) \(Ctrl-C ends it\)\n", line)
+        assert match, line or process.stderr.read()
+        yield match[1]
+        process.send_signal(SIGTERM)
+        output, errors = process.communicate(timeout=20)
+        assert (process.returncode, output.strip()) == (0, "")
+        # Gradio writes of files that it refuses to read.
+        assert set(re.findall(r"^[\w.]+(?:Error|Interrupt)\b", errors, re.M)) <= {"gradio.exceptions.InvalidPathError"}
+        # Uploaded pictures included; Gradio makes an empty folder when it is imported.
+        assert [path for path in folder.rglob("*") if path.is_file()] == []
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@contextmanager
+def visit(chromium, address, width=1280):
+    """A page on which nothing may go wrong, and which may ask for nothing but itself."""
+    context = chromium.new_context(viewport={"width": width, "height": 900})
+    page, problems = context.new_page(), []
+    page.on("console", lambda message: message.type == "error" and problems.append(message.text))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("dialog", lambda dialog: problems.append(dialog.message))
+    page.on(
+        "request",
+        lambda request: request.url.startswith((address, "data:", "blob:")) or problems.append(request.url),
+    )
+    try:
+        page.goto(address)
+        page.get_by_role("button", name="Explain").wait_for()
+        yield page
+        assert problems == []
+    finally:
+        context.close()
+
+
+def upload(page, file):
+    """Takes away the picture that is there, and gives another."""
+    page.get_by_role("button", name=re.compile("Remove Image|Clear")).first.click()
+    page.locator("input[type=file]").first.set_input_files(file)
+
+
+def test_a_visitor_uploads_a_picture_and_sees_its_maps(chromium, address, photo):
+    with visit(chromium, address, width=390) as page:
+        upload(page, photo)
+        page.get_by_label("Compare with").press("Backspace")
+        page.get_by_role("button", name="Explain").click()
+        page.locator(".progress-bar").first.wait_for(state="attached")
+        page.get_by_role("heading", name="Methods side by side").wait_for()
+        assert NASTY in page.locator(".unioncam p").first.inner_text()
+        assert page.locator("figure.selected").count() == 1
+        assert len(re.findall(r"beta \d\.\d\d", page.locator(".unioncam").inner_text())) == 3
+        images = page.locator(".unioncam img")
+        assert images.count() == 4 + 3
+        assert images.evaluate_all("images => images.every(image => image.naturalWidth === 112)")
+        assert page.locator(".unioncam tbody tr").count() == 3
+        assert f"Path({NASTY!r})" in page.locator(".cm-content").inner_text().replace("\n", "")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def choose(page, label, option):
+    page.get_by_role("combobox", name=label, exact=True).click()
+    page.get_by_role("option", name=option, exact=True).click()
+
+
+def test_each_control_does_what_its_label_says(chromium, address, workbench):
+    picture = bench.embedded_pictures()[2][1]
+    expected = workbench.answer("", picture, Question("demo", "features.7", "3", 85.0, "softmax", ("saliency",)))
+    with visit(chromium, address) as page:
+        page.locator(".gallery-item").nth(2).click()
+        page.locator("img[src*='embedded-3']:not(.gallery-item *)").first.wait_for()
+        choose(page, "Class to explain", f"{demo.CLASS_NAMES[3]} (3)")
+        for _ in range(3):
+            page.get_by_label("Compare with").press("Backspace")
+        choose(page, "Compare with", "saliency")
+        page.keyboard.press("Tab")
+        page.get_by_text("Settings of UnionCAM").click()
+        choose(page, "Layer", "features.7")
+        page.get_by_label("number input for Theta").fill("85")
+        page.get_by_label("softmax", exact=True).check()
+        page.get_by_role("button", name="Explain").click()
+        page.get_by_role("heading", name="Metrics").wait_for()
+        assert page.locator(".unioncam h2").inner_text().startswith(f"{demo.CLASS_NAMES[3]}, confidence ")
+        assert page.locator(".unioncam p").first.inner_text().startswith("demo, layer features.7; ")
+        assert page.locator(".unioncam tbody th").all_inner_texts() == ["union_cam_softmax", "saliency"]
+        betas = re.findall(r"beta (-?\d\.\d\d)", page.locator(".unioncam").inner_text())
+        # Rounded to two decimals.
+        assert [float(beta) for beta in betas] == pytest.approx(list(expected.explanation.betas.values()), abs=6e-3)
+        assert page.locator(".cm-line").all_inner_texts() == [line or "\n" for line in expected.code.splitlines()]
+
+
+def test_a_visitor_is_told_what_is_wrong_with_a_file(chromium, address, tmp_path):
+    (tmp_path / "text.jpg").write_text("no picture")
+    with (tmp_path / "large.png").open("wb") as file:
+        file.truncate(20 * 2**20 + 1)
+    with visit(chromium, address) as page:
+        told = page.locator(".toast-body")
+        upload(page, tmp_path / "text.jpg")
+        told.get_by_text("text.jpg: is not a picture in a known format; convert it to JPEG or PNG.").wait_for()
+        page.get_by_role("button", name="Explain").click()
+        told.get_by_text("there is no picture; drop one, or take an embedded one.").wait_for()
+        page.locator("input[type=file]").first.set_input_files(tmp_path / "large.png")
+        told.get_by_text("exceed the maximum allowed size of 20").wait_for()
+
+
+def ask_server(client, file):
+    """What the server answers to a page that asks for an explanation of ``file``."""
+    config = client.get("config").json()
+    event = next(event["id"] for event in config["dependencies"] if len(event["inputs"]) == 7)
+    data = [file, "demo", PREDICTED, [], None, 10, "score"]
+    client.post("gradio_api/queue/join", json={"data": data, "fn_index": event, "session_hash": "mine"})
+    with client.stream("GET", "gradio_api/queue/data", params={"session_hash": "mine"}) as stream:
+        for line in stream.iter_lines():
+            if line.startswith("data:"):
+                message = json.loads(line.removeprefix("data:"))
+                if message["msg"] == "process_completed":
+                    return message
+
+
+def test_uploaded_pictures_are_deleted_in_time_and_embedded_ones_are_not(photo, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    monkeypatch.setattr(page, "_DELETION", (0.2, 0.5))
+    before = getsignal(SIGTERM)
+    with page.served(Workbench()) as address:
+        assert getsignal(SIGTERM) != before
+        with httpx.Client(base_url=address, timeout=30, trust_env=False) as client:
+            path = Path(client.post("gradio_api/upload", files={"files": Path(photo).read_bytes()}).json()[0])
+            embedded = re.findall(r'"path":\s*"([^"]+embedded-\d\.png)"', client.get("config").text)
+            assert path.exists()
+            assert len(set(embedded)) == len(bench.embedded_pictures())
+            deadline = time.monotonic() + 20
+            while path.exists() and time.monotonic() < deadline:
+                time.sleep(0.1)
+            assert not path.exists()
+            assert all(client.get(f"gradio_api/file={path}").status_code == 200 for path in embedded)
+            file = {"path": str(path), "orig_name": NASTY, "meta": {"_type": "gradio.FileData"}}
+            refused = ask_server(client, file)["output"]["error"]
+            assert refused.endswith(".png: has been deleted here in the meantime; drop it again.")
+    assert getsignal(SIGTERM) == before
+
+
+def test_the_server_gives_and_reads_no_files_but_those_uploaded(address, tmp_path):
+    secret = tmp_path / "secret.png"
+    demo.load_picture().save(secret)
+    file = {"path": str(secret), "orig_name": "secret.png", "meta": {"_type": "gradio.FileData"}}
+    with httpx.Client(base_url=address, timeout=30, trust_env=False) as client:
+        for path in (secret, Path(demo.__file__), "/etc/passwd"):
+            assert client.get(f"gradio_api/file={path}").status_code in (403, 404)
+        refused = ask_server(client, file)
+        assert refused["success"] is False
+        assert "data" not in refused["output"]
+        path = client.post("gradio_api/upload", files={"files": secret.open("rb")}).json()[0]
+        assert ask_server(client, {**file, "path": path})["success"] is True
+        assert client.post("gradio_api/upload", files={"files": bytes(20 * 2**20 + 1)}).status_code == 413

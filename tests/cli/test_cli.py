@@ -1,0 +1,478 @@
+import importlib
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torchvision import models
+
+from captum_unioncam import LayerUnionCam, __version__, demo
+from captum_unioncam.cli.main import main
+from captum_unioncam.demo.pictures import CLASS_NAMES
+
+OWN_MODULES = {
+    "own_model": """
+import torch
+from torch import nn
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 32, stride=32), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 7 * 7, 3)).train()
+
+class Squeamish(nn.Sequential):
+    def forward(self, x):
+        if x.mean() > 0.9:
+            raise KeyError("too bright,\\nfor me")
+        return super().forward(x)
+
+def squeamish():
+    return Squeamish(*net())
+
+def odd():
+    return nn.Sequential(nn.Conv2d(3, 4, 32, stride=32))
+
+def small():
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+
+class Pooled(nn.Sequential):
+    def forward(self, x):
+        x.mul_(0.5)
+        return super().forward(x)[..., 0, 0]
+
+def pooled():
+    torch.manual_seed(0)
+    net_ = Pooled(nn.Conv2d(3, 4, 32, stride=32), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Identity())
+    net_[3].unused = nn.Conv2d(1, 1, 1)
+    return net_
+
+def flat():
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 224 * 224, 3))
+""",
+}
+OWN = ["explain", "--model", "own_model:net"]
+JSON = ["--format", "json"]
+OUTPUT = Path("unioncam")
+
+
+pytestmark = pytest.mark.usefixtures("one_thread", "in_a_folder_of_its_own")
+
+
+@pytest.fixture
+def photo(tmp_path):
+    return picture(tmp_path / "photo.png")
+
+
+def picture(path, seed=0):
+    path.parent.mkdir(exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 200, (40, 60, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def run(capsys, *arguments):
+    code = main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    assert "Traceback" not in err
+    return code, out.splitlines(), err.splitlines()
+
+
+def output_files(folder=OUTPUT):
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def one_error(errors):
+    (line,) = errors
+    assert line.startswith("Error: ")
+    return line
+
+
+def own_map(photo, target, function="net", **settings):
+    model = getattr(importlib.import_module("own_model"), function)().eval()
+    pixels = np.asarray(Image.open(photo).resize((224, 224), Image.Resampling.BILINEAR))
+    inputs = torch.from_numpy(pixels / np.float32(255)).permute(2, 0, 1).unsqueeze(0)
+    return LayerUnionCam(model, model[1]).attribute(inputs, target, return_details=True, **settings)
+
+
+def test_without_arguments_the_embedded_picture_is_explained(capsys):
+    code, lines, errors = run(capsys, "explain", "--format", "png", "--format", "npy", "--format", "json")
+    assert (code, errors) == (0, [])
+    assert lines[0] == f"layer: {demo.EXPLAINED_LAYER}"
+    record = json.loads(next(OUTPUT.glob("*.json")).read_text())
+    name, choice = record["class"]["name"], record["choice"]
+    assert name in CLASS_NAMES
+    assert output_files() == [f"demo-{name}.{suffix}" for suffix in ("json", "npy", "png")]
+    assert all(part in lines[1] for part in (f"{name} {record['confidence']:.2f}", f"{choice} map selected"))
+    assert all(f"{key} {beta:.2f}" in lines[1] for key, beta in record["betas"].items())
+    pixels = np.asarray(demo.load_picture())
+    inputs = torch.from_numpy(pixels / np.float32(255)).permute(2, 0, 1).unsqueeze(0)
+    model = demo.load_model()
+    layer = model.get_submodule(demo.EXPLAINED_LAYER)
+    expected = LayerUnionCam(model, layer).attribute(inputs, record["class"]["index"])
+    heat = np.load(OUTPUT / f"demo-{name}.npy", allow_pickle=False)
+    assert heat.dtype == np.float32
+    assert np.allclose(heat, expected[0, 0], atol=1e-5)
+    with Image.open(OUTPUT / f"demo-{name}.png") as panel:
+        assert panel.width > 1000
+
+
+def test_the_demo_needs_no_network_and_the_help_nothing_slow():
+    script = """if True:
+        import socket, sys
+        import captum_unioncam
+        before = set(sys.modules)
+        from captum_unioncam.cli.main import main
+        assert main(["--help"]) == main(["explain", "--help"]) == 0
+        slow = {"torch", "captum", "matplotlib", "PIL", "torchvision"}
+        assert not slow & (set(sys.modules) - before)
+
+        def no_network(*_args, **_options):
+            raise AssertionError("the network was asked for")
+
+        socket.socket.connect = socket.getaddrinfo = no_network
+        code = main(["explain", "--format", "json", "--max-channels", "2"])
+        assert not {"torchvision"} & set(sys.modules)
+        sys.exit(code)
+        """
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert all(part in done.stdout for part in ("Usage: captum-unioncam explain", "IMAGES", "--top-k"))
+    assert len(output_files()) == 1
+
+
+def test_the_installed_command_prints_its_version():
+    done = subprocess.run(
+        [Path(sys.executable).with_name("captum-unioncam"), "--version"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, f"captum-unioncam {__version__}\n")
+
+
+@pytest.mark.parametrize("missing", ["PIL", "safetensors", "torchvision"])
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(capsys, monkeypatch, missing):
+    without(missing, monkeypatch)
+    for module in ("evaluation.explain", "models.zoo", "models.subject", "models.preprocessing", "datasets.pictures"):
+        monkeypatch.delitem(sys.modules, f"captum_unioncam.{module}", raising=False)
+    weights = ["--weights", "none.safetensors"] if missing == "safetensors" else []
+    code, _, errors = run(capsys, "explain", "--model", "squeezenet1_1", *weights)
+    assert code == 1
+    assert one_error(errors).startswith(f"Error: {missing} is missing; ")
+    assert "install what the command needs with: pip install 'captum-unioncam[cli]'" in errors[0]
+
+
+def test_without_typer_the_command_says_so(monkeypatch):
+    without("typer", monkeypatch)
+    monkeypatch.delitem(sys.modules, "captum_unioncam.cli.main")
+    with pytest.raises(SystemExit, match=r"^Error: typer is missing; .* pip install 'captum-unioncam\[cli\]'$"):
+        importlib.import_module("captum_unioncam.cli.main")
+
+
+def without(package, monkeypatch):
+    for name in list(sys.modules):
+        if name.partition(".")[0] == package:
+            monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, package, None)
+
+
+def test_a_torchvision_model_with_a_file_of_weights(capsys, photo):
+    torch.manual_seed(0)
+    model = models.get_model("squeezenet1_1", weights=None, num_classes=3)
+    save_file(model.state_dict(), "weights.safetensors")
+    weights = ["--model", "squeezenet1_1", "--weights", "weights.safetensors", "--max-channels", "2"]
+    code, lines, errors = run(capsys, "explain", photo, *weights, "--format", "json", "--target", "1")
+    assert (code, errors) == (0, [])
+    assert lines[0] == "layer: classifier.2 (found: the last whose output has space)"
+    record = json.loads((OUTPUT / "photo-class-1.json").read_text())
+    # The baseline is black as the weights' transforms make it.
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    black = (-mean / std).reshape(1, 3, 1, 1).expand(1, 3, 224, 224)
+    with torch.no_grad():
+        expected = model.eval()(black).softmax(1)[0, 1].item()
+    assert record["black_confidence"] == pytest.approx(expected, abs=1e-5)
+    assert record["forward_passes"] == 2 + 4
+
+
+def test_the_record_holds_numbers_settings_and_versions(capsys, photo):
+    settings = [
+        "--theta",
+        30,
+        "--channel-weights",
+        "softmax",
+        "--max-channels",
+        3,
+        "--batch-size",
+        2,
+        "--device",
+        "cpu",
+    ]
+    code, lines, errors = run(capsys, *OWN, photo, *settings, "--format", "json", "--target", 2, "--layer", "1")
+    assert (code, errors, lines[0]) == (0, [], "layer: 1")
+    record = json.loads((OUTPUT / "photo-class-2.json").read_text())
+    _, details = own_map(photo, 2, theta=30.0, channel_weights="softmax", max_channels=3)
+    versions, betas = record.pop("versions"), record.pop("betas")
+    assert {"captum-unioncam", "captum", "torch", "torchvision", "pillow"} == set(versions)
+    assert versions["captum-unioncam"] == __version__
+    assert betas == pytest.approx(
+        {
+            "denoised": details.denoised_beta.item(),
+            "region": details.region_beta.item(),
+            "union": details.union_beta.item(),
+        },
+        abs=1e-6,
+    )
+    assert 0 < record.pop("confidence") < 1
+    assert record.pop("black_confidence") == pytest.approx(details.baseline_confidence.item(), abs=1e-6)
+    assert record == {
+        "picture": str(photo),
+        "class": {"index": 2, "name": "class 2"},
+        "choice": "union" if details.union_selected.item() else "region",
+        "forward_passes": details.forward_passes.item(),
+        "settings": {
+            "model": "own_model:net",
+            "weights": None,
+            "layer": "1",
+            "preprocess": "auto",
+            "device": "cpu",
+            "confidence": "softmax",
+            "dtype": "float32",
+            "batch_size": 2,
+            "theta": 30.0,
+            "channel_weights": "softmax",
+            "max_channels": 3,
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "settings"),
+    [
+        ([], {}),
+        (["--theta", "60"], {"theta": 60.0}),
+        (["--channel-weights", "softmax"], {"channel_weights": "softmax"}),
+        (["--max-channels", "1"], {"max_channels": 1}),
+        (["--dtype", "bfloat16"], {"score_dtype": torch.bfloat16}),
+    ],
+)
+def test_the_raw_map_is_that_of_layer_union_cam_with_the_same_settings(capsys, photo, options, settings):
+    code, _, errors = run(capsys, *OWN, photo, *options, "--format", "npy", "--target", "0")
+    assert (code, errors) == (0, [])
+    heat = np.load(OUTPUT / "photo-class-0.npy", allow_pickle=False)
+    assert (heat.shape, heat.dtype) == ((7, 7), np.float32)
+    expected, _ = own_map(photo, 0, **settings)
+    assert np.allclose(heat, expected[0, 0], atol=1e-6)
+    by_default, _ = own_map(photo, 0)
+    assert np.allclose(heat, by_default[0, 0], atol=1e-6) == (not settings)
+
+
+def test_the_raw_map_is_the_selected_one(capsys, tmp_path):
+    photo = picture(tmp_path / "photo.png", seed=9)
+    for target, choice in ((0, "union"), (1, "region")):
+        arguments = [photo, "--theta", "99", "--target", target, "--format", "npy"]
+        _, lines, _ = run(capsys, *OWN, *arguments, *JSON)
+        _, details = own_map(photo, target, theta=99.0)
+        maps = {"union": details.union_map, "region": details.region_map}
+        heat = np.load(OUTPUT / f"photo-class-{target}.npy")
+        assert {name: np.allclose(heat, values[0, 0], atol=1e-6) for name, values in maps.items()} == {
+            name: name == choice for name in maps
+        }
+        assert json.loads((OUTPUT / f"photo-class-{target}.json").read_text())["choice"] == choice
+        assert f"{choice} map selected" in lines[1]
+
+
+def test_a_model_that_writes_into_its_input_is_explained_as_any_other(capsys, photo):
+    code, _, _ = run(capsys, "explain", "--model", "own_model:pooled", photo, "--target", "2", "--format", "json")
+    record = json.loads((OUTPUT / "photo-class-2.json").read_text())
+    _, details = own_map(photo, 2, "pooled")
+    assert code == 0
+    assert record["betas"]["union"] == pytest.approx(details.union_beta.item(), abs=1e-6)
+    assert record["betas"]["union"] != 0
+
+
+def test_top_k_explains_the_most_probable_classes(capsys, photo):
+    code, lines, _ = run(capsys, *OWN, photo, "--top-k", "2", "--format", "json")
+    records = [json.loads(path.read_text()) for path in OUTPUT.glob("*.json")]
+    assert (code, len(records), len(lines)) == (0, 2, 3)
+    code, lines, _ = run(capsys, *OWN, photo, "--top-k", "9", "--format", "json", "--output", "all")
+    records_of_all = [json.loads(path.read_text()) for path in Path("all").glob("*.json")]
+    assert (code, len(records_of_all)) == (0, 3)
+    assert sum(record["confidence"] for record in records_of_all) == pytest.approx(1)
+    least = min(records_of_all, key=lambda record: record["confidence"])["class"]["index"]
+    assert least not in {record["class"]["index"] for record in records}
+    code, lines, _ = run(capsys, *OWN, photo, "--format", "json", "--output", "one")
+    assert lines[1].startswith(f"{photo}: class {max(records, key=lambda r: r['confidence'])['class']['index']} ")
+
+
+def test_a_class_is_chosen_by_index_or_name(capsys, photo):
+    quick = ["explain", photo, "--max-channels", "2", "--format", "json"]
+    assert run(capsys, *quick, "--target", CLASS_NAMES[3].upper())[0] == 0
+    assert run(capsys, *quick, "--target", "4")[0] == 0
+    assert sorted(json.loads(path.read_text())["class"]["index"] for path in OUTPUT.iterdir()) == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["explain", "--target", CLASS_NAMES[0] + "s"], f"did you mean {CLASS_NAMES[0]}"),
+        (["explain", "--target", "8"], "there are the classes 0 to 7"),
+        (["explain", "--target", "-1"], "there are the classes 0 to 7"),
+        ([*OWN, "--target", "cat"], "give an index from 0 to 2"),
+        ([*OWN, "--target", "1", "--top-k", "2"], "--target and --top-k"),
+        ([*OWN, "--top-k", "0"], "--top-k"),
+        ([*OWN, "--theta", "101"], "--theta"),
+        ([*OWN, "--max-channels", "0"], "--max-channels"),
+        ([*OWN, "--batch-size", "0"], "--batch-size"),
+        ([*OWN, "--dtype", "float8"], "--dtype"),
+        ([*OWN, "--format", "gif"], "--format"),
+        ([*OWN, "--channel-weights", "mean"], "--channel-weights"),
+        ([*OWN, "--preprocess", "none"], "--preprocess"),
+        ([*OWN, "--device", "abacus"], "--device abacus"),
+        ([*OWN, "--device", "meta"], "--device meta"),
+        ([*OWN, "--layer", "4"], "the model has no layer '4'"),
+        (["explain", "--model", "own_model:pooled", "--layer", "2"], "has (1, 4, 1, 1) as output"),
+        (["explain", "--model", "own_model:pooled", "--layer", "3.unused"], "does not run"),
+        ([*OWN, "--layer", "2"], "has (1, 196) as output"),
+        (["explain", "--layer", "featurs.3"], "did you mean features.3"),
+        (["explain", "--model", "resnet81"], "did you mean resnet18"),
+        (["explain", "--model", "own_model:nett"], "did you mean net?"),
+        (["explain", "--model", "own_model:flat"], "--layer"),
+        (["explain", "--modell", "demo"], "--modell"),
+        (["explane"], "explane"),
+        ([], "Missing command"),
+    ],
+)
+def test_wrong_arguments_end_with_exit_code_2_and_one_line(capsys, arguments, message):
+    code, _, errors = run(capsys, *arguments)
+    assert code == 2
+    assert message in one_error(errors)
+    assert not OUTPUT.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--weights", "none.pt"], "none.pt: does not exist"),
+        (["--model", "own_model:odd"], "returned (1, 4, 7, 7) for one picture"),
+        (["--model", "own_model:small"], "cannot run on pictures of shape (3, 224, 224)"),
+        (["--output", "own_model.py"], "cannot write own_model.py"),
+        (["--output", "own_model.py/folder"], "cannot write own_model.py/folder"),
+    ],
+)
+def test_failures_end_with_exit_code_1_and_one_line(capsys, photo, arguments, message):
+    code, _, errors = run(capsys, "explain", photo, *arguments)
+    assert code == 1
+    assert message in one_error(errors)
+    assert not OUTPUT.exists()
+
+
+def test_pictures_that_cannot_be_opened_keep_no_other_from_being_explained(capsys, tmp_path):
+    Path("text.jpg").write_text("no picture")
+    good = [picture(tmp_path / "first.png"), picture(tmp_path / "last.png", seed=1)]
+    bad = ["missing.jpg", "text.jpg", tmp_path]
+    code, lines, errors = run(capsys, *OWN, good[0], *bad, good[1], *JSON)
+    assert code == 1
+    assert [line.split(": ")[0] for line in lines] == ["layer", str(good[0]), str(good[1])]
+    assert [line.split(": ")[:2] for line in errors] == [["Error", str(path)] for path in bad]
+    assert len(output_files()) == 2
+
+
+def test_a_model_that_fails_for_a_picture_keeps_no_other_from_being_explained(capsys, photo):
+    Image.new("RGB", (9, 9), "white").save("bright.png")
+    code, lines, errors = run(capsys, "explain", "--model", "own_model:squeamish", "bright.png", photo, *JSON)
+    assert code == 1
+    assert one_error(errors) == "Error: bright.png: KeyError: 'too bright,\\nfor me'"
+    assert len(lines) == 2
+    assert len(output_files()) == 1
+
+
+def test_a_picture_turned_by_its_exif_data_is_explained_upright(capsys, photo):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(photo) as stored:
+        stored.save("turned.png", exif=exif)
+        stored.rotate(-90, expand=True).save("upright.png")
+        stored.save("lying.png")
+    names = ["turned", "upright", "lying"]
+    arguments = [f"{name}.png" for name in names]
+    assert run(capsys, *OWN, *arguments, "--target", "0", "--format", "npy")[0] == 0
+    turned, upright, lying = (np.load(OUTPUT / f"{name}-class-0.npy") for name in names)
+    assert np.array_equal(turned, upright)
+    assert not np.allclose(turned, lying)
+
+
+def test_pictures_of_the_same_name_are_numbered(capsys, tmp_path):
+    folders = ["one", "two", "three"]
+    paths = [picture(tmp_path / folder / "photo.png", seed) for seed, folder in enumerate(folders)]
+    code, lines, _ = run(capsys, *OWN, *paths, "--target", "1", "--format", "npy", "--format", "json")
+    names = ["photo-class-1", "photo-class-1-2", "photo-class-1-3"]
+    assert code == 0
+    assert output_files() == sorted(f"{name}.{suffix}" for name in names for suffix in ("npy", "json"))
+    for path, name, line in zip(paths, names, lines[1:], strict=True):
+        assert json.loads((OUTPUT / f"{name}.json").read_text())["picture"] == str(path)
+        assert line.endswith(f"{OUTPUT / name}.npy, {OUTPUT / name}.json")
+
+
+def test_no_picture_that_is_explained_is_overwritten(capsys, tmp_path):
+    paths = [picture(tmp_path / "photo.png"), picture(tmp_path / "PHOTO-class-1.png", seed=1)]
+    before = [path.read_bytes() for path in paths]
+    assert run(capsys, *OWN, *paths, "--target", "1", "--output", ".")[0] == 0
+    assert [path.read_bytes() for path in paths] == before
+    assert {"photo-class-1-2.png", "PHOTO-class-1-class-1.png"} <= set(output_files(tmp_path))
+
+
+def test_class_names_cannot_lead_out_of_the_folder(capsys, monkeypatch):
+    names = ("../../escaped", "a/b", "..", *CLASS_NAMES[3:])
+    monkeypatch.setattr(demo, "CLASS_NAMES", names)
+    for target in range(3):
+        assert run(capsys, "explain", "--target", target, "--max-channels", "2", "--format", "json")[0] == 0
+    assert output_files() == ["demo-a-b.json", "demo-escaped.json", "demo-unnamed.json"]
+
+
+def test_what_cannot_be_written_leaves_the_old_file_and_no_other(capsys, photo, monkeypatch):
+    assert run(capsys, *OWN, photo, "--target", "1", *JSON)[0] == 0
+    (old,) = (path.read_bytes() for path in OUTPUT.iterdir())
+
+    def full(_path, content):
+        with io.FileIO(_path, "w") as file:
+            file.write(content[:10])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    code, _, errors = run(capsys, *OWN, photo, "--target", "1", *JSON)
+    assert code == 1
+    assert "cannot write unioncam/photo-class-1.json: No space left on device" in one_error(errors)
+    assert output_files() == ["photo-class-1.json"]
+    assert (OUTPUT / "photo-class-1.json").read_bytes() == old
+
+
+def test_a_panel_that_cannot_be_drawn_leaves_no_file(capsys, photo, monkeypatch):
+    def fail(_figure):
+        raise ValueError("no ink")
+
+    monkeypatch.setattr("captum_unioncam.report.panels.png", fail)
+    code, _, errors = run(capsys, *OWN, photo, "--format", "json", "--format", "png")
+    assert code == 1
+    assert "no ink" in one_error(errors)
+    assert output_files() == []
+
+
+def test_files_have_the_usual_permissions(capsys, photo):
+    mask = os.umask(0o027)
+    try:
+        run(capsys, *OWN, photo, *JSON)
+    finally:
+        os.umask(mask)
+    assert [path.stat().st_mode & 0o777 for path in OUTPUT.iterdir()] == [0o640]
+
+
+def test_an_interruption_is_no_traceback(capsys, photo, monkeypatch):
+    def interrupt(*_args, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LayerUnionCam, "attribute_targets", interrupt)
+    code, _, errors = run(capsys, *OWN, photo)
+    assert (code, any(errors), output_files()) == (130, False, [])
