@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,14 +26,60 @@ from captum_unioncam.attr.union_cam import LayerUnionCam
 from captum_unioncam.engine.checks import check_finite
 from captum_unioncam.engine.maps import up
 from captum_unioncam.engine.model_state import evaluation_mode, left_as_found
+from captum_unioncam.methods.adapters.cam import cam
 from captum_unioncam.methods.adapters.captum import gradient_shap, integrated_gradients, occlusion, of_input, of_layer
 from captum_unioncam.methods.adapters.peers import PEERS, without_in_place
-from captum_unioncam.methods.settings import Attribute, Factory, MethodSettings
+from captum_unioncam.methods.settings import Attribute, Explained, Factory, MethodSettings
 from captum_unioncam.system.errors import Failure, WrongArgument, one_line
 from captum_unioncam.system.imports import imported_function, suggestion
 
 
-def create(name: str, model: Module, layer: Module, settings: MethodSettings | None = None) -> Attribute:
+class Method:
+    """A method by name for one model and layer, as :func:`create` makes it; called as ``Attribute`` says.
+
+    Args:
+        name (str): As given to ``create``.
+        model (torch.nn.Module): Runs in evaluation mode meanwhile, and is left as it was found.
+        run (Callable): The method, which may have ``each`` as well.
+    """
+
+    def __init__(self, name: str, model: Module, run: Any) -> None:
+        self.name, self._model, self._run = name, model, run
+
+    def __call__(self, inputs: Tensor, target: Tensor, baselines: Tensor) -> Tensor:
+        """Maps (N, 1, H, W) of the targets (N,), upsampled bilinearly to the inputs' size."""
+        (explained,) = self.each(inputs, target.unsqueeze(1), baselines)
+        maps = explained.attributions
+        return maps if maps.shape[2:] == inputs.shape[2:] else up(maps, inputs.shape[2:])
+
+    def each(self, inputs: Tensor, targets: Tensor, baselines: Tensor) -> list[Explained]:
+        """What the method says of several targets of each example; this package's CAMs do so in one sweep.
+
+        Args:
+            inputs (Tensor): (N, 3, H, W).
+            targets (Tensor): (N, T), int64.
+            baselines (Tensor): (1 or N, 3, H, W).
+
+        Returns:
+            *list[Explained]*: T of them, with maps (N, 1, h, w) of the method's own resolution, not negative.
+        """
+        inputs, targets, baselines = inputs.detach(), targets.to(inputs.device), baselines.detach()
+        with left_as_found(self._model), evaluation_mode(self._model), _numpy_follows_torch(), torch.enable_grad():
+            if hasattr(self._run, "each"):
+                results = self._run.each(inputs.clone(), targets, baselines.clone())
+            else:
+                results = [Explained(self._run(inputs.clone(), t, baselines.clone())) for t in targets.unbind(1)]
+        return [Explained(self._maps(result.attributions, inputs), result.details) for result in results]
+
+    def _maps(self, attributions: Any, inputs: Tensor) -> Tensor:
+        _check_shape(self.name, attributions, inputs)
+        attributions = attributions.detach().to(inputs.device, torch.promote_types(attributions.dtype, torch.float32))
+        check_finite(attributions, self.name)
+        maps: Tensor = attributions.sum(1, keepdim=True).relu()
+        return maps
+
+
+def create(name: str, model: Module, layer: Module, settings: MethodSettings | None = None) -> Method:
     """Makes the method of that name for a model and a layer.
 
     The method runs the model in evaluation mode, and leaves model and inputs as it found them, after an exception too.
@@ -50,8 +95,8 @@ def create(name: str, model: Module, layer: Module, settings: MethodSettings | N
         settings (MethodSettings or None): Default: None, the defaults
 
     Returns:
-        *Callable*: Of inputs (N, 3, H, W), targets (N,) int64 and baselines (1 or N, 3, H, W), what the model takes
-        for black; returns maps (N, 1, H, W), not negative, in float32 at least, on the inputs' device. It raises
+        *Method*: A function of inputs (N, 3, H, W), targets (N,) int64 and baselines (1 or N, 3, H, W), what the model
+        takes for black; returns maps (N, 1, H, W), not negative, in float32 at least, on the inputs' device. It raises
         ``ValueError`` where they are not finite, and ``Failure`` where a method that is neither this package's nor
         Captum's raises anything, or returns another shape than (N, C, h, w).
 
@@ -66,20 +111,8 @@ def create(name: str, model: Module, layer: Module, settings: MethodSettings | N
     """
     factory = _factory(name)
     settings = settings or MethodSettings()
-    method = (
-        factory(model, layer, settings) if name in _BUILT_IN else _from_outside(name, factory, model, layer, settings)
-    )
-
-    def attribute(inputs: Tensor, target: Tensor, baselines: Tensor) -> Tensor:
-        with left_as_found(model), evaluation_mode(model), _numpy_follows_torch(), torch.enable_grad():
-            result = method(inputs.detach().clone(), target.to(inputs.device), baselines.detach().clone())
-        _check_shape(name, result, inputs)
-        result = result.detach().to(inputs.device, torch.promote_types(result.dtype, torch.float32))
-        check_finite(result, name)
-        maps = result.sum(1, keepdim=True).relu()
-        return maps if maps.shape[2:] == inputs.shape[2:] else up(maps, inputs.shape[2:])
-
-    return attribute
+    run = factory(model, layer, settings) if name in _BUILT_IN else _from_outside(name, factory, model, layer, settings)
+    return Method(name, model, run)
 
 
 def names() -> list[str]:
@@ -112,34 +145,11 @@ def register(name: str, factory: Factory) -> None:
     _registered[name] = factory
 
 
-def _union_cam(model: Module, layer: Module, settings: MethodSettings, channel_weights: str = "score") -> Attribute:
-    method = LayerUnionCam(model, layer, confidence_fn=settings.confidence_fn)
-    arguments = {"channel_weights": channel_weights, "theta": settings.theta, **_of_region(settings)}
-    return lambda inputs, target, baselines: method.attribute(inputs, target, baselines=baselines, **arguments)
-
-
-def _score_cam(model: Module, layer: Module, settings: MethodSettings) -> Attribute:
-    method = LayerScoreCam(model, layer, confidence_fn=settings.confidence_fn)
-    arguments = _of_region(settings)
-    return lambda inputs, target, baselines: method.attribute(inputs, target, baselines=baselines, **arguments)
-
-
-def _of_region(settings: MethodSettings) -> dict[str, Any]:
-    """The arguments of ``attribute`` that the region map takes."""
-    names = ("max_channels", "internal_batch_size", "score_dtype")
-    return {name: getattr(settings, name) for name in names}
-
-
-def _denoised_grad_cam(model: Module, layer: Module, settings: MethodSettings) -> Attribute:
-    method = LayerDenoisedGradCam(model, layer)
-    return lambda inputs, target, _baselines: method.attribute(inputs, target, theta=settings.theta)
-
-
 _BUILT_IN: dict[str, Factory] = {
-    "union_cam": _union_cam,
-    "union_cam_softmax": partial(_union_cam, channel_weights="softmax"),
-    "denoised_grad_cam": _denoised_grad_cam,
-    "score_cam": _score_cam,
+    "union_cam": cam(LayerUnionCam),
+    "union_cam_softmax": cam(LayerUnionCam, {"channel_weights": "softmax"}),
+    "denoised_grad_cam": cam(LayerDenoisedGradCam),
+    "score_cam": cam(LayerScoreCam),
     "grad_cam": of_layer(LayerGradCam, relu_attributions=True),
     "layer_grad_x_activation": of_layer(LayerGradientXActivation),
     "guided_grad_cam": without_in_place(of_layer(GuidedGradCam, interpolate_mode="bilinear")),

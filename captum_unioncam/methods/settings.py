@@ -1,9 +1,10 @@
-"""What every method can be told."""
+"""What every method is told, is given, and gives back."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +19,11 @@ class MethodSettings:
 
     Args:
         theta, max_channels, score_dtype: As ``LayerUnionCam.attribute`` takes them; for this package's methods alone.
-        internal_batch_size (int or None): Rows in a forward pass of the methods that run many. Default: None, the
+        internal_batch_size (int or None): Batch size of the methods that run many forward passes. Default: None, the
             method's own
         confidence_fn (Callable or None): As ``LayerUnionCam`` takes it; for this package's methods alone.
+        channel_weights (str or None): As ``LayerUnionCam.attribute`` takes it. Default: None, the method's own
+        show_progress (bool): Show the progress of methods that run many forward passes. Default: False
     """
 
     theta: float = 10.0
@@ -28,11 +31,25 @@ class MethodSettings:
     internal_batch_size: int | None = None
     score_dtype: torch.dtype | None = None
     confidence_fn: ConfidenceFunction | None = None
+    channel_weights: str | None = None
+    show_progress: bool = False
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What a method says of one target of each example.
+
+    Args:
+        attributions (Tensor): (N, C, h, w), of the method's own resolution.
+        details (Any): How they came about, such as ``UnionCamDetails``. Default: None, the method does not say
+    """
+
+    attributions: Tensor
+    details: Any = None
 
 
 Attribute = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Inputs (N, 3, H, W), targets (N,) and baselines (1 or N, 3, H, W) to attributions (N, C, h, w)."""
-
 
 Factory = Callable[[Module, Module, MethodSettings], Attribute]
 """A model, the layer to explain and the settings to a method for them."""

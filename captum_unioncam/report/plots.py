@@ -7,7 +7,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from captum_unioncam.metrics.table import Metric, all_metrics
-
 from captum_unioncam.report.statistics import CURVES, Array, Summary
 
 METRICS = tuple(all_metrics().values())

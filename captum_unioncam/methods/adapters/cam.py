@@ -1,0 +1,63 @@
+"""This package's own CAMs, built from the signatures of their constructors and of ``attribute``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+from torch.nn import Module
+
+from captum_unioncam.methods.settings import Explained, Factory, MethodSettings
+
+
+class CamMethod:
+    """A CAM with its arguments, which explains several targets of each example in one sweep.
+
+    Args:
+        cam_class (type): A ``CamAttribution``.
+        fixed (Mapping): Arguments of its ``attribute`` that no settings change.
+        model, layer, settings: As a ``Factory`` takes them.
+    """
+
+    def __init__(
+        self, cam_class: type[Any], fixed: Mapping[str, Any], model: Module, layer: Module, settings: MethodSettings
+    ) -> None:
+        given = {field.name: getattr(settings, field.name) for field in fields(settings)}
+        self.cam = cam_class(model, layer, **_taken_by(cam_class, given))
+        self._takes = set(inspect.signature(self.cam.attribute).parameters)
+        self._arguments = {**_taken_by(self.cam.attribute, given), **fixed}
+
+    def __call__(self, inputs: Tensor, target: Tensor, baselines: Tensor) -> Tensor:
+        attributions: Tensor = self.cam.attribute(inputs, target, **self._with(baselines))
+        return attributions
+
+    def each(self, inputs: Tensor, targets: Tensor, baselines: Tensor) -> list[Explained]:
+        """What it says of each of the targets (N, T), with details where it has them."""
+        if not hasattr(self.cam, "attribute_targets"):
+            return [Explained(self(inputs, target, baselines)) for target in targets.unbind(1)]
+        has_details = "return_details" in self._takes
+        more = {"return_details": True} if has_details else {}
+        result = self.cam.attribute_targets(inputs, targets, **self._with(baselines), **more)
+        stacked, details = result if has_details else (result, None)
+        return [
+            Explained(attributions, details.of_target(t) if has_details else None)
+            for t, attributions in enumerate(stacked.unbind(1))
+        ]
+
+    def _with(self, baselines: Tensor) -> dict[str, Any]:
+        return {**self._arguments, **({"baselines": baselines} if "baselines" in self._takes else {})}
+
+
+def _taken_by(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the settings that the function takes, without what is left to its own defaults."""
+    parameters = inspect.signature(function).parameters
+    return {name: value for name, value in given.items() if name in parameters and value is not None}
+
+
+def cam(cam_class: type[Any], fixed: Mapping[str, Any] | None = None) -> Factory:
+    """The factory of a CAM class, ``fixed`` being arguments of its ``attribute`` that no settings change."""
+    return partial(CamMethod, cam_class, fixed or {})
