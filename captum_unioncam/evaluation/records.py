@@ -12,7 +12,7 @@ import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,7 +24,13 @@ MAP_SIZE = 16
 """Rows and columns of a record's map."""
 
 
-Settings = dict[str, Any]
+FIRST_METRICS = ("drop", "increase", "insertion", "deletion", "pointing", "energy")
+"""Of folders that do not say which metrics they hold."""
+
+_FIRST_VALUES = (*FIRST_METRICS, "seconds")
+
+
+EvaluationSettings = dict[str, Any]
 
 
 Key = tuple[str, int | None, str]
@@ -43,12 +49,11 @@ class Record:
         target (int or None): The explained output of the model. None where the image's classes cannot be read.
         target_name (str or None): Its name.
         method (str): The method's name.
-        error (str or None): What went wrong; all that follows is None then. Default: None, nothing
-        seconds (float or None): Taken by the attribution.
+        error (str or None): What went wrong; nothing else is known then. Default: None, nothing
         confidence (float or None): The model's confidence in the target, for the whole image.
-        drop, increase, insertion, deletion (float or None): The metrics of ``captum_unioncam.metrics``.
-        insertion_curve, deletion_curve (list[float] or None): Confidences at equal steps from 0 to all of the pixels.
-        pointing, energy (float or None): The pointing games. None where it is not known where the object is.
+        values (dict[str, float]): By metric, of those that could be computed, and the "seconds" that the method took.
+        curves (dict[str, list[float]]): By metric, of those that have one: confidences at equal steps from 0 to all of
+            the pixels.
         map (str or None): The attribution scaled to 0..255 at 16x16, base64 of its bytes, row by row.
     """
 
@@ -57,16 +62,9 @@ class Record:
     target_name: str | None
     method: str
     error: str | None = None
-    seconds: float | None = None
     confidence: float | None = None
-    drop: float | None = None
-    increase: float | None = None
-    insertion: float | None = None
-    deletion: float | None = None
-    insertion_curve: list[float] | None = None
-    deletion_curve: list[float] | None = None
-    pointing: float | None = None
-    energy: float | None = None
+    values: dict[str, float] = field(default_factory=dict)
+    curves: dict[str, list[float]] = field(default_factory=dict)
     map: str | None = None
 
     @property
@@ -76,11 +74,8 @@ class Record:
 
     def line(self) -> bytes:
         """The record as a line of its file."""
-        known = {name: value for name, value in asdict(self).items() if value is not None}
+        known = {name: value for name, value in asdict(self).items() if value is not None and value != {}}
         return json.dumps(known, separators=(",", ":"), allow_nan=False).encode() + b"\n"
-
-
-_FIELDS = {field.name for field in fields(Record)}
 
 
 class RecordFile:
@@ -175,17 +170,41 @@ def _parsed(line: bytes) -> Record | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        values = json.loads(line)
-    except ValueError:
+        known = _without_flat_metrics(json.loads(line))
+        # Thousands of records share them.
+        image, method = sys.intern(known.pop("image")), sys.intern(known.pop("method"))
+        record = Record(image, known.pop("target", None), known.pop("target_name", None), method, **known)
+    except (ValueError, TypeError, AttributeError, KeyError):
         return None
-    if not isinstance(values, dict) or not {"image", "method"} <= values.keys() <= _FIELDS:
-        return None
-    # Thousands of records share them.
-    image, method = sys.intern(values.pop("image")), sys.intern(values.pop("method"))
-    return Record(image, values.pop("target", None), values.pop("target_name", None), method, **values)
+    return record if _is_sound(record) else None
 
 
-def read_settings(folder: Path) -> Settings | None:
+def _without_flat_metrics(known: dict[str, Any]) -> dict[str, Any]:
+    """A line's content, with what version 0.1.0 wrote beside "image" put where it is now."""
+    values = {name: known.pop(name) for name in _FIRST_VALUES if name in known}
+    curves = {name: known.pop(f"{name}_curve") for name in _FIRST_VALUES if f"{name}_curve" in known}
+    for name, found in (("values", values), ("curves", curves)):
+        known[name] = {sys.intern(key): value for key, value in (known.get(name, {}) | found).items()}
+    return known
+
+
+def _is_sound(record: Record) -> bool:
+    """Whether everything is of its type."""
+    texts = record.target_name, record.error, record.map
+    numbers = *record.values.values(), *(() if record.confidence is None else (record.confidence,))
+    return (
+        (record.target is None or type(record.target) is int)
+        and all(text is None or isinstance(text, str) for text in texts)
+        and all(map(_is_number, numbers))
+        and all(isinstance(curve, list) and all(map(_is_number, curve)) for curve in record.curves.values())
+    )
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float)
+
+
+def read_settings(folder: Path) -> EvaluationSettings | None:
     """The settings of the evaluation in the folder, or None where there is none.
 
     Raises:
@@ -203,7 +222,7 @@ def read_settings(folder: Path) -> Settings | None:
     return settings
 
 
-def begin_or_go_on(folder: Path, settings: Settings) -> None:
+def begin_or_go_on(folder: Path, settings: EvaluationSettings) -> None:
     """Makes the folder an evaluation's with these settings, if it is not one already.
 
     Args:
@@ -245,13 +264,13 @@ def _write_if_first(path: Path, content: bytes) -> None:
         own.unlink(missing_ok=True)
 
 
-def _with_versions(settings: Settings) -> Settings:
+def _with_versions(settings: EvaluationSettings) -> EvaluationSettings:
     versions = settings.get("versions") or {}
     rest = {name: value for name, value in settings.items() if name != "versions"}
     return rest | {f"{package} version": version for package, version in versions.items()}
 
 
-def differing(before: Settings, now: Settings) -> str:
+def differing(before: EvaluationSettings, now: EvaluationSettings) -> str:
     """Says which settings differ, and how; nothing where none does."""
     before, now = (_with_versions(settings) for settings in (before, now))
     # A package that was not installed before is of methods that are added now.

@@ -31,7 +31,15 @@ from captum_unioncam.engine._captum import NullProgress, progress
 from captum_unioncam.engine.maps import minmax
 from captum_unioncam.evaluation.distributed import rank, world_size
 from captum_unioncam.evaluation.judge import Judge, Judgement, problem
-from captum_unioncam.evaluation.records import MAP_SIZE, Key, Record, RecordFile, Settings, begin_or_go_on, read_records
+from captum_unioncam.evaluation.records import (
+    MAP_SIZE,
+    EvaluationSettings,
+    Key,
+    Record,
+    RecordFile,
+    begin_or_go_on,
+    read_records,
+)
 from captum_unioncam.methods.settings import MethodSettings
 from captum_unioncam.models.preprocessing import Preprocessing
 from captum_unioncam.models.subject import ExplainedModel
@@ -73,7 +81,7 @@ class Evaluation:
                 chosen[name] = error
         return chosen
 
-    def recorded(self, subject: ExplainedModel, chosen: dict[str, tuple[int, ...] | Failure]) -> Settings:
+    def recorded(self, subject: ExplainedModel, chosen: dict[str, tuple[int, ...] | Failure]) -> EvaluationSettings:
         """The settings as they are kept beside the records."""
         images = [(name, None if isinstance(targets, Failure) else targets) for name, targets in chosen.items()]
         dtype = self.settings.score_dtype
@@ -205,21 +213,18 @@ def _answers(device: torch.device) -> bool:
 
 
 def _record(name: str, target: int, target_name: str | None, method: str, judgement: Judgement) -> Record:
+    names = ("seconds", "drop", "increase", "pointing", "energy")
+    values = {name: getattr(judgement, name) for name in names}
+    curves = {"insertion": judgement.insertion, "deletion": judgement.deletion}
+    values |= {name: curve.area.item() for name, curve in curves.items()}
     return Record(
         image=name,
         target=target,
         target_name=target_name,
         method=method,
-        seconds=_short(judgement.seconds),
         confidence=_short(judgement.confidence),
-        drop=_short(judgement.drop),
-        increase=judgement.increase,
-        insertion=_short(judgement.insertion.area.item()),
-        deletion=_short(judgement.deletion.area.item()),
-        insertion_curve=[round(value, 4) for value in judgement.insertion.confidences[0].tolist()],
-        deletion_curve=[round(value, 4) for value in judgement.deletion.confidences[0].tolist()],
-        pointing=judgement.pointing,
-        energy=None if judgement.energy is None else _short(judgement.energy),
+        values={name: _short(value) for name, value in values.items() if value is not None},
+        curves={name: [round(x, 4) for x in curve.confidences[0].tolist()] for name, curve in curves.items()},
         map=_thumbnail(judgement.attribution),
     )
 
