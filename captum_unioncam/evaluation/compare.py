@@ -1,26 +1,16 @@
-"""Methods side by side on one class of a picture: a panel, a table, and a page of both."""
+"""Methods side by side on one class of a picture."""
 
 from __future__ import annotations
 
-import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pandas as pd
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
 from captum_unioncam.engine._captum import progress
-from captum_unioncam.evaluation.judge import Judge, Judgement, problem
-from captum_unioncam.report.html import png_uri, render
-from captum_unioncam.report.panels import HeatMap, panel, png
-
-# Towards what is better.
-_ARROWS = {"drop": "↓", "increase": "↑", "insertion": "↑", "deletion": "↓", "seconds": "↓"}
-
-
-# What fits above a map.
-_TITLE_WIDTH = 32
+from captum_unioncam.evaluation.judge import Judge, Judgement
+from captum_unioncam.metrics.table import SECONDS, Metric
 
 
 @dataclass(frozen=True)
@@ -30,79 +20,41 @@ class Comparison:
     Args:
         picture (str): Its name.
         photo (Tensor): As the model saw it, before normalisation: (3, H, W), in [0, 1].
-        class_name (str): Of the explained output.
+        class_index (int): The explained output of the model.
+        class_name (str): Its name.
         confidence (float): The model's, in the class.
         layer (str): The explained layer.
+        metrics (list[Metric]): The table's columns.
         judgements (dict[str, Judgement]): Of the methods, by name.
-        failures (dict[str, str]): What went wrong, of the methods that failed.
+        failures (dict[str, str]): What went wrong, of the methods that failed. Default: none
     """
 
     picture: str
     photo: Tensor
+    class_index: int
     class_name: str
     confidence: float
     layer: str
+    metrics: list[Metric]
     judgements: dict[str, Judgement]
-    failures: dict[str, str]
+    failures: dict[str, str] = field(default_factory=dict)
 
     def table(self) -> pd.DataFrame:
-        """A row for each method: its drop, increase, insertion, deletion and seconds, or its error."""
+        """A row for each method: its value of each metric, or its error."""
         rows: list[dict[str, object]] = [
-            {
-                "method": method,
-                "drop": judgement.drop,
-                "increase": judgement.increase,
-                "insertion": judgement.insertion.area.item(),
-                "deletion": judgement.deletion.area.item(),
-                "seconds": judgement.seconds,
-            }
-            for method, judgement in self.judgements.items()
+            {"method": method, **judgement.values} for method, judgement in self.judgements.items()
         ]
         rows += [{"method": method, "error": error} for method, error in self.failures.items()]
-        table: pd.DataFrame = pd.DataFrame(rows, columns=["method", *_ARROWS, "error"])
-        # A whole number, also beside those that are missing.
-        table["increase"] = table["increase"].astype("Int64")
+        names = [metric.name for metric in self.metrics]
+        table: pd.DataFrame = pd.DataFrame(rows, columns=["method", *names, "error"])
+        for metric in self.metrics:
+            # Whole numbers, also beside those that are missing.
+            table[metric.name] = table[metric.name].astype("Int64" if metric.is_yes_or_no else float)
         return table
-
-    def text(self) -> str:
-        """The table as plain text, without the methods that failed."""
-        return str(self._display_table().to_string(index=False))
 
     def csv(self) -> bytes:
         """The table as a file."""
         return self.table().to_csv(index=False).encode(errors="replace")
-
-    def panel(self) -> Figure:
-        """The photo, and each method's map over it."""
-        heat_maps = [
-            HeatMap(
-                judgement.attribution,
-                f"{textwrap.fill(method, _TITLE_WIDTH)}\ninsertion {judgement.insertion.area.item():.2f}, "
-                f"deletion {judgement.deletion.area.item():.2f}",
-            )
-            for method, judgement in self.judgements.items()
-        ]
-        title = f"{self.class_name}  {self.confidence:.2f}   |   layer {self.layer}"
-        return panel(self.photo, heat_maps, title)
-
-    def page(self) -> bytes:
-        """An HTML file that needs nothing else."""
-        table = self._display_table()
-        return render(
-            "comparison.html",
-            comparison=self,
-            panel=png_uri(png(self.panel())),
-            headings=list(table.columns),
-            rows=table.to_numpy().tolist(),
-        )
-
-    def _display_table(self) -> pd.DataFrame:
-        """The table as people read it: texts, of the methods that did not fail."""
-        table = self.table().iloc[: len(self.judgements)]
-        texts: pd.DataFrame = table[["method"]].copy()
-        for name, arrow in _ARROWS.items():
-            texts[f"{name} {arrow}"] = table[name].map(("{:d}" if name == "increase" else "{:.3f}").format)
-        return texts
 
 
 def compare(
@@ -111,7 +63,8 @@ def compare(
     """Lets each of the judge's methods explain a class of a picture.
 
     Args:
-        judge (Judge): The model, the methods and the metrics.
+        judge (Judge): The model, the methods and the metrics; of these, what needs to know where objects are is left
+            out.
         name (str): The picture's.
         picture (PIL.Image.Image): In mode RGB, of any size.
         target (int or None): The class. Default: None, the most probable
@@ -124,19 +77,22 @@ def compare(
     shown = subject.shown(picture)
     confidences = subject.confidences(subject.input_and_baseline(shown)[0])[0]
     target = int(confidences.argmax()) if target is None else target
-    judgements, failures = {}, {}
     methods = judge.method_names
-    for method in progress(methods, desc="methods") if show_progress else methods:
-        try:
-            judgements[method] = judge.judge(method, shown, target, None, name)
-        except Exception as error:
-            failures[method] = problem(method, error)
+    pairs = ((method, (target,)) for method in (progress(methods, desc="methods") if show_progress else methods))
+    judgements, failures = {}, {}
+    for outcome in judge.run(pairs, shown, name=name, confidences=confidences):
+        if outcome.problem is None:
+            (judgements[outcome.method],) = outcome.judgements
+        else:
+            failures[outcome.method] = outcome.problem
     return Comparison(
         name,
         shown,
+        target,
         subject.classifier.class_name(target),
         confidences[target].item(),
         subject.layer_name,
+        [*(metric for metric in judge.metrics if not metric.needs_objects), SECONDS],
         judgements,
         failures,
     )

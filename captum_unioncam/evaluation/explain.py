@@ -1,4 +1,4 @@
-"""Classes of a picture explained: UnionCAM's maps with GradCAM beside them, and what is recorded of them."""
+"""Classes of a picture explained by any method, with GradCAM beside it, and what is recorded of it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from captum.attr import LayerGradCam
 from PIL import Image
 from torch import Tensor
 
-from captum_unioncam.attr.union_cam import LayerUnionCam, UnionCamDetails
+from captum_unioncam.attr.union_cam import UnionCamDetails
+from captum_unioncam.evaluation.judge import Judge
+from captum_unioncam.methods.settings import MethodSettings
 from captum_unioncam.models.subject import ExplainedModel
 from captum_unioncam.models.zoo import DEMO_MODEL
 from captum_unioncam.system.versions import package_versions
+
+# Shown beside every method.
+_COMPARED = "grad_cam"
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Settings:
         dtype (str): What the channels are scored in: "float32", "bfloat16" or "float16". Default: "float32"
         batch_size (int or None): Masked pictures in a forward pass. Default: None, the fastest
         theta, channel_weights, max_channels: As ``LayerUnionCam.attribute`` takes them.
+        method (str): As ``captum_unioncam.methods`` knows it. Default: "union_cam"
     """
 
     model: str = DEMO_MODEL
@@ -45,16 +50,18 @@ class Settings:
     theta: float = 10.0
     channel_weights: str = "score"
     max_channels: int | None = None
+    method: str = "union_cam"
 
-    def attribute_arguments(self) -> dict[str, Any]:
-        """The keyword arguments of ``LayerUnionCam.attribute``."""
-        return {
-            "theta": self.theta,
-            "channel_weights": self.channel_weights,
-            "max_channels": self.max_channels,
-            "internal_batch_size": self.batch_size,
-            "score_dtype": None if self.dtype == "float32" else getattr(torch, self.dtype),
-        }
+    def of_methods(self, show_progress: bool = False) -> MethodSettings:
+        """What methods are told of it."""
+        return MethodSettings(
+            theta=self.theta,
+            max_channels=self.max_channels,
+            internal_batch_size=self.batch_size,
+            score_dtype=None if self.dtype == "float32" else getattr(torch, self.dtype),
+            channel_weights=self.channel_weights,
+            show_progress=show_progress,
+        )
 
 
 @dataclass(frozen=True)
@@ -67,9 +74,10 @@ class Explanation:
         class_name (str): Its name.
         confidence (float): The model's confidence in the class.
         settings (Settings): What it was explained with.
-        grad_cam (Tensor): GradCAM's map of the layer, (1, 1, h, w), not scaled.
-        union_cam (Tensor): UnionCAM's map: the selected one of the union and the region map, (1, 1, h, w), in [0, 1].
-        details (UnionCamDetails): How it came to be.
+        map (Tensor): The method's, (1, 1, h, w), not negative; UnionCAM's is the selected one of the union and the
+            region map, in [0, 1].
+        grad_cam (Tensor or None): GradCAM's map of the layer, (1, 1, h, w), not scaled. Default: None, it failed
+        details (Any): How the map came to be, such as ``UnionCamDetails``. Default: None, the method does not say
     """
 
     photo: Tensor
@@ -77,38 +85,48 @@ class Explanation:
     class_name: str
     confidence: float
     settings: Settings
-    grad_cam: Tensor
-    union_cam: Tensor
-    details: UnionCamDetails
+    map: Tensor
+    grad_cam: Tensor | None = None
+    details: Any = None
 
     @property
-    def choice(self) -> str:
-        """The selected map: "union" or "region"."""
+    def choice(self) -> str | None:
+        """UnionCAM's selected map: "union" or "region"; None of other methods."""
+        if not isinstance(self.details, UnionCamDetails):
+            return None
         return "union" if self.details.union_selected.item() else "region"
 
     @property
-    def betas(self) -> dict[str, float]:
-        """The confidence that each map adds to the black image's: "denoised", "region" and "union"."""
+    def betas(self) -> dict[str, float] | None:
+        """The confidence that each of UnionCAM's maps adds to the black image's: "denoised", "region" and "union"."""
+        if not isinstance(self.details, UnionCamDetails):
+            return None
         betas = self.details.denoised_beta, self.details.region_beta, self.details.union_beta
         return {name: beta.item() for name, beta in zip(("denoised", "region", "union"), betas, strict=True)}
 
     def record(self) -> dict[str, Any]:
-        """All but the maps, as JSON has it."""
-        return {
+        """All but the maps, as JSON has it, without what the method does not have."""
+        known = {
             "class": {"index": self.class_index, "name": self.class_name},
             "confidence": self.confidence,
-            "black_confidence": self.details.baseline_confidence.item(),
+            "black_confidence": self._number("baseline_confidence"),
             "betas": self.betas,
             "choice": self.choice,
-            "forward_passes": int(self.details.forward_passes.item()),
+            "forward_passes": self._number("forward_passes"),
             "settings": asdict(self.settings),
-            "versions": package_versions(),
+            "versions": package_versions(*(("grad-cam", "torchcam") if ":" in self.settings.method else ())),
         }
+        return {key: value for key, value in known.items() if value is not None}
+
+    def _number(self, name: str) -> float | None:
+        """Of the details, where they have it."""
+        value = getattr(self.details, name, None)
+        return None if value is None else value.item()
 
     def npy(self) -> bytes:
         """A file of the raw map at the layer's resolution, (h, w), float32, for ``numpy.load``."""
         file = io.BytesIO()
-        np.save(file, self.union_cam[0, 0].cpu().numpy().astype(np.float32), allow_pickle=False)
+        np.save(file, self.map[0, 0].cpu().numpy().astype(np.float32), allow_pickle=False)
         return file.getvalue()
 
 
@@ -126,8 +144,9 @@ class Explainer:
         settings (Settings): As given, with the layer and the device that were chosen.
 
     Raises:
-        WrongArgument: There is no such model, layer or device, or the layer has no space.
-        Failure: The model cannot be loaded, does not run on pictures, or does not return (N, classes).
+        WrongArgument: There is no such model, layer, device or method, or the layer has no space.
+        Failure: The model cannot be loaded, does not run on pictures, or does not return (N, classes), or the method's
+            package is not installed.
     """
 
     def __init__(self, settings: Settings, show_progress: bool = False, subject: ExplainedModel | None = None) -> None:
@@ -141,10 +160,8 @@ class Explainer:
             settings.confidence,
         )
         self.settings = replace(settings, device=str(self.subject.device), layer=self.subject.layer_name)
-        self.show_progress = show_progress
-        self._union_cam = LayerUnionCam(
-            self.subject.model, self.subject.layer, confidence_fn=self.subject.confidence_fn
-        )
+        names = dict.fromkeys((settings.method, _COMPARED))
+        self._judge = Judge(self.subject, names, settings.of_methods(show_progress), metrics=())
 
     def explain(self, picture: Image.Image, target: int | None = None, top_k: int = 1) -> Iterator[Explanation]:
         """Explains one class of a picture, or several.
@@ -155,31 +172,30 @@ class Explainer:
             top_k (int): Without ``target``, how many of the most probable classes to explain. Default: 1
 
         Returns:
-            *Iterator[Explanation]*: One for each class; the masked passes of all are one sweep.
+            *Iterator[Explanation]*: One for each class; where the method has masked passes, those of all are one sweep.
+
+        Raises:
+            Exception: Whatever the method raises. A GradCAM that fails is left out.
         """
         subject = self.subject
         shown = subject.shown(picture)
-        inputs, black = subject.input_and_baseline(shown)
-        confidences = subject.confidences(inputs)[0]
+        confidences = subject.confidences(subject.input_and_baseline(shown)[0])[0]
         classes = confidences.topk(min(top_k, subject.classes)).indices.tolist() if target is None else [target]
-        union_cams, details = self._union_cam.attribute_targets(
-            inputs,
-            [classes],
-            baselines=black,
-            show_progress=self.show_progress,
-            return_details=True,
-            **self.settings.attribute_arguments(),
-        )
-        for t, index in enumerate(classes):
-            grad_cam = LayerGradCam(subject.model, subject.layer)
-            compared = grad_cam.attribute(inputs.clone(), index, relu_attributions=True)
+        pairs = [(method, classes) for method in self._judge.method_names]
+        found = {}
+        for outcome in self._judge.run(pairs, shown, confidences=confidences):
+            if outcome.error is not None and outcome.method == self.settings.method:
+                raise outcome.error
+            found[outcome.method] = outcome.judgements
+        compared: list[Tensor | None] = [judged.map for judged in found[_COMPARED]] or [None] * len(classes)
+        for index, judged, grad_cam in zip(classes, found[self.settings.method], compared, strict=True):
             yield Explanation(
                 photo=shown,
                 class_index=index,
                 class_name=subject.classifier.class_name(index),
-                confidence=confidences[index].item(),
+                confidence=judged.confidence,
                 settings=self.settings,
-                grad_cam=compared.detach(),
-                union_cam=union_cams[:, t],
-                details=details.of_target(t),
+                map=judged.map,
+                grad_cam=grad_cam,
+                details=judged.details,
             )

@@ -1,45 +1,72 @@
-"""A method judged on one class of one picture: its attribution, what the metrics say of it, and the time it took."""
+"""Methods run on one picture: their attributions, what the metrics say of them, and the time they took."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Any, cast
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from captum_unioncam import metrics
 from captum_unioncam.methods.registry import create
-from captum_unioncam.methods.settings import MethodSettings
+from captum_unioncam.methods.settings import Explained, MethodSettings
+from captum_unioncam.metrics.attributions import one_channel
+from captum_unioncam.metrics.table import SECONDS, Metric, find_metrics
 from captum_unioncam.models.subject import ExplainedModel
 from captum_unioncam.system.errors import Failure, one_line
+
+Objects = Mapping[int, Tensor | None]
+"""By class: where its objects are, bool, (H, W), or None where that is not known."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What one method did.
+    """What one method did on one class.
 
     Args:
-        attribution (Tensor): (1, 1, H, W), at the size that the model sees.
-        seconds (float): It took.
+        map (Tensor): (1, 1, h, w), of the method's own resolution, not negative.
+        attribution (Tensor): The same at the size that the model sees, (1, 1, H, W).
         confidence (float): The model's, in the class, for the whole picture.
-        drop, increase (float): ``confidence_drop`` and ``confidence_increase``.
-        insertion, deletion (Curve): The areas and their curves.
-        pointing, energy (float or None): The pointing games, where the object is known and in the model's sight.
+        values (dict[str, float]): By metric, of those that could be computed; and the seconds.
+        curves (dict[str, list[float]]): By metric, of those that have one: confidences at equal steps.
+        details (Any): How the map came about, such as ``UnionCamDetails``. Default: None, the method does not say
     """
 
+    map: Tensor
     attribution: Tensor
-    seconds: float
     confidence: float
-    drop: float
-    increase: float
-    insertion: metrics.Curve
-    deletion: metrics.Curve
-    pointing: float | None
-    energy: float | None
+    values: dict[str, float]
+    curves: dict[str, list[float]]
+    details: Any = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one method on some classes of a picture.
+
+    Args:
+        method (str): Its name.
+        targets (tuple[int, ...]): The classes.
+        judgements (list[Judgement]): One for each of them; none where it failed.
+        error (Exception or None): What it raised. Default: None, nothing
+    """
+
+    method: str
+    targets: tuple[int, ...]
+    judgements: list[Judgement] = field(default_factory=list)
+    error: Exception | None = None
+
+    @property
+    def problem(self) -> str | None:
+        """What went wrong, in a line that does not begin with the method's name."""
+        if self.error is None:
+            return None
+        message = one_line(self.error).removeprefix(f"{self.method}: ")
+        return message if isinstance(self.error, Failure) else f"{type(self.error).__name__}: {message}"
 
 
 class Judge:
@@ -49,73 +76,149 @@ class Judge:
         subject (ExplainedModel): The model and the layer to explain.
         method_names (Iterable[str]): As ``captum_unioncam.methods`` knows them.
         settings (MethodSettings): Of the methods; the metrics take its ``internal_batch_size`` too.
-        steps (int): Of the insertion and deletion curves.
-        seed (int): Of the methods that draw random numbers. Default: 0
+        steps (int): Of the metrics' curves. Default: 100
+        seed (int): Of the methods and metrics that draw random numbers. Default: 0
+        metrics (Iterable[str] or None): Names of those to compute. Default: None, all
+
+    Attributes:
+        subject (ExplainedModel): As given.
+        metrics (list[Metric]): Those that are computed, in the order of tables.
 
     Raises:
-        WrongArgument: There is no such method.
+        WrongArgument: There is no such method or metric.
         Failure: A method's package is not installed, or it does not go together with the model.
     """
 
     def __init__(
-        self, subject: ExplainedModel, method_names: Iterable[str], settings: MethodSettings, steps: int, seed: int = 0
+        self,
+        subject: ExplainedModel,
+        method_names: Iterable[str],
+        settings: MethodSettings,
+        steps: int = 100,
+        seed: int = 0,
+        metrics: Iterable[str] | None = None,
     ) -> None:
         self.subject = subject
-        self.steps = steps
-        self.seed = seed
-        self._confidence = {"confidence_fn": subject.confidence_fn, "internal_batch_size": settings.internal_batch_size}
+        self.metrics: list[Metric] = find_metrics(metrics)
+        self._seed = seed
         settings = replace(settings, confidence_fn=subject.confidence_fn)
-        self._attribute = {name: create(name, subject.model, subject.layer, settings) for name in method_names}
-        self._is_warm = False
+        self._methods = {name: create(name, subject.model, subject.layer, settings) for name in method_names}
+        self._arguments = {
+            "forward_func": subject.model,
+            "steps": steps,
+            "return_curve": True,
+            "confidence_fn": subject.confidence_fn,
+            "internal_batch_size": settings.internal_batch_size,
+        }
+        # Of maps alone nobody wants the seconds.
+        self._is_warm = not self.metrics
 
     @property
     def method_names(self) -> list[str]:
         """In the order given."""
-        return list(self._attribute)
+        return list(self._methods)
 
-    def judge(self, method: str, shown: Tensor, target: int, objects: Tensor | None, name: str) -> Judgement:
-        """Lets a method explain a class of a picture, and judges its attribution.
+    def run(
+        self,
+        pairs: Iterable[tuple[str, Sequence[int]]],
+        shown: Tensor,
+        objects: Objects | None = None,
+        name: str = "",
+        confidences: Tensor | None = None,
+    ) -> Iterator[Outcome]:
+        """Judges methods on a picture, one after the other; one that raises does not keep the others from it.
+
+        Args:
+            pairs (Iterable): Of a method, one of ``method_names``, and the classes that it is to explain.
+            shown, objects, name, confidences: As :meth:`judge` takes them.
+
+        Returns:
+            *Iterator[Outcome]*: One for each pair.
+        """
+        for method, targets in pairs:
+            try:
+                judgements = self.judge(method, shown, targets, objects, name, confidences)
+            except Exception as error:
+                yield Outcome(method, tuple(targets), error=error)
+            else:
+                yield Outcome(method, tuple(targets), judgements)
+
+    def judge(
+        self,
+        method: str,
+        shown: Tensor,
+        targets: Sequence[int],
+        objects: Objects | None = None,
+        name: str = "",
+        confidences: Tensor | None = None,
+    ) -> list[Judgement]:
+        """Lets a method explain classes of a picture, and judges its attributions.
 
         Args:
             method (str): One of ``method_names``.
             shown (Tensor): What the model sees of the picture, (3, H, W), in [0, 1].
-            target (int): The class.
-            objects (Tensor or None): Where its objects are, bool, (H, W).
-            name (str): The picture's: random numbers depend on it, the target and the method, and not on what was
-                judged before.
+            targets (Sequence[int]): The classes. A method that explains several in one sweep does, and its seconds are
+                shared among them.
+            objects (Mapping[int, Tensor or None] or None): Where each class's objects are, bool, (H, W). Default: None,
+                it is not known
+            name (str): The picture's: random numbers depend on it, the class, the method and the metric, and not on
+                what was judged before. Default: "", none
+            confidences (Tensor or None): The model's in each class, (classes,). Default: None, they are computed
+
+        Returns:
+            *list[Judgement]*: One for each class.
+
+        Raises:
+            ValueError: A number is not finite.
         """
         inputs, black = self.subject.input_and_baseline(shown)
-        devices = [self.subject.device] if self.subject.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
+        if confidences is None:
+            confidences = self.subject.confidences(inputs)[0]
+        with torch.random.fork_rng([self.subject.device] if self.subject.device.type == "cuda" else []):
             self._warm_up(inputs)
-            torch.manual_seed(_seed(self.seed, name, target, method))
-            self._wait()
-            start = time.perf_counter()
-            attribution = self._attribute[method](inputs, torch.tensor([target], device=inputs.device), black)
-            self._wait()
-            seconds = time.perf_counter() - start
-        arguments = self.subject.model, inputs, attribution, target
-        confidence: dict[str, Any] = self._confidence
-        curve: dict[str, Any] = {"steps": self.steps, "return_curve": True, **confidence}
-        drop = metrics.confidence_drop(*arguments, black, **confidence)
-        increase = metrics.confidence_increase(*arguments, black, **confidence)
-        insertion = cast(metrics.Curve, metrics.insertion(*arguments, **curve))
-        deletion = cast(metrics.Curve, metrics.deletion(*arguments, black, **curve))
-        pointing = energy = None
-        if objects is not None and objects.any():
-            pointing = metrics.pointing_game(attribution, objects[None, None]).item()
-            energy = metrics.energy_pointing_game(attribution, objects[None, None]).item()
-        return Judgement(
-            attribution=attribution,
-            seconds=seconds,
-            confidence=insertion.confidences[0, -1].item(),
-            drop=drop.item(),
-            increase=increase.item(),
-            insertion=insertion,
-            deletion=deletion,
-            pointing=pointing,
-            energy=energy,
-        )
+            start = self._now()
+            explained = self._explained(method, targets, inputs, black, name)
+            attributions = [one_channel(each.attributions, inputs.shape[2:]) for each in explained]
+            seconds = (self._now() - start) / len(targets)
+            judgements = []
+            for target, each, attribution in zip(targets, explained, attributions, strict=True):
+                mask = (objects or {}).get(target)
+                given = {"inputs": inputs, "attributions": attribution, "target": target, "baselines": black}
+                if mask is not None and mask.any():
+                    given["objects"] = mask[None, None]
+                values, curves = self._measured({**self._arguments, **given}, (name, target, method))
+                values[SECONDS.name] = seconds
+                confidence = _finite("confidence", confidences[target].item())
+                judgements.append(Judgement(each.attributions, attribution, confidence, values, curves, each.details))
+        return judgements
+
+    def _explained(
+        self, method: str, targets: Sequence[int], inputs: Tensor, black: Tensor, name: str
+    ) -> list[Explained]:
+        """What the method says of each target: of all in one sweep, or of one after the other, each with its seed."""
+        run = self._methods[method]
+        sweeps = [list(targets)] if hasattr(run._run, "each") else [[target] for target in targets]
+        explained = []
+        for of_sweep in sweeps:
+            torch.manual_seed(_seed(self._seed, name, of_sweep[0], method))
+            explained += run.each(inputs, torch.tensor([of_sweep], device=inputs.device), black)
+        return explained
+
+    def _measured(
+        self, arguments: Mapping[str, Any], of: tuple[str, int, str]
+    ) -> tuple[dict[str, float], dict[str, list[float]]]:
+        """Values and curves by metric, of the arguments that metrics take."""
+        values, curves = {}, {}
+        for metric in self.metrics:
+            if metric.needs_objects and "objects" not in arguments:
+                continue
+            torch.manual_seed(_seed(self._seed, *of, metric.name))
+            result = metric.compute(arguments)
+            if metric.has_curve:
+                curves[metric.name] = result.confidences[0].tolist()
+                result = result.area
+            values[metric.name] = _finite(metric.name, result.item())
+        return values, curves
 
     def _warm_up(self, inputs: Tensor) -> None:
         """The first passes prepare much that the first method's seconds are not to hold."""
@@ -127,15 +230,17 @@ class Judge:
                     torch.autograd.grad(output.sum(), inputs)
             self._is_warm = True
 
-    def _wait(self) -> None:
+    def _now(self) -> float:
+        """Seconds, when the device is done."""
         if self.subject.device.type == "cuda":
             torch.cuda.synchronize(self.subject.device)
+        return time.perf_counter()
 
 
-def problem(method: str, error: Exception) -> str:
-    """What went wrong with a method, in a line that does not begin with its name."""
-    message = one_line(error).removeprefix(f"{method}: ")
-    return message if isinstance(error, Failure) else f"{type(error).__name__}: {message}"
+def _finite(what: str, value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError(f"{what}: is {value}; try another model, layer or method.")
+    return value
 
 
 def _seed(*parts: object) -> int:

@@ -264,21 +264,22 @@ def _write_if_first(path: Path, content: bytes) -> None:
         own.unlink(missing_ok=True)
 
 
-def _with_versions(settings: EvaluationSettings) -> EvaluationSettings:
+def _comparable(settings: EvaluationSettings) -> EvaluationSettings:
     versions = settings.get("versions") or {}
-    rest = {name: value for name, value in settings.items() if name != "versions"}
+    rest = {name: value for name, value in settings.items() if name not in ("versions", *_ABOUT)}
+    # They need not be in one order, and the first folders do not name them.
+    rest["metrics"] = sorted(settings.get("metrics", FIRST_METRICS))
     return rest | {f"{package} version": version for package, version in versions.items()}
 
 
 def differing(before: EvaluationSettings, now: EvaluationSettings) -> str:
     """Says which settings differ, and how; nothing where none does."""
-    before, now = (_with_versions(settings) for settings in (before, now))
+    before, now = _comparable(before), _comparable(now)
     # A package that was not installed before is of methods that are added now.
     names = [
         name
         for name in {**before, **now}
-        if name not in _ABOUT
-        and before.get(name) != now.get(name)
+        if before.get(name) != now.get(name)
         and not (name.endswith(" version") and (name not in before or name not in now))
     ]
     return "; ".join(f"{name} {before.get(name)!r} there, {now.get(name)!r} now" for name in names)

@@ -19,6 +19,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,8 +31,9 @@ from captum_unioncam.datasets.open import open_data_set
 from captum_unioncam.engine._captum import NullProgress, progress
 from captum_unioncam.engine.maps import minmax
 from captum_unioncam.evaluation.distributed import rank, world_size
-from captum_unioncam.evaluation.judge import Judge, Judgement, problem
+from captum_unioncam.evaluation.judge import Judge, Judgement
 from captum_unioncam.evaluation.records import (
+    FIRST_METRICS,
     MAP_SIZE,
     EvaluationSettings,
     Key,
@@ -39,6 +41,7 @@ from captum_unioncam.evaluation.records import (
     RecordFile,
     begin_or_go_on,
     read_records,
+    read_settings,
 )
 from captum_unioncam.methods.settings import MethodSettings
 from captum_unioncam.models.preprocessing import Preprocessing
@@ -81,7 +84,12 @@ class Evaluation:
                 chosen[name] = error
         return chosen
 
-    def recorded(self, subject: ExplainedModel, chosen: dict[str, tuple[int, ...] | Failure]) -> EvaluationSettings:
+    def recorded(
+        self,
+        subject: ExplainedModel,
+        chosen: Mapping[str, tuple[int, ...] | Failure],
+        metric_names: Sequence[str],
+    ) -> EvaluationSettings:
         """The settings as they are kept beside the records."""
         images = [(name, None if isinstance(targets, Failure) else targets) for name, targets in chosen.items()]
         dtype = self.settings.score_dtype
@@ -103,6 +111,7 @@ class Evaluation:
             "max_channels": self.settings.max_channels,
             "dtype": "float32" if dtype is None else str(dtype).removeprefix("torch."),
             "steps": self.steps,
+            "metrics": list(metric_names),
             "versions": package_versions("grad-cam", "torchcam"),
         }
 
@@ -124,6 +133,7 @@ def evaluate(
     workers: int = 2,
     show_progress: bool = True,
     retry_failures: bool = False,
+    metric_names: Iterable[str] | None = None,
 ) -> Tally:
     """Judges the methods on every image and target of which there is no record yet.
 
@@ -135,19 +145,23 @@ def evaluate(
         workers (int): Processes that read pictures while the device computes. Default: 2
         show_progress (bool): Show a progress bar on the standard error stream. Default: True
         retry_failures (bool): Judge anew where a record holds an error. Default: False
+        metric_names (Iterable[str] or None): As ``captum_unioncam.metrics.table`` knows them. Default: None, those that
+            the folder's evaluation was begun with, or else all
 
     Returns:
         *Tally*: Of this process.
 
     Raises:
-        WrongArgument: There is no such data set or method, or the folder holds an evaluation with other settings, which
-            another process with another model or other data may have begun.
+        WrongArgument: There is no such data set, method or metric, or the folder holds an evaluation with other
+            settings, which another process with another model or other data may have begun.
         Failure: The folder cannot be written.
     """
     data_set = open_data_set(evaluation.data, subject.classifier.class_names, subject.classes, evaluation.classes)
-    judge = Judge(subject, method_names, evaluation.settings, evaluation.steps, evaluation.seed)
+    if metric_names is None and (begun := read_settings(folder)) is not None:
+        metric_names = begun.get("metrics", FIRST_METRICS)
+    judge = Judge(subject, method_names, evaluation.settings, evaluation.steps, evaluation.seed, metric_names)
     chosen = evaluation.names_and_targets(data_set)
-    begin_or_go_on(folder, evaluation.recorded(subject, chosen))
+    begin_or_go_on(folder, evaluation.recorded(subject, chosen, [metric.name for metric in judge.metrics]))
     # By place among all images, not among the missing: that changes while other processes write.
     share = dict(list(chosen.items())[rank() :: world_size()])
     missing = _missing(folder, share, method_names, retry_failures)
@@ -180,26 +194,27 @@ def _reported(loader: Iterable[_Seen]) -> Iterator[_Seen]:
         ) from error
 
 
-def _records(judge: Judge, seen: _Seen, keys: Iterable[Key], targets: tuple[int, ...] | Failure) -> Iterator[Record]:
+def _records(judge: Judge, seen: _Seen, keys: Sequence[Key], targets: tuple[int, ...] | Failure) -> Iterator[Record]:
     """The missing records of one image."""
-    for name, target, method in keys:
-        target_name = None if target is None else judge.subject.classifier.class_name(target)
-        error = one_line(targets) if isinstance(targets, Failure) else seen.error
-        if error is None and target is not None and seen.shown is not None:
-            try:
-                judgement = judge.judge(method, seen.shown, target, seen.objects[target], name)
-            except Exception as caught:
-                # Whatever a method raises on one image, the others are still to be judged.
-                error = problem(method, caught)
-                if not _answers(judge.subject.device):
-                    raise Failure(
-                        f"{judge.subject.device} has failed while {method} explained {target_name or target} of {name} "
-                        f"({one_line(caught.__cause__ or caught)}); start again, which goes on where this was."
-                    ) from caught
-            else:
-                yield _record(name, target, target_name, method, judgement)
-                continue
-        yield Record(name, target, target_name, method, error=error)
+    class_name = judge.subject.classifier.class_name
+    error = one_line(targets) if isinstance(targets, Failure) else seen.error
+    if error is not None or seen.shown is None:
+        for name, target, method in keys:
+            yield Record(name, target, None if target is None else class_name(target), method, error=error)
+        return
+    # One class at a time, so that the seconds are those of one.
+    pairs = [(method, (target,)) for _, target, method in keys if target is not None]
+    for outcome in judge.run(pairs, seen.shown, seen.objects, seen.name):
+        (target,) = outcome.targets
+        # Whatever a method raises on one image, the others are still to be judged.
+        if outcome.error is not None and not _answers(judge.subject.device):
+            raise Failure(
+                f"{judge.subject.device} has failed while {outcome.method} explained {class_name(target)} of "
+                f"{seen.name} ({one_line(outcome.error.__cause__ or outcome.error)}); start again, which goes on where "
+                "this was."
+            ) from outcome.error
+        found = {} if outcome.error is not None else _numbers(outcome.judgements[0])
+        yield Record(seen.name, target, class_name(target), outcome.method, error=outcome.problem, **found)
 
 
 def _answers(device: torch.device) -> bool:
@@ -212,21 +227,14 @@ def _answers(device: torch.device) -> bool:
         return False
 
 
-def _record(name: str, target: int, target_name: str | None, method: str, judgement: Judgement) -> Record:
-    names = ("seconds", "drop", "increase", "pointing", "energy")
-    values = {name: getattr(judgement, name) for name in names}
-    curves = {"insertion": judgement.insertion, "deletion": judgement.deletion}
-    values |= {name: curve.area.item() for name, curve in curves.items()}
-    return Record(
-        image=name,
-        target=target,
-        target_name=target_name,
-        method=method,
-        confidence=_short(judgement.confidence),
-        values={name: _short(value) for name, value in values.items() if value is not None},
-        curves={name: [round(x, 4) for x in curve.confidences[0].tolist()] for name, curve in curves.items()},
-        map=_thumbnail(judgement.attribution),
-    )
+def _numbers(judgement: Judgement) -> dict[str, Any]:
+    """What a record says of the judgement."""
+    return {
+        "confidence": _short(judgement.confidence),
+        "values": {name: _short(value) for name, value in judgement.values.items()},
+        "curves": {name: [round(value, 4) for value in curve] for name, curve in judgement.curves.items()},
+        "map": _thumbnail(judgement.attribution),
+    }
 
 
 def _short(value: float) -> float:

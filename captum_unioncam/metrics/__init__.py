@@ -11,8 +11,12 @@ Example::
     >>> average_drop = 100 * metrics.confidence_drop(model, images, attr, labels).mean()
     >>> area = metrics.insertion(model, images, attr, labels)  # (N,)
 
-One file a family of metrics; ``table.py`` lists them for evaluations. Imports the engine, torch and captum.
+One file a family of metrics; ``table.py`` lists them for evaluations. Imports the engine, torch and captum. Every
+module of this folder is imported here, so that a new file is all that a new metric needs.
 """
+
+from importlib import import_module
+from pkgutil import iter_modules
 
 from captum_unioncam.metrics.attributions import Curve
 from captum_unioncam.metrics.faithfulness import confidence_drop, confidence_increase, deletion, insertion
@@ -28,3 +32,7 @@ __all__ = [
     "insertion",
     "pointing_game",
 ]
+
+# Behind those above, so that tables begin with them.
+for _module in iter_modules(__path__, f"{__name__}."):
+    import_module(_module.name)

@@ -15,7 +15,14 @@ from captum_unioncam.metrics.attributions import Attributions, Curve, JudgedAttr
 from captum_unioncam.metrics.table import metric
 
 
-@metric("drop", "average drop (%)", larger_is_better=False, scale=100, form=".1f")
+@metric(
+    "drop",
+    "average drop (%)",
+    larger_is_better=False,
+    scale=100,
+    form=".1f",
+    description="The share of its confidence that the model loses when it sees the picture through the map.",
+)
 @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
 def confidence_drop(
     forward_func: Callable[..., Any],
@@ -72,7 +79,15 @@ def confidence_drop(
     return divide_or_zero((whole - seen).clamp(min=0), whole)
 
 
-@metric("increase", "average increase (%)", larger_is_better=True, scale=100, form=".1f", is_yes_or_no=True)
+@metric(
+    "increase",
+    "average increase (%)",
+    larger_is_better=True,
+    scale=100,
+    form=".1f",
+    is_yes_or_no=True,
+    description="1 where the model is more confident when it sees the picture through the map.",
+)
 @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
 def confidence_increase(
     forward_func: Callable[..., Any],
@@ -107,7 +122,14 @@ def confidence_increase(
 
 
 # Onto the blurred input, as in RISE, whatever baseline the method has.
-@metric("insertion", "insertion", larger_is_better=True, has_curve=True, defaults=("baselines",))
+@metric(
+    "insertion",
+    "insertion",
+    larger_is_better=True,
+    has_curve=True,
+    defaults=("baselines",),
+    description="The area under the curve of the confidence as pixels are inserted, the most important first.",
+)
 @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
 def insertion(
     forward_func: Callable[..., Any],
@@ -152,7 +174,13 @@ def insertion(
     return curve if return_curve else curve.area
 
 
-@metric("deletion", "deletion", larger_is_better=False, has_curve=True)
+@metric(
+    "deletion",
+    "deletion",
+    larger_is_better=False,
+    has_curve=True,
+    description="The area under the curve of the confidence as pixels are deleted, the most important first.",
+)
 @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
 def deletion(
     forward_func: Callable[..., Any],

@@ -14,7 +14,14 @@ from captum_unioncam.metrics.table import metric
 
 
 @metric(
-    "pointing", "pointing game (%)", larger_is_better=True, scale=100, form=".1f", needs_objects=True, is_yes_or_no=True
+    "pointing",
+    "pointing game (%)",
+    larger_is_better=True,
+    scale=100,
+    form=".1f",
+    needs_objects=True,
+    is_yes_or_no=True,
+    description="1 where the map's maximum lies on the object.",
 )
 @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
 def pointing_game(attributions: Tensor, objects: Tensor, tolerance: float = 0) -> Tensor:
@@ -56,7 +63,15 @@ def pointing_game(attributions: Tensor, objects: Tensor, tolerance: float = 0) -
     return hit.to(attributions.dtype)
 
 
-@metric("energy", "energy pointing game (%)", larger_is_better=True, scale=100, form=".1f", needs_objects=True)
+@metric(
+    "energy",
+    "energy pointing game (%)",
+    larger_is_better=True,
+    scale=100,
+    form=".1f",
+    needs_objects=True,
+    description="The share of the map that lies on the object.",
+)
 @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
 def energy_pointing_game(attributions: Tensor, objects: Tensor) -> Tensor:
     r"""

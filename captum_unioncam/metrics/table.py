@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
+
+from captum_unioncam.system.errors import WrongArgument
+from captum_unioncam.system.imports import suggestion
+from captum_unioncam.system.plugins import load_entry_points
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
@@ -17,10 +22,11 @@ class Metric:
     Args:
         name (str): In records, tables and ``--metrics``.
         function (Callable or None): Computes it, one value an example; None for what is measured and not computed.
-        title (str): Shown above its column.
+        title (str): Of its mean over many examples.
         larger_is_better (bool): Which direction is better.
         scale (float): The value times this is shown. Default: 1
         form (str): How a number is written. Default: ".3f", three decimals
+        description (str): A sentence on what it says of one example, where the title does not say it. Default: none
         needs_objects (bool): Whether it can be computed only where the picture's objects are known. Default: False
         has_curve (bool): Whether ``function`` takes ``return_curve`` and returns a ``Curve`` then. Default: False
         is_yes_or_no (bool): Whether each value is 0 or 1, so that only means say something. Default: False
@@ -33,6 +39,7 @@ class Metric:
     larger_is_better: bool
     scale: float = 1.0
     form: str = ".3f"
+    description: str = ""
     needs_objects: bool = False
     has_curve: bool = False
     is_yes_or_no: bool = False
@@ -41,7 +48,19 @@ class Metric:
     @property
     def heading(self) -> str:
         """The title, with an arrow towards what is better."""
-        return f"{self.title} {'↑' if self.larger_is_better else '↓'}"
+        return f"{self.title} {self.arrow}"
+
+    @property
+    def arrow(self) -> str:
+        """Towards what is better."""
+        return "↑" if self.larger_is_better else "↓"
+
+    def text(self, value: float) -> str:
+        """One example's value, not scaled, as people read it."""
+        if self.is_yes_or_no:
+            return f"{value:.0f}"
+        # The form goes with the scale.
+        return format(value, self.form if self.scale == 1 else ".3f")
 
     def compute(self, arguments: Mapping[str, Any]) -> Any:
         """Calls the function with those of the arguments that it takes.
@@ -58,8 +77,10 @@ class Metric:
         return self.function(**{name: value for name, value in arguments.items() if name in taken})
 
 
-SECONDS = Metric("seconds", None, "seconds", larger_is_better=False, form=".3g")
-"""How long the attribution took, which whoever runs a method measures."""
+SECONDS = Metric(
+    "seconds", None, "seconds", larger_is_better=False, form=".3g", description="The time that the method took."
+)
+"""Measured by whoever runs a method."""
 
 _metrics: dict[str, Metric] = {}
 
@@ -91,5 +112,34 @@ def metric(name: str, title: str, *, larger_is_better: bool, **how: Any) -> Call
 
 
 def all_metrics() -> dict[str, Metric]:
-    """Every metric by name, in the order of tables: those computed as they were listed, and the seconds."""
+    """Every metric by name, in the order of tables: those computed as they were listed, and the seconds.
+
+    Other packages' are among them: those that the entry points of the group "captum_unioncam.metrics" list when they
+    are loaded, which is done once.
+    """
+    _load_plugins()
     return {**_metrics, SECONDS.name: SECONDS}
+
+
+def find_metrics(names: Iterable[str] | None = None) -> list[Metric]:
+    """The metrics of these names that are computed, so without the seconds, in the order of tables.
+
+    Args:
+        names (Iterable[str] or None): Default: None, all
+
+    Raises:
+        WrongArgument: There is no such metric.
+    """
+    known = all_metrics()
+    wanted = set(known if names is None else names)
+    unknown = min(wanted - known.keys(), default=None)
+    if unknown is not None:
+        raise WrongArgument(
+            f"there is no metric {unknown!r}{suggestion(unknown, known)} Give some of {', '.join(known)}."
+        )
+    return [metric for name, metric in known.items() if name in wanted and metric.function is not None]
+
+
+@cache
+def _load_plugins() -> None:
+    load_entry_points("captum_unioncam.metrics")

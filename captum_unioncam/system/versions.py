@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 
 _PACKAGES = ("captum-unioncam", "captum", "torch", "torchvision", "pillow")
 
 
+# What other packages add.
+_PLUGINS = ("captum_unioncam.methods", "captum_unioncam.metrics")
+
+
 def package_versions(*more: str) -> dict[str, str]:
-    """The versions of those that are installed, and of ``more``."""
+    """The versions of those that are installed, of those that add methods or metrics, and of ``more``."""
+    plugins = {point.dist.name for group in _PLUGINS for point in entry_points(group=group) if point.dist}
     found = {}
-    for package in (*_PACKAGES, *more):
+    for package in (*_PACKAGES, *more, *sorted(plugins)):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
