@@ -1,28 +1,508 @@
-"""What the attribution methods share."""
+"""What the attribution methods share: one template of ``attribute``, for methods with gradients and with masked passes.
+
+A method is a subclass of ``GradientCam`` or ``PerturbationCam``, or of both. It says its equations in ``terms``,
+``weights`` or ``cam``, whose keyword-only parameters become arguments of ``attribute``, and gets its ``name`` listed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import re
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from inspect import signature
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, cast, overload
 
+import torch
+from captum.attr import GradientAttribution, LayerAttribution, PerturbationAttribution
 from torch import Tensor
 from torch.nn import Module
 
-from captum_unioncam.engine._captum import format_output
+from captum_unioncam.attr.documents import class_document, specialised
+from captum_unioncam.engine._captum import (
+    BaselineType,
+    TargetType,
+    format_additional_forward_args,
+    format_output,
+    format_tensor_into_tuples,
+)
+from captum_unioncam.engine.capture import LayerCall
+from captum_unioncam.engine.checks import check_inputs
+from captum_unioncam.engine.confidence import ConfidenceFunction
+from captum_unioncam.engine.layouts.base import ReshapeTransform
+from captum_unioncam.engine.maps import clipped, weighted
+from captum_unioncam.engine.model_state import evaluation_mode, modules_behind
+from captum_unioncam.engine.scoring import MaskedScorer, TargetPasses
+from captum_unioncam.engine.tuning import PassTuner
+from captum_unioncam.system.imports import suggestion
+
+MapsT = TypeVar("MapsT")
+Layer = Module | str
+Explained = tuple[Tensor, Any]
+"""The attributions of one layer output and one target, and how they came about."""
+
+CAMS: dict[str, type[CamAttribution[Any]]] = {}
+"""The methods by name, in the order in which they were defined."""
+
+_WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
 
 
-def format_attributions(
-    layer: Module | list[Module], attributions: Sequence[Sequence[Tensor]], relu_attributions: bool
-) -> Any:
-    """The attributions of each layer and its outputs as Captum returns them.
+@dataclass(frozen=True)
+class CamDetails:
+    """How maps came about, of one target or, stacked along dimension 1, of several. Fields are tensors (N, ...)."""
 
-    One tensor for a layer of one output, and a tuple for several; a list of those for a list of layers.
+    @classmethod
+    def stacked(cls, of_targets: Sequence[Self]) -> Self:
+        """The details of T targets as one, each tensor (N, T, ...)."""
+        return cls(**{f.name: torch.stack([getattr(one, f.name) for one in of_targets], 1) for f in fields(cls)})
+
+    def of_target(self, t: int) -> Self:
+        """The details of target ``t``, where they are of several."""
+        return replace(self, **{f.name: getattr(self, f.name)[:, t] for f in fields(self)})
+
+
+class CamAttribution(LayerAttribution, Generic[MapsT]):  # type: ignore[misc]
+    r"""
+    A class activation map: the sum over a layer's channels of terms, one a channel.
+
+    Each example is a problem of its own: its map does not depend on its batch. The model is left as it was found, and
+    runs in evaluation mode meanwhile.
+
+    Args:
+        forward_func (Callable): The model, or a function of it.
+        layer (torch.nn.Module, str or list): The layer to explain, with an output of shape (N, K, \*spatial) of one to
+            three spatial dimensions; usually the last convolution, with its activation function. A dotted name is
+            looked up in the model. Of a list, each is explained, and ``fuse`` makes one of the maps.
+        device_ids (list[int] or None): The devices of a ``DataParallel`` model that ``forward_func`` wraps.
+            Default: None
+        reshape_transform (Callable or None): The layer's output, each tensor of it, to (N, K, \*spatial). Gradients
+            pass through it as well, so it may only move values and leave some out: ``tokens_to_maps(14, 14)``,
+            ``channels_last_to_maps``, or your own. Default: None, the known one where the layer is within torchvision's
+            ViT, Swin transformer or ConvNeXt, and the output as it is elsewhere
     """
-    if relu_attributions:
-        attributions = [[attribution.relu() for attribution in of_layer] for of_layer in attributions]
-    return for_layers(layer, [format_output(len(of_layer) > 1, tuple(of_layer)) for of_layer in attributions])
+
+    name: ClassVar[str]
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """More names under which the method is listed, each with the arguments of ``attribute`` that it stands for."""
+    relu: ClassVar[bool] = False
+    """Whether the map is the ReLU of the sum."""
+    made_of: ClassVar[tuple[type[CamAttribution[Any]], ...]] = ()
+    """Methods whose arguments this one has, and which document them."""
+    gives_details: ClassVar[bool] = False
+    """Whether ``cam`` returns :class:`CamDetails`."""
+
+    @overload
+    def __init__(
+        self: CamAttribution[Tensor],
+        forward_func: Callable[..., Any],
+        layer: Layer,
+        device_ids: list[int] | None = None,
+        *,
+        reshape_transform: ReshapeTransform | None = None,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: CamAttribution[list[Tensor]],
+        forward_func: Callable[..., Any],
+        layer: Sequence[Layer],
+        device_ids: list[int] | None = None,
+        *,
+        reshape_transform: ReshapeTransform | None = None,
+    ) -> None: ...
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layer: Layer | Sequence[Layer],
+        device_ids: list[int] | None = None,
+        *,
+        reshape_transform: ReshapeTransform | None = None,
+    ) -> None:
+        LayerAttribution.__init__(self, forward_func, _modules(layer, forward_func), device_ids)
+        for kind in (GradientAttribution, PerturbationAttribution):
+            if isinstance(self, kind):
+                kind.__init__(self, forward_func)
+        self.reshape_transform = reshape_transform
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" in cls.__dict__:
+            cls._register()
+        if "attribute" not in cls.__dict__:
+            equations = cls._equations()
+            documented_by = [*(method._equations() for method in cls.made_of), cls._captured, cls._passes, equations]
+            cls.attribute = specialised(  # type: ignore[method-assign]
+                cls,
+                CamAttribution.attribute,
+                [cls._captured, equations, cls._passes],
+                documented_by,
+                hidden=() if cls.gives_details else ("return_details",),
+            )
+        cls.__doc__ = class_document(cls)
+
+    @classmethod
+    def _register(cls) -> None:
+        for name in (cls.name, *cls.__dict__.get("variants", ())):
+            known = CAMS.get(name, cls)
+            if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise ValueError(f"name: {name!r} is that of {known.__module__}.{known.__qualname__}; give another.")
+            CAMS[name] = cls
+
+    @classmethod
+    def _equations(cls) -> Callable[..., Any]:
+        """The function that the method defines, and whose keyword-only parameters are its own arguments."""
+        defined = (n for n in ("cam", "terms", "weights") if getattr(cls, n) is not getattr(CamAttribution, n))
+        equations: Callable[..., Any] = getattr(cls, next(defined, "weights"))
+        return equations
+
+    @overload
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetType = None,
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool = False,
+        relu_attributions: bool = False,
+        attr_dim_summation: bool = True,
+        *more: Any,
+        return_details: Literal[False] = False,
+        **options: Any,
+    ) -> MapsT: ...
+
+    @overload
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetType = None,
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool = False,
+        relu_attributions: bool = False,
+        attr_dim_summation: bool = True,
+        *more: Any,
+        return_details: Literal[True],
+        **options: Any,
+    ) -> tuple[MapsT, Any]: ...
+
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetType = None,
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool = False,
+        relu_attributions: bool = False,
+        attr_dim_summation: bool = True,
+        *more: Any,
+        return_details: bool = False,
+        **options: Any,
+    ) -> Any:
+        r"""
+        Args:
+            inputs (Tensor or tuple[Tensor, ...]): The examples, along dimension 0 of each tensor. At least one has as
+                many spatial dimensions as the layer's output.
+            target (int, tuple, Tensor, list or None): The output to explain, as in ``LayerGradCam``. Default: None
+            additional_forward_args (Any): Further arguments of ``forward_func``. A tensor of N rows goes row by row
+                with the examples; share a value that happens to have N rows (one row, for one example) by a closure or
+                as a number. Default: None
+            attribute_to_layer_input (bool): Explain the layer's input in place of its output. Default: False
+            relu_attributions (bool): Set negative attributions to 0. Default: False
+            attr_dim_summation (bool): Return the map, the sum over the channels; without, the terms of the sum, one a
+                channel. Default: True
+            return_details (bool): Return a pair, the attributions and how they came about. Default: False
+
+        Returns:
+            *Tensor*, *tuple[Tensor, ...]* or *list*: The maps (N, 1, \*spatial), float32 for half-precision models;
+            (N, K, \*spatial) without ``attr_dim_summation``; a tuple where the layer has several output tensors; a
+            list of those, one a layer, for a list of layers. Details, where asked for, come in the same form.
+
+        Raises:
+            ValueError: A layer without spatial dimensions, inputs none of which has the layer's, an empty batch or list
+                of layers, activations that are not finite.
+            AssertionError: A target that does not fit the output, as in Captum.
+        """
+        asked = inputs, additional_forward_args, attribute_to_layer_input
+        form = relu_attributions, attr_dim_summation, return_details
+        return self._explain([target], _only, asked, form, options)
+
+    def attribute_targets(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        targets: Tensor | list[list[int]] | list[list[tuple[int, ...]]],
+        additional_forward_args: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        r"""
+        Explains several targets of each example.
+
+        Masks do not depend on the target: the channels' masked passes are run once and serve every target, so that the
+        price is little more than that of one.
+
+        Args:
+            inputs (Tensor or tuple[Tensor, ...]): As in ``attribute``.
+            targets (Tensor or list): T targets of each of the N examples: an int64 tensor (N, T), or N lists of T
+                integers, or of T tuples for outputs of more dimensions.
+            additional_forward_args (Any): As in ``attribute``. Default: None
+            **kwargs: Any other argument of ``attribute``.
+
+        Returns:
+            *Tensor*, *tuple[Tensor, ...]* or *list*: What T calls of ``attribute`` would return, stacked along
+            dimension 1: (N, T, 1, \*spatial). So is every tensor of the details.
+
+        Raises:
+            ValueError: ``targets`` that are not T for each of the N examples; and as ``attribute``.
+            AssertionError: As ``attribute``.
+
+        Examples::
+
+            >>> top = model(images).topk(5).indices  # (N, 5)
+            >>> attr = LayerUnionCam(model, model.features[28]).attribute_targets(images, top)  # (N, 5, 1, 14, 14)
+        """
+        examples = check_inputs(format_tensor_into_tuples(inputs))[0].shape[0]
+        given = signature(self.attribute).bind(inputs, additional_forward_args=additional_forward_args, **kwargs)
+        given.apply_defaults()
+        options = dict(given.arguments)
+        asked = tuple(options.pop(name) for name in ("inputs", "additional_forward_args", "attribute_to_layer_input"))
+        form = tuple(options.pop(name, False) for name in ("relu_attributions", "attr_dim_summation", "return_details"))
+        del options["target"]
+        return self._explain(_by_target(targets, examples), _stacked, asked, form, options)
+
+    def check(self, *args: Any, **kwargs: Any) -> None:
+        """Raises ``ValueError`` for arguments of the method's own that it cannot take, before any forward pass."""
+
+    def weights(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The channels' weights (N, K), of a method whose terms are these times the activations."""
+        raise NotImplementedError(f"{type(self).__name__}: define weights, terms or cam.")
+
+    def terms(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The terms (N, K, *spatial) of the sum that is the map."""
+        return weighted(self.weights(**kwargs), kwargs["activations"])
+
+    def cam(self, *args: Any, **kwargs: Any) -> Explained:
+        """The map (N, 1, *spatial), or if not ``summed`` its terms (N, K, *spatial), and how it came about."""
+        summed = kwargs.pop("summed")
+        terms = self.terms(**kwargs)
+        terms = clipped(terms) if self.relu else terms
+        return (terms.sum(1, keepdim=True) if summed else terms), None
+
+    def _explain(
+        self,
+        targets: Sequence[TargetType],
+        join: Callable[[list[Explained]], Explained],
+        asked: tuple[Any, ...],
+        form: tuple[bool, ...],
+        options: dict[str, Any],
+    ) -> Any:
+        """The template: each layer output explained for each target, in the form in which Captum returns it."""
+        inputs, additional_forward_args, attribute_to_layer_input = asked
+        relu_attributions, summed, return_details = form
+        own, of_passes, of_capture = (_taken(f, options) for f in (self._equations(), self._passes, self._captured))
+        self.check(**own)
+        functions = evaluation_mode(self.forward_func, getattr(self, "score_func", None))
+        with functions as (forward_func, score_func), torch.no_grad():
+            call = LayerCall(
+                forward_func,
+                [self.layer] if isinstance(self.layer, Module) else self.layer,
+                check_inputs(format_tensor_into_tuples(inputs)),
+                format_additional_forward_args(additional_forward_args),
+                self.device_ids,
+                attribute_to_layer_input,
+                self.reshape_transform,
+            )
+            passes = self._passes(call, targets, score_func, **of_passes)
+            explained = [
+                [
+                    join([self.cam(summed=summed, **seen, **passes[t], **own) for t, seen in enumerate(of_targets)])
+                    for of_targets in of_outputs
+                ]
+                for of_outputs in self._captured(call, targets, **of_capture)
+            ]
+        attributions = self._formed(explained, lambda one: one[0].relu() if relu_attributions else one[0])
+        return (attributions, self._formed(explained, lambda one: one[1])) if return_details else attributions
+
+    def _passes(
+        self, call: LayerCall, targets: Sequence[TargetType], score_func: Callable[..., Any] | None
+    ) -> list[dict[str, TargetPasses]]:
+        """What the equations get to run passes with, for each target."""
+        return [{} for _ in targets]
+
+    def _captured(self, call: LayerCall, targets: Sequence[TargetType]) -> list[list[list[dict[str, Tensor]]]]:
+        """What the equations get of each layer, each of its outputs, and each target."""
+        return [[[{"activations": a}] * len(targets) for a in of_layer] for of_layer in call.activations()]
+
+    def _formed(self, explained: list[list[Explained]], part: Callable[[Explained], Any]) -> Any:
+        """Captum's form: the only output of a layer or a tuple of them, a list of those for a list of layers."""
+        of_layers = [format_output(len(outputs) > 1, tuple(map(part, outputs))) for outputs in explained]
+        return of_layers[0] if isinstance(self.layer, Module) else of_layers
 
 
-def for_layers(layer: Module | list[Module], results: list[Any]) -> Any:
-    """The results of the layers, a list for a list of them, and the only one for a layer alone."""
-    return results[0] if isinstance(layer, Module) else results
+class GradientCam(CamAttribution[MapsT], GradientAttribution):  # type: ignore[misc]
+    """A method whose equations get ``activations`` and ``gradients``, both (N, K, *spatial)."""
+
+    def _captured(
+        self, call: LayerCall, targets: Sequence[TargetType], grad_kwargs: dict[str, Any] | None = None
+    ) -> list[list[list[dict[str, Tensor]]]]:
+        """
+        Args:
+            grad_kwargs (dict or None): Further arguments of ``torch.autograd.grad``. Default: None
+
+        Raises:
+            ValueError: Gradients that are not finite.
+        """
+        gradients = []
+        for target in targets:
+            of_target, activations = call.gradients_and_activations(target, grad_kwargs)
+            gradients.append(of_target)
+        return [
+            [
+                [{"activations": a, "gradients": of_target[layer][output]} for of_target in gradients]
+                for output, a in enumerate(of_layer)
+            ]
+            for layer, of_layer in enumerate(activations)
+        ]
+
+
+class PerturbationCam(CamAttribution[MapsT], PerturbationAttribution):  # type: ignore[misc]
+    """A method whose equations get ``activations`` (N, K, *spatial), and ``passes`` to score masked inputs with.
+
+    Args:
+        confidence_fn (Callable or None): The output of ``forward_func`` to confidences of the same shape. Give
+            ``torch.sigmoid`` for several labels, ``lambda output: output`` for a model that ends in a softmax.
+            Default: softmax over dimension 1 where there are several classes, the output itself otherwise
+        score_func (Callable or None): Run in place of ``forward_func`` in the channels' masked passes, always with
+            ``internal_batch_size`` rows: a compiled copy of the model, or one exported in evaluation mode.
+            Default: None
+    """
+
+    @overload
+    def __init__(
+        self: PerturbationCam[Tensor],
+        forward_func: Callable[..., Any],
+        layer: Layer,
+        device_ids: list[int] | None = None,
+        *,
+        confidence_fn: ConfidenceFunction | None = None,
+        score_func: Callable[..., Any] | None = None,
+        reshape_transform: ReshapeTransform | None = None,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: PerturbationCam[list[Tensor]],
+        forward_func: Callable[..., Any],
+        layer: Sequence[Layer],
+        device_ids: list[int] | None = None,
+        *,
+        confidence_fn: ConfidenceFunction | None = None,
+        score_func: Callable[..., Any] | None = None,
+        reshape_transform: ReshapeTransform | None = None,
+    ) -> None: ...
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layer: Any,
+        device_ids: list[int] | None = None,
+        *,
+        confidence_fn: ConfidenceFunction | None = None,
+        score_func: Callable[..., Any] | None = None,
+        reshape_transform: ReshapeTransform | None = None,
+    ) -> None:
+        super().__init__(forward_func, layer, device_ids, reshape_transform=reshape_transform)
+        self.confidence_fn = confidence_fn
+        self.score_func = score_func
+        self._tuners: dict[Hashable, PassTuner] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What was learnt of the passes belongs to this process and device.
+        return {**self.__dict__, "_tuners": {}}
+
+    def _passes(
+        self,
+        call: LayerCall,
+        targets: Sequence[TargetType],
+        score_func: Callable[..., Any] | None,
+        *,
+        baselines: BaselineType = None,
+        internal_batch_size: int | None = None,
+        score_dtype: torch.dtype | None = None,
+        show_progress: bool = False,
+    ) -> list[dict[str, TargetPasses]]:
+        """
+        Args:
+            baselines (number, Tensor, tuple or None): What masked-out places show, in the space of ``inputs``: a
+                number, a tensor of one or N examples, or a tuple of those for a tuple of inputs. The paper's is a
+                black image: for normalised inputs, that is the normalised black. Default: None, which is 0
+            internal_batch_size (int or None): Batch size of the masked forward passes. Halved automatically when memory
+                runs out. Default: None, the fastest, learnt from the passes and remembered for inputs of this shape
+            score_dtype (torch.dtype or None): ``torch.bfloat16`` or ``torch.float16``: autocast the channels' masked
+                passes. Other confidences keep the model's precision. Weights that are frozen are cast again for each
+                pass. Default: None, the model's own
+            show_progress (bool): Show Captum's progress bar over the masked passes. Default: False
+
+        Raises:
+            ValueError: An unknown ``score_dtype``, a batch size below 1, confidences that are not finite.
+            AssertionError: A baseline that does not fit the inputs.
+        """
+        scorer = MaskedScorer(
+            call.forward_func,
+            call.inputs,
+            baselines,
+            targets,
+            call.additional_forward_args,
+            confidence_fn=self.confidence_fn,
+            score_func=score_func,
+            internal_batch_size=internal_batch_size,
+            score_dtype=score_dtype,
+            progress_name=f"{self.get_name()} masked passes" if show_progress else None,
+            tuners=self._tuners,
+        )
+        return [{"passes": scorer.of_target(t)} for t in range(len(targets))]
+
+
+def _taken(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    names = signature(function).parameters
+    return {name: value for name, value in options.items() if name in names}
+
+
+def _modules(layer: Layer | Sequence[Layer], forward_func: Callable[..., Any]) -> Module | list[Module]:
+    """The layers, those given by name looked up in the model."""
+    if isinstance(layer, (list, tuple)):
+        if not layer:
+            raise ValueError("layer: got a list of none; give at least one layer.")
+        return [_module(one, forward_func) for one in layer]
+    return _module(cast(Layer, layer), forward_func)
+
+
+def _module(layer: Layer, forward_func: Callable[..., Any]) -> Module:
+    if isinstance(layer, Module):
+        return layer
+    roots = modules_behind(forward_func)
+    # DataParallel and torch.compile put the model into a module of theirs.
+    named = {_WRAPPERS.sub("", name): module for root in roots for name, module in root.named_modules() if name}
+    if layer not in named:
+        if not roots:
+            raise ValueError(f"layer: cannot look up {layer!r}, since forward_func is a function; give the module.")
+        raise ValueError(f"layer: the model has no layer {layer!r}{suggestion(layer, named)}")
+    module: Module = named[layer]
+    return module
+
+
+def _only(each: list[Explained]) -> Explained:
+    return each[0]
+
+
+def _stacked(each: list[Explained]) -> Explained:
+    attributions, details = zip(*each, strict=True)
+    return torch.stack(attributions, 1), None if details[0] is None else type(details[0]).stacked(details)
+
+
+def _by_target(targets: Any, examples: int) -> list[TargetType]:
+    """N lists of T targets as T lists of N."""
+    rows = targets.tolist() if isinstance(targets, Tensor) else targets
+    if not isinstance(rows, list) or len(rows) != examples or not all(isinstance(row, list) and row for row in rows):
+        raise ValueError(
+            f"targets: got {targets!r}; give targets for each of the {examples} examples, as a tensor (N, T) or a list "
+            "of lists."
+        )
+    if len({len(row) for row in rows}) > 1:
+        raise ValueError(f"targets: {[len(row) for row in rows]} targets for the examples; give each the same number.")
+    return [list(of_examples) for of_examples in zip(*rows, strict=True)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -16,92 +17,74 @@ from captum_unioncam.engine.maps import MAX_SPATIAL_DIMS, full_precision
 from captum_unioncam.engine.model_state import modules_behind
 
 
-def layer_activations(
-    forward_func: Callable[..., Any],
-    layer: Module | list[Module],
-    inputs: tuple[Tensor, ...],
-    additional_forward_args: tuple[Any, ...] | None,
-    device_ids: list[int] | None,
-    attribute_to_layer_input: bool,
-    reshape_transform: ReshapeTransform | None,
-) -> list[tuple[Tensor, ...]]:
-    """The outputs (or inputs) of each layer, each (N, K, *spatial), checked, half precision as float32."""
-    layers = _as_list(layer)
-    activations = forward_layer_eval(
-        forward_func,
-        _copies(inputs),
-        layers,
-        additional_forward_args,
-        device_ids=device_ids,
-        attribute_to_layer_input=attribute_to_layer_input,
-    )
-    # Known now: which modules a plain function has called.
-    transforms = _transforms(forward_func, layers, attribute_to_layer_input, reshape_transform)
-    return _as_maps(activations, transforms, "activations", inputs)
+@dataclass(frozen=True)
+class LayerCall:
+    """Layers of a model, and what the model is called with.
 
+    Args:
+        forward_func (Callable): The model, already in evaluation mode.
+        layers (list[Module]): At least one.
+        inputs (tuple[Tensor, ...]): Each (N, ...).
+        additional_forward_args (tuple or None): Passed on.
+        device_ids (list[int] or None): The devices of a ``DataParallel`` model that ``forward_func`` wraps.
+        attribute_to_layer_input (bool): Look at the layers' inputs in place of their outputs.
+        reshape_transform (Callable or None): A layer's output to maps. None: the one that is known for the layer.
+    """
 
-def layer_gradients_and_activations(
-    forward_func: Callable[..., Any],
-    layer: Module | list[Module],
-    inputs: tuple[Tensor, ...],
-    target: TargetType,
-    additional_forward_args: tuple[Any, ...] | None,
-    device_ids: list[int] | None,
-    attribute_to_layer_input: bool,
-    grad_kwargs: dict[str, Any] | None,
-    reshape_transform: ReshapeTransform | None,
-) -> tuple[list[tuple[Tensor, ...]], list[tuple[Tensor, ...]]]:
-    """The gradients of the raw target output at each layer, and the activations there, as ``layer_activations``."""
-    layers = _as_list(layer)
-    gradients, activations = compute_layer_gradients_and_eval(
-        forward_func,
-        layers,
-        _copies(inputs),
-        target,
-        additional_forward_args,
-        device_ids=device_ids,
-        attribute_to_layer_input=attribute_to_layer_input,
-        grad_kwargs=grad_kwargs,
-    )
-    transforms = _transforms(forward_func, layers, attribute_to_layer_input, reshape_transform)
-    return (
-        _as_maps(gradients, transforms, "gradients", inputs),
-        _as_maps(activations, transforms, "activations", inputs),
-    )
+    forward_func: Callable[..., Any]
+    layers: list[Module]
+    inputs: tuple[Tensor, ...]
+    additional_forward_args: tuple[Any, ...] | None
+    device_ids: list[int] | None
+    attribute_to_layer_input: bool
+    reshape_transform: ReshapeTransform | None
 
+    def activations(self) -> list[tuple[Tensor, ...]]:
+        """The outputs (or inputs) of each layer, each (N, K, *spatial), checked, half precision as float32."""
+        activations = forward_layer_eval(
+            self.forward_func,
+            _copies(self.inputs),
+            self.layers,
+            self.additional_forward_args,
+            device_ids=self.device_ids,
+            attribute_to_layer_input=self.attribute_to_layer_input,
+        )
+        return self._as_maps(activations, "activations")
 
-def _as_list(layer: Module | list[Module]) -> list[Module]:
-    layers = [layer] if isinstance(layer, Module) else list(layer)
-    if not layers:
-        raise ValueError("layer: got a list of none; give at least one layer.")
-    return layers
+    def gradients_and_activations(
+        self, target: TargetType, grad_kwargs: dict[str, Any] | None
+    ) -> tuple[list[tuple[Tensor, ...]], list[tuple[Tensor, ...]]]:
+        """The gradients of the raw target output at each layer, and the activations there."""
+        gradients, activations = compute_layer_gradients_and_eval(
+            self.forward_func,
+            self.layers,
+            _copies(self.inputs),
+            target,
+            self.additional_forward_args,
+            device_ids=self.device_ids,
+            attribute_to_layer_input=self.attribute_to_layer_input,
+            grad_kwargs=grad_kwargs,
+        )
+        return self._as_maps(gradients, "gradients"), self._as_maps(activations, "activations")
 
+    def _as_maps(self, of_layers: list[tuple[Tensor, ...]], what: str) -> list[tuple[Tensor, ...]]:
+        return [
+            tuple(_checked(value, transform(value), what, self.inputs) for value in values)
+            for values, transform in zip(of_layers, self._transforms(), strict=True)
+        ]
 
-def _transforms(
-    forward_func: Callable[..., Any],
-    layers: list[Module],
-    attribute_to_layer_input: bool,
-    reshape_transform: ReshapeTransform | None,
-) -> list[ReshapeTransform]:
-    if reshape_transform is not None:
-        return [reshape_transform] * len(layers)
-    known = KnownTransforms(modules_behind(forward_func), attribute_to_layer_input)
-    return [known[layer] for layer in layers]
+    def _transforms(self) -> list[ReshapeTransform]:
+        if self.reshape_transform is not None:
+            return [self.reshape_transform] * len(self.layers)
+        # Known only after a call: which modules a plain function has called.
+        known = KnownTransforms(modules_behind(self.forward_func), self.attribute_to_layer_input)
+        return [known[layer] for layer in self.layers]
 
 
 def _copies(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     # The model may write into its input (an in-place ReLU), and Captum sets requires_grad on a layer's input: neither
     # may reach the caller's tensors, nor the masked passes that follow.
     return tuple(x.detach().clone() for x in inputs)
-
-
-def _as_maps(
-    of_layers: list[tuple[Tensor, ...]], transforms: list[ReshapeTransform], what: str, inputs: tuple[Tensor, ...]
-) -> list[tuple[Tensor, ...]]:
-    return [
-        tuple(_checked(value, transform(value), what, inputs) for value in values)
-        for values, transform in zip(of_layers, transforms, strict=True)
-    ]
 
 
 def _checked(value: Tensor, maps: Any, what: str, inputs: tuple[Tensor, ...]) -> Tensor:
@@ -124,7 +107,7 @@ def _checked(value: Tensor, maps: Any, what: str, inputs: tuple[Tensor, ...]) ->
             f"layer: its {what} hold {maps.shape[0]} examples where the inputs hold {examples}; choose a layer that "
             "keeps one row an example."
         )
-    # Of the three methods, only two mask inputs: without this, tokens would pass for the maps of a signal.
+    # Not all methods mask inputs: without this, tokens would pass for the maps of a signal.
     inputs_with_mask(inputs, maps.dim())
     check_finite(maps, f"layer {what}")
     return full_precision(maps.detach())

@@ -51,6 +51,16 @@ def up(maps: Tensor, size: torch.Size | tuple[int, ...]) -> Tensor:
     return lowest + F.interpolate(maps - lowest, tuple(size), mode=mode, align_corners=False)
 
 
+def weighted(weights: Tensor, activations: Tensor) -> Tensor:
+    """The terms ``w_k A_k`` (N, K, *spatial) of a class activation map, with weights (N, K)."""
+    return weights.reshape(weights.shape + (1,) * len(spatial_dims(activations))) * activations
+
+
+def clipped(terms: Tensor) -> Tensor:
+    """The terms (N, K, *spatial), 0 where their sum is negative: they sum to its ReLU."""
+    return terms * (terms.sum(1, keepdim=True) > 0)
+
+
 def blend(mask: Tensor, inputs: Tensor, baselines: Tensor | float) -> Tensor:
     """``m * I + (1 - m) * I_b``: the input where the mask is 1, the baseline where it is 0."""
     dtype = torch.promote_types(torch.promote_types(mask.dtype, inputs.dtype), torch.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from captum_unioncam.engine._captum import (
 )
 from captum_unioncam.engine.checks import check_finite, check_positive, inputs_with_mask
 from captum_unioncam.engine.confidence import ConfidenceFunction, class_confidence
-from captum_unioncam.engine.maps import blend, full_precision
+from captum_unioncam.engine.maps import blend, full_precision, spatial_range
 from captum_unioncam.engine.perturbations import Chunk, Masks
 from captum_unioncam.engine.tuning import PassTuner
 
@@ -92,6 +93,7 @@ class MaskedScorer:
         self.score_dtype = score_dtype
         self.progress_name = progress_name
         self.tuners = {} if tuners is None else tuners
+        self._sweeps: dict[Hashable, tuple[Tensor, Tensor, Tensor]] = {}
 
     def confidences(self, maps: Tensor, target: int = 0) -> Tensor:
         """Class confidence of each input under each of its maps, in the model's own precision.
@@ -127,20 +129,35 @@ class MaskedScorer:
         targets, tuner = [self.targets[target]], self._tuner(self.forward_func, masks.dims, None)
         return self._scores(masks, everywhere, targets, self.forward_func, self.confidence_fn, tuner)[0]
 
-    def channel_scores(self, activations: Tensor, scored: Tensor, *, raw: bool = False) -> Tensor:
-        """Score of each input under each of its channels, for every target: a channel's pass serves them all.
+    def of_target(self, t: int) -> TargetPasses:
+        """The passes as seen by target number ``t``."""
+        return TargetPasses(self, t)
+
+    def channel_scores(
+        self, activations: Tensor, max_channels: int | None = None, *, raw: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Score of each input under each of its channels, for every target: one sweep serves them all, and is kept.
 
         Args:
             activations (Tensor): (N, K, *spatial).
-            scored (Tensor): (N, K), bool: the channels to score.
+            max_channels (int or None): Score only so many, as :func:`channels_to_score` chooses them. Default: None
             raw (bool): The raw target output in place of its confidence. Default: False
 
         Returns:
-            *Tensor* (T, N, K), 0 where not scored.
+            *tuple[Tensor, Tensor]*: Scores (T, N, K), 0 where not scored, and which were scored (N, K), bool.
 
         Raises:
             ValueError: As ``confidences``.
         """
+        key = (id(activations), max_channels, raw)
+        if key not in self._sweeps:
+            scored = channels_to_score(activations, max_channels)
+            # The activations are kept as well, so that no others get their number.
+            self._sweeps[key] = activations, self.sweep(activations, scored, raw), scored
+        return self._sweeps[key][1:]
+
+    def sweep(self, activations: Tensor, scored: Tensor, raw: bool = False) -> Tensor:
+        """Scores (T, N, K) of the channels that are ``scored`` (N, K), 0 elsewhere; as ``channel_scores``."""
         # Not "or": a compiled module raises when asked for its truth.
         forward_func = self.forward_func if self.score_func is None else self.score_func
         tuner = self._tuner(forward_func, activations.dim(), self.score_dtype)
@@ -258,6 +275,43 @@ class MaskedScorer:
         if share and first == last:
             return values[first : first + 1]
         return values.index_select(0, chunk.examples.to(values.device))
+
+
+@dataclass(frozen=True)
+class TargetPasses:
+    """The masked passes as seen by one target: what the equations of a method ask of the engine.
+
+    Args:
+        scorer (MaskedScorer): Runs the passes.
+        target (int): Which of its targets.
+    """
+
+    scorer: MaskedScorer
+    target: int
+
+    def confidences(self, maps: Tensor) -> Tensor:
+        """Class confidence of each input under each of its maps (N, M, *spatial), in the model's precision: (N, M)."""
+        return self.scorer.confidences(maps, self.target)
+
+    def channel_scores(
+        self, activations: Tensor, max_channels: int | None = None, *, raw: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """As ``MaskedScorer.channel_scores``, of this target: both (N, K)."""
+        scores, scored = self.scorer.channel_scores(activations, max_channels, raw=raw)
+        return scores[self.target], scored
+
+
+def channels_to_score(activations: Tensor, max_channels: int | None) -> Tensor:
+    """Which channels (N, K) get a masked pass: the live ones, or the ``max_channels`` of them that vary most.
+
+    A channel that is constant over space has no mask. Variation is the standard deviation over space.
+    """
+    live = spatial_range(activations).flatten(1) > 0
+    if max_channels is None or max_channels >= live.shape[1]:
+        return live
+    deviation = activations.flatten(2).std(-1).masked_fill(~live, -1)
+    kept = torch.zeros_like(live).scatter(1, deviation.topk(max_channels).indices, True)
+    return live & kept
 
 
 def _as_rows(target: TargetType, device: torch.device) -> TargetType:

@@ -4,34 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
-from captum.attr import (
-    Deconvolution,
-    GuidedBackprop,
-    GuidedGradCam,
-    InputXGradient,
-    LayerGradCam,
-    LayerGradientXActivation,
-    Saliency,
-)
 from torch import Tensor
 from torch.nn import Module
 
-from captum_unioncam.attr.denoised_grad_cam import LayerDenoisedGradCam
-from captum_unioncam.attr.score_cam import LayerScoreCam
-from captum_unioncam.attr.union_cam import LayerUnionCam
+from captum_unioncam.attr.base import CAMS, CamAttribution
 from captum_unioncam.engine.checks import check_finite
 from captum_unioncam.engine.maps import up
 from captum_unioncam.engine.model_state import evaluation_mode, left_as_found
 from captum_unioncam.methods.adapters.cam import cam
-from captum_unioncam.methods.adapters.captum import gradient_shap, integrated_gradients, occlusion, of_input, of_layer
-from captum_unioncam.methods.adapters.peers import PEERS, without_in_place
-from captum_unioncam.methods.settings import Attribute, Explained, Factory, MethodSettings
+from captum_unioncam.methods.adapters.captum import CAPTUM_METHODS
+from captum_unioncam.methods.adapters.grad_cam import GRAD_CAM
+from captum_unioncam.methods.adapters.torchcam import TORCHCAM
+from captum_unioncam.methods.settings import Explained, Factory, MethodSettings
 from captum_unioncam.system.errors import Failure, WrongArgument, one_line
 from captum_unioncam.system.imports import imported_function, suggestion
+from captum_unioncam.system.plugins import load_entry_points
 
 
 class Method:
@@ -64,7 +56,12 @@ class Method:
             *list[Explained]*: T of them, with maps (N, 1, h, w) of the method's own resolution, not negative.
         """
         inputs, targets, baselines = inputs.detach(), targets.to(inputs.device), baselines.detach()
-        with left_as_found(self._model), evaluation_mode(self._model), _numpy_follows_torch(), torch.enable_grad():
+        with (
+            _failing_as(self.name),
+            left_as_found(self._model),
+            evaluation_mode(self._model),
+            _gradients_and_seeds(),
+        ):
             if hasattr(self._run, "each"):
                 results = self._run.each(inputs.clone(), targets, baselines.clone())
             else:
@@ -111,13 +108,16 @@ def create(name: str, model: Module, layer: Module, settings: MethodSettings | N
     """
     factory = _factory(name)
     settings = settings or MethodSettings()
-    run = factory(model, layer, settings) if name in _BUILT_IN else _from_outside(name, factory, model, layer, settings)
+    with _failing_as(name):
+        run = factory(model, layer, settings)
+    if not callable(run):
+        raise WrongArgument(f"{name}: returned {type(run).__name__}; give a function that returns a function.")
     return Method(name, model, run)
 
 
 def names() -> list[str]:
-    """The names of the built-in methods and of the registered ones."""
-    return [*_BUILT_IN, *_registered]
+    """The names of this package's methods and Captum's, of the registered ones, and of other packages'."""
+    return list(dict.fromkeys([*CAMS, *CAPTUM_METHODS, *_registered, *_plugins()]))
 
 
 def register(name: str, factory: Factory) -> None:
@@ -145,61 +145,53 @@ def register(name: str, factory: Factory) -> None:
     _registered[name] = factory
 
 
-_BUILT_IN: dict[str, Factory] = {
-    "union_cam": cam(LayerUnionCam),
-    "union_cam_softmax": cam(LayerUnionCam, {"channel_weights": "softmax"}),
-    "denoised_grad_cam": cam(LayerDenoisedGradCam),
-    "score_cam": cam(LayerScoreCam),
-    "grad_cam": of_layer(LayerGradCam, relu_attributions=True),
-    "layer_grad_x_activation": of_layer(LayerGradientXActivation),
-    "guided_grad_cam": without_in_place(of_layer(GuidedGradCam, interpolate_mode="bilinear")),
-    "guided_backprop": without_in_place(of_input(GuidedBackprop)),
-    "deconvolution": without_in_place(of_input(Deconvolution)),
-    "saliency": of_input(Saliency),
-    "input_x_gradient": of_input(InputXGradient),
-    "integrated_gradients": integrated_gradients,
-    "gradient_shap": gradient_shap,
-    "occlusion": occlusion,
-}
-
+PEERS = {"torchcam": TORCHCAM, "grad_cam": GRAD_CAM}
+"""Packages of CAM classes, by what stands in front of the colon."""
 
 _registered: dict[str, Factory] = {}
+
+
+@cache
+def _plugins() -> dict[str, Factory]:
+    """Other packages' methods, which are classes of CAMs or factories."""
+    return {name: _as_factory(found) for name, found in load_entry_points("captum_unioncam.methods").items()}
+
+
+def _as_factory(found: Any) -> Factory:
+    is_cam = isinstance(found, type) and issubclass(found, CamAttribution)
+    return cam(found, {}) if is_cam else found
 
 
 def _factory(name: str) -> Factory:
     if ":" in name:
         peer = PEERS.get(name.partition(":")[0])
         return peer.factory(name) if peer else imported_function(name, name)
-    factory = _BUILT_IN.get(name) or _registered.get(name)
-    if factory is None:
+    if name in CAMS:
+        return cam(CAMS[name], CAMS[name].variants.get(name, {}))
+    known = {**CAPTUM_METHODS, **_registered, **_plugins()}
+    if name not in known:
         raise WrongArgument(
             f"there is no method {name!r}{suggestion(name, names())} Give one of {', '.join(names())}, torchcam:NAME, "
             "grad_cam:NAME, or package.module:function."
         )
-    return factory
+    return known[name]
 
 
-def _from_outside(name: str, factory: Factory, model: Module, layer: Module, settings: MethodSettings) -> Attribute:
-    """The factory's method, with whatever is raised by either as a ``Failure``."""
-    with _failing_as(name):
-        method = factory(model, layer, settings)
-    if not callable(method):
-        raise WrongArgument(f"{name}: returned {type(method).__name__}; give a function that returns a function.")
-
-    def attribute(inputs: Tensor, target: Tensor, baselines: Tensor) -> Tensor:
-        with _failing_as(name):
-            return method(inputs, target, baselines)
-
-    return attribute
+def _is_ours(name: str) -> bool:
+    """Whether the method is this package's or Captum's."""
+    return name in CAPTUM_METHODS or (name in CAMS and CAMS[name].__module__.startswith("captum_unioncam."))
 
 
 @contextmanager
 def _failing_as(name: str) -> Iterator[None]:
+    """Whatever others' methods raise is a ``Failure``; this package's and Captum's raise what they raise."""
     try:
         yield
     except (Failure, WrongArgument):
         raise
     except Exception as error:
+        if _is_ours(name):
+            raise
         raise Failure(
             f"{name}: raised {type(error).__name__}: {one_line(error).rstrip('.')}; try another layer or method."
         ) from error
@@ -216,13 +208,14 @@ def _check_shape(name: str, result: Any, inputs: Tensor) -> None:
 
 
 @contextmanager
-def _numpy_follows_torch() -> Iterator[None]:
-    """Seeds NumPy's global generator, which Captum and others draw from, by torch's, and gives its state back."""
+def _gradients_and_seeds() -> Iterator[None]:
+    """Enables gradients, and seeds NumPy's global generator, which Captum draws from, by torch's; restores both."""
     state = np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         # Not drawn from torch's own sequence, which the method continues.
         np.random.seed(int(torch.randint(2**32, ())))
     try:
-        yield
+        with torch.enable_grad():
+            yield
     finally:
         np.random.set_state(state)

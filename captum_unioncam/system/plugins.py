@@ -26,7 +26,7 @@ def load_entry_points(group: str) -> dict[str, Any]:
         except Exception as error:
             package = point.dist.name if point.dist else point.module
             warnings.warn(
-                f"{package}: loading {point.value}, its {point.name!r} of {group}, raised {type(error).__name__}: "
+                f"{package}: loading {point.name!r} of {group} ({point.value}) raised {type(error).__name__}: "
                 f"{one_line(error).rstrip('.')}; it is left out.",
                 stacklevel=2,
             )

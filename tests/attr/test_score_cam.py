@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from captum_unioncam import LayerScoreCam
-from captum_unioncam.attr.score_cam import channels_to_score, region_weights
+from captum_unioncam.attr.score_cam import region_weights
+from captum_unioncam.engine.scoring import channels_to_score
 from tests.attr import reference
 from tests.networks import CHANNELS, TinyNet, same, tiny_inputs
 

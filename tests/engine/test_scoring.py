@@ -30,7 +30,7 @@ class Counting(nn.Module):
 def scores(net, inputs, **kwargs):
     scorer = MaskedScorer(net, (inputs,), None, [1], None, **kwargs)
     activations = TinyNet(activation=nn.SiLU()).features(inputs).detach()
-    return scorer.channel_scores(activations, torch.ones(activations.shape[:2], dtype=torch.bool))[0]
+    return scorer.sweep(activations, torch.ones(activations.shape[:2], dtype=torch.bool))[0]
 
 
 def test_all_examples_share_one_queue_of_chunks_of_constant_size():
@@ -116,7 +116,7 @@ def test_masks_are_made_chunk_by_chunk():
     net, inputs = TinyNet(), tiny_inputs(examples=16)
     activations = net.features(inputs).detach()
     with Watch():
-        MaskedScorer(net, (inputs,), None, [1], None, internal_batch_size=2).channel_scores(
+        MaskedScorer(net, (inputs,), None, [1], None, internal_batch_size=2).sweep(
             activations, torch.ones(16, CHANNELS, dtype=torch.bool)
         )
     every_mask = 16 * CHANNELS * inputs[0, :1].nbytes
@@ -237,7 +237,7 @@ def test_a_single_row_does_not_ask_the_device_for_its_target():
         scorer = MaskedScorer(TinyNet(), (tiny_inputs(),), None, [[0, 1, 2]], None, internal_batch_size=batch_size)
         items = 0
         with Watch():
-            scorer.channel_scores(torch.randn(3, 5, 4, 3).double(), torch.ones(3, 5, dtype=torch.bool))
+            scorer.sweep(torch.randn(3, 5, 4, 3).double(), torch.ones(3, 5, dtype=torch.bool))
         counts.append(items)
     assert counts[0] == counts[1]
 

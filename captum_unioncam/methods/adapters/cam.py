@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Module
 
+from captum_unioncam.attr.base import CamAttribution
 from captum_unioncam.methods.settings import Explained, Factory, MethodSettings
 
 
@@ -24,7 +25,12 @@ class CamMethod:
     """
 
     def __init__(
-        self, cam_class: type[Any], fixed: Mapping[str, Any], model: Module, layer: Module, settings: MethodSettings
+        self,
+        cam_class: type[CamAttribution[Any]],
+        fixed: Mapping[str, Any],
+        model: Module,
+        layer: Module,
+        settings: MethodSettings,
     ) -> None:
         given = {field.name: getattr(settings, field.name) for field in fields(settings)}
         self.cam = cam_class(model, layer, **_taken_by(cam_class, given))
@@ -37,16 +43,11 @@ class CamMethod:
 
     def each(self, inputs: Tensor, targets: Tensor, baselines: Tensor) -> list[Explained]:
         """What it says of each of the targets (N, T), with details where it has them."""
-        if not hasattr(self.cam, "attribute_targets"):
-            return [Explained(self(inputs, target, baselines)) for target in targets.unbind(1)]
-        has_details = "return_details" in self._takes
-        more = {"return_details": True} if has_details else {}
-        result = self.cam.attribute_targets(inputs, targets, **self._with(baselines), **more)
-        stacked, details = result if has_details else (result, None)
-        return [
-            Explained(attributions, details.of_target(t) if has_details else None)
-            for t, attributions in enumerate(stacked.unbind(1))
-        ]
+        if not self.cam.gives_details:
+            stacked: Tensor = self.cam.attribute_targets(inputs, targets, **self._with(baselines))
+            return [Explained(attributions) for attributions in stacked.unbind(1)]
+        stacked, details = self.cam.attribute_targets(inputs, targets, return_details=True, **self._with(baselines))
+        return [Explained(attributions, details.of_target(t)) for t, attributions in enumerate(stacked.unbind(1))]
 
     def _with(self, baselines: Tensor) -> dict[str, Any]:
         return {**self._arguments, **({"baselines": baselines} if "baselines" in self._takes else {})}
@@ -58,6 +59,6 @@ def _taken_by(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[st
     return {name: value for name, value in given.items() if name in parameters and value is not None}
 
 
-def cam(cam_class: type[Any], fixed: Mapping[str, Any] | None = None) -> Factory:
+def cam(cam_class: type[CamAttribution[Any]], fixed: Mapping[str, Any]) -> Factory:
     """The factory of a CAM class, ``fixed`` being arguments of its ``attribute`` that no settings change."""
-    return partial(CamMethod, cam_class, fixed or {})
+    return partial(CamMethod, cam_class, fixed)

@@ -5,17 +5,29 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from captum.attr import GradientShap, IntegratedGradients, Occlusion
+from captum.attr import (
+    Deconvolution,
+    GradientShap,
+    GuidedBackprop,
+    GuidedGradCam,
+    InputXGradient,
+    IntegratedGradients,
+    LayerGradCam,
+    LayerGradientXActivation,
+    Occlusion,
+    Saliency,
+)
 from torch import Tensor
 from torch.nn import Module
 
+from captum_unioncam.methods.adapters.in_place import without_in_place
 from captum_unioncam.methods.settings import Attribute, Factory, MethodSettings
 
 # Rows in a pass of Captum's methods that run many, unless the settings say otherwise.
 _PASS_ROWS = 32
 
 
-def of_layer(attribution: Any, **arguments: Any) -> Factory:
+def _of_layer(attribution: Any, **arguments: Any) -> Factory:
     """Captum's attribution of a model and a layer."""
 
     def factory(model: Module, layer: Module, _settings: MethodSettings) -> Attribute:
@@ -25,7 +37,7 @@ def of_layer(attribution: Any, **arguments: Any) -> Factory:
     return factory
 
 
-def of_input(attribution: Any) -> Factory:
+def _of_input(attribution: Any) -> Factory:
     """Captum's attribution of a model alone."""
 
     def factory(model: Module, _layer: Module, _settings: MethodSettings) -> Attribute:
@@ -35,7 +47,7 @@ def of_input(attribution: Any) -> Factory:
     return factory
 
 
-def integrated_gradients(model: Module, _layer: Module, settings: MethodSettings) -> Attribute:
+def _integrated_gradients(model: Module, _layer: Module, settings: MethodSettings) -> Attribute:
     method = IntegratedGradients(model)
 
     def attribute(inputs: Tensor, target: Tensor, baselines: Tensor) -> Tensor:
@@ -47,7 +59,7 @@ def integrated_gradients(model: Module, _layer: Module, settings: MethodSettings
     return attribute
 
 
-def gradient_shap(model: Module, _layer: Module, _settings: MethodSettings) -> Attribute:
+def _gradient_shap(model: Module, _layer: Module, _settings: MethodSettings) -> Attribute:
     method = GradientShap(model)
 
     def attribute(inputs: Tensor, target: Tensor, baselines: Tensor) -> Tensor:
@@ -58,7 +70,7 @@ def gradient_shap(model: Module, _layer: Module, _settings: MethodSettings) -> A
     return attribute
 
 
-def occlusion(model: Module, _layer: Module, settings: MethodSettings) -> Attribute:
+def _occlusion(model: Module, _layer: Module, settings: MethodSettings) -> Attribute:
     method = Occlusion(model)
 
     def attribute(inputs: Tensor, target: Tensor, baselines: Tensor) -> Tensor:
@@ -74,3 +86,17 @@ def occlusion(model: Module, _layer: Module, settings: MethodSettings) -> Attrib
         return attributions
 
     return attribute
+
+
+CAPTUM_METHODS: dict[str, Factory] = {
+    "grad_cam": _of_layer(LayerGradCam, relu_attributions=True),
+    "layer_grad_x_activation": _of_layer(LayerGradientXActivation),
+    "guided_grad_cam": without_in_place(_of_layer(GuidedGradCam, interpolate_mode="bilinear")),
+    "guided_backprop": without_in_place(_of_input(GuidedBackprop)),
+    "deconvolution": without_in_place(_of_input(Deconvolution)),
+    "saliency": _of_input(Saliency),
+    "input_x_gradient": _of_input(InputXGradient),
+    "integrated_gradients": _integrated_gradients,
+    "gradient_shap": _gradient_shap,
+    "occlusion": _occlusion,
+}

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from captum_unioncam.methods.adapters.peers import Peer
 from captum_unioncam.methods.settings import Attribute, MethodSettings
 
 
-def grad_cam(cam_class: Any, model: Module, layer: Module, settings: MethodSettings) -> Attribute:
+def _grad_cam(cam_class: Any, model: Module, layer: Module, settings: MethodSettings) -> Attribute:
     # FullGrad takes every layer with a bias, and prints a warning when given one.
     layers = [] if cam_class.__name__ == "FullGrad" else [layer]
 
@@ -43,3 +44,6 @@ def _grad_cam_target(cam_class: Any, index: int) -> dict[str, Any]:
         return {"target_idx": index}
     # A target picks the score from an output with or without a batch dimension.
     return {"targets": [itemgetter((..., index))]}
+
+
+GRAD_CAM = Peer("grad-cam", "pytorch_grad_cam", "target_layers", _grad_cam)

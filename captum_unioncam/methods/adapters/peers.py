@@ -4,54 +4,25 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from torch import Tensor
 from torch.nn import Module
 
-from captum_unioncam.methods.adapters.grad_cam import grad_cam
-from captum_unioncam.methods.adapters.torchcam import torchcam
+from captum_unioncam.methods.adapters.in_place import without_in_place
 from captum_unioncam.methods.settings import Attribute, Factory, MethodSettings
 from captum_unioncam.system.errors import Failure, WrongArgument, one_line
 from captum_unioncam.system.imports import suggestion
 
 
-def without_in_place(factory: Factory) -> Factory:
-    """The method, run on a model none of whose modules writes into its input, as ReLUs with ``inplace`` do.
-
-    Captum cannot hook those, and what torchcam and grad-cam keep of a layer's output would be overwritten.
-    """
-
-    def factory_without(model: Module, layer: Module, settings: MethodSettings) -> Attribute:
-        method = factory(model, layer, settings)
-
-        def attribute(inputs: Tensor, target: Tensor, baselines: Tensor) -> Tensor:
-            in_place: list[Any] = [module for module in model.modules() if getattr(module, "inplace", False) is True]
-            try:
-                for module in in_place:
-                    module.inplace = False
-                with warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", "Setting backward hooks|Input Tensor 0 did not")
-                    return method(inputs, target, baselines)
-            finally:
-                for module in in_place:
-                    module.inplace = True
-
-        return attribute
-
-    return factory_without
-
-
 @dataclass(frozen=True)
-class _Peer:
+class Peer:
     """A package of CAM classes, each made of a model and a layer, and run example by example.
 
     One example at a time, since some hold a mask or a masked input for every channel of the whole batch at once. The
-    hooks that they leave on the model are taken off by ``_left_as_found``.
+    hooks that they leave on the model are taken off by ``left_as_found``.
     """
 
     distribution: str
@@ -81,12 +52,6 @@ class _Peer:
         except TypeError:
             return False
         return True
-
-
-PEERS = {
-    "torchcam": _Peer("torchcam", "torchcam.methods", "target_layer", torchcam),
-    "grad_cam": _Peer("grad-cam", "pytorch_grad_cam", "target_layers", grad_cam),
-}
 
 
 def _folded(name: str) -> str:

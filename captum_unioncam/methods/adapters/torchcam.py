@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import Linear, Module
 
+from captum_unioncam.methods.adapters.peers import Peer
 from captum_unioncam.methods.settings import Attribute, MethodSettings
 
 
-def torchcam(cam_class: Any, model: Module, layer: Module, settings: MethodSettings) -> Attribute:
+def _torchcam(cam_class: Any, model: Module, layer: Module, settings: MethodSettings) -> Attribute:
     linear = [module for module in model.modules() if isinstance(module, Linear)]
     # CAM's weights are those of the only fully connected layer; torchcam finds it as well, and logs so for each call.
     arguments = {"fc_layer": linear[0]} if cam_class.__name__ == "CAM" and len(linear) == 1 else {}
@@ -27,3 +28,6 @@ def torchcam(cam_class: Any, model: Module, layer: Module, settings: MethodSetti
         return torch.stack(maps)
 
     return attribute
+
+
+TORCHCAM = Peer("torchcam", "torchcam.methods", "target_layer", _torchcam)

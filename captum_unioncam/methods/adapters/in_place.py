@@ -1,0 +1,37 @@
+"""Methods that cannot explain models whose modules write into their inputs."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from torch import Tensor
+from torch.nn import Module
+
+from captum_unioncam.methods.settings import Attribute, Factory, MethodSettings
+
+
+def without_in_place(factory: Factory) -> Factory:
+    """The method, run on a model none of whose modules writes into its input, as ReLUs with ``inplace`` do.
+
+    Captum cannot hook those, and what torchcam and grad-cam keep of a layer's output would be overwritten.
+    """
+
+    def factory_without(model: Module, layer: Module, settings: MethodSettings) -> Attribute:
+        method = factory(model, layer, settings)
+
+        def attribute(inputs: Tensor, target: Tensor, baselines: Tensor) -> Tensor:
+            in_place: list[Any] = [module for module in model.modules() if getattr(module, "inplace", False) is True]
+            try:
+                for module in in_place:
+                    module.inplace = False
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", "Setting backward hooks|Input Tensor 0 did not")
+                    return method(inputs, target, baselines)
+            finally:
+                for module in in_place:
+                    module.inplace = True
+
+        return attribute
+
+    return factory_without
