@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_unioncam.engine.layouts.torchvision import KnownTransforms, last_token_layers
+from captum_unioncam.engine.layouts.with_maps import WithMaps
 from captum_unioncam.engine.model_state import evaluation_mode
 
 
@@ -36,28 +38,15 @@ def find_spatial_layer(model: Module, inputs: Tensor | tuple[Tensor, ...]) -> tu
         >>> attr = LayerUnionCam(model, layer).attribute(images, target=3)
     """
     inputs = inputs if isinstance(inputs, tuple) else (inputs,)
-    input_dims = {x.dim() for x in inputs if x.dim() > 2}
-    token_layers = last_token_layers(model)
+    dims = {x.dim() for x in inputs if x.dim() > 2}
+    tokens = last_token_layers(model)
     transforms = KnownTransforms([model])
-    found: dict[str, Module] = {}
 
-    def look(name: str, module: Module) -> Any:
-        def hook(_module: Module, _args: Any, output: Any) -> None:
-            # Of a layer that runs several times, the last run is what is explained.
-            found.pop(name, None)
-            maps = isinstance(output, Tensor) and output.dim() in input_dims
-            if module in token_layers or (maps and transforms.has_space(module, output, input_dims)):
-                found[name] = module
+    def is_usual(layer: Module, output: Any) -> bool:
+        maps = isinstance(output, Tensor) and output.dim() in dims
+        return layer in tokens or (maps and transforms.has_space(layer, output, dims))
 
-        return module.register_forward_hook(hook)
-
-    handles = [look(name, module) for name, module in model.named_modules() if name]
-    try:
-        with evaluation_mode(model), torch.no_grad():
-            model(*(x.detach().clone() for x in inputs))
-    finally:
-        for handle in handles:
-            handle.remove()
+    found = _layers_run(model, inputs, is_usual)
     if not found:
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
         raise ValueError(
@@ -65,3 +54,45 @@ def find_spatial_layer(model: Module, inputs: Tensor | tuple[Tensor, ...]) -> tu
             "position; name the layer to explain, or give larger inputs."
         )
     return next(reversed(found.items()))
+
+
+def spatial_layers(model: Module, inputs: Tensor) -> dict[str, Module]:
+    """All layers that can be explained, by running the model once: those whose output has space, tokens included.
+
+    Args:
+        model (torch.nn.Module): Left as it was found; runs in evaluation mode.
+        inputs (Tensor): An example or more, (N, C, *spatial).
+
+    Returns:
+        *dict[str, Module]*: By dotted name, in the order in which they run.
+    """
+    transforms = KnownTransforms([model])
+    return _layers_run(model, (inputs,), lambda layer, output: transforms.has_space(layer, output, {inputs.dim()}))
+
+
+def _layers_run(
+    model: Module, inputs: tuple[Tensor, ...], is_wanted: Callable[[Module, Any], bool]
+) -> dict[str, Module]:
+    """The layers whose output is wanted, in the order in which they run."""
+    found: dict[str, Module] = {}
+
+    def look(name: str, module: Module) -> Any:
+        def hook(_module: Module, _args: Any, output: Any) -> None:
+            # Of a layer that runs several times, the last run is what is explained.
+            found.pop(name, None)
+            if is_wanted(module, output):
+                found[name] = module
+
+        return module.register_forward_hook(hook)
+
+    modules = {name: module for name, module in model.named_modules() if name}
+    # What was put around a layer is not in the model as its user knows it.
+    within = tuple(f"{name}." for name, module in modules.items() if isinstance(module, WithMaps))
+    handles = [look(name, module) for name, module in modules.items() if not name.startswith(within)]
+    try:
+        with evaluation_mode(model), torch.no_grad():
+            model(*(x.detach().clone() for x in inputs))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
