@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import re
 import shutil
 import site
 import subprocess
 import sys
+import tomllib
 import venv
-from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires, version
 from pathlib import Path
 from zipfile import ZipFile
 
+import grimp
 import pytest
 
 from captum_unioncam import __version__
@@ -36,20 +37,35 @@ assert main(["evaluate", "demo", "--limit", "2", "--workers", "0", *quick]) == 0
 assert main(["report"]) == 0
 """
 
-# Captum itself imports Matplotlib, and thereby Pillow and NumPy.
+# With the names of packages that it may import. Captum loads Matplotlib by itself, and thereby Pillow and NumPy, which
+# are out of reach from then on.
 LIBRARY_ALONE = """
 import sys
-import captum.attr, torch
+from importlib.metadata import packages_distributions
+import captum.attr, captum.metrics, torch
 
-others = "PIL", "gradio", "jinja2", "matplotlib", "numpy", "pandas", "safetensors", "torchvision", "typer"
+others = {*packages_distributions()} - {*sys.argv[1:]}
 for name in {*sys.modules, *others}:
     if name.partition(".")[0] in others:
         sys.modules[name] = None
-from captum_unioncam import LayerUnionCam
+from captum_unioncam import LayerScoreCam, LayerUnionCam, UpsampledAttribution, find_spatial_layer, metrics
+import captum_unioncam.testing
 
 model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 2), torch.nn.Flatten(), torch.nn.Linear(8, 3))
-assert LayerUnionCam(model, model[0]).attribute(torch.rand(1, 1, 3, 3), 0).shape == (1, 1, 2, 2)
+images = torch.rand(2, 1, 3, 3)
+name, layer = find_spatial_layer(model, images)
+assert name == "0"
+for method in LayerScoreCam, LayerUnionCam:
+    assert method(model, layer).attribute(images, 0).shape == (2, 1, 2, 2)
+maps = UpsampledAttribution(LayerUnionCam(model, layer)).attribute(images, target=0)
+assert maps.shape == images.shape
+for metric in metrics.confidence_drop, metrics.confidence_increase, metrics.insertion, metrics.deletion:
+    assert metric(model, images, maps, 0).shape == (2,)
+objects = torch.ones(2, 1, 3, 3, dtype=torch.bool)
+for metric in metrics.pointing_game, metrics.energy_pointing_game:
+    assert metric(maps, objects).shape == (2,)
 """
+LIBRARY = "attr", "engine", "metrics", "system", "testing"
 
 
 def run(*command: str | Path, cwd: Path) -> str:
@@ -131,39 +147,63 @@ def test_the_installed_package_compares_evaluates_and_reports(installed, tmp_pat
     assert "</html>" in (tmp_path / "evaluation" / "report" / "report.html").read_text()
 
 
-def test_the_library_needs_torch_and_captum_alone(tmp_path):
-    run(sys.executable, "-c", LIBRARY_ALONE, cwd=tmp_path)
-
-
-def imported(path: Path) -> Iterator[str]:
-    """The names that a file imports as it is loaded itself; ``a.b`` for ``from a import b``."""
-    unread: list[ast.AST] = [ast.parse(path.read_text())]
+def with_what_they_need(*distributions: str) -> set[str]:
+    """The distributions and all that they require themselves, extras apart, in lower case and with "-" for "_"."""
+    found: set[str] = set()
+    unread = list(distributions)
     while unread:
-        node = unread.pop()
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield from (f"{'.' * node.level}{node.module}.{alias.name}" for alias in node.names)
-        elif not isinstance(node, ast.FunctionDef) and not is_passed_over(node):
-            unread += ast.iter_child_nodes(node)
+        name = re.sub(r"[-_.]+", "-", unread.pop().lower())
+        if name not in found:
+            found.add(name)
+            with suppress(PackageNotFoundError):
+                wanted = [line for line in requires(name) or [] if "extra ==" not in line]
+                unread += [re.findall(r"^[\w.-]+", line)[0] for line in wanted]
+    return found
 
 
-def is_passed_over(node: ast.AST) -> bool:
-    """Whether it is a block for type checkers, or for the file as a program."""
-    return isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "__name__ == '__main__'")
+def test_the_library_needs_torch_and_captum_alone(installed, tmp_path):
+    distributions = with_what_they_need("torch", "captum") - {"matplotlib", "numpy", "pillow"}
+    packages = {
+        package
+        for package, held_by in packages_distributions().items()
+        if distributions & {re.sub(r"[-_.]+", "-", name.lower()) for name in held_by}
+    }
+    assert {"torch", "captum"} <= packages
+    run(installed / "python", "-c", LIBRARY_ALONE, "captum_unioncam", *sorted(packages), cwd=tmp_path)
 
 
-def test_imports_run_upwards_in_the_list_of_contributing():
+def test_imports_keep_the_rules_of_pyproject():
+    run(Path(sys.executable).with_name("lint-imports"), "--no-logo", "--no-cache", cwd=ROOT)
+
+
+def test_no_file_of_the_library_imports_anything_else():
+    """Not even where it is called, and whether or not the rules of pyproject.toml name it."""
+    graph = grimp.build_graph(
+        PACKAGE.name, include_external_packages=True, exclude_type_checking_imports=True, cache_dir=None
+    )
+    for wing in LIBRARY:
+        module = f"{PACKAGE.name}.{wing}"
+        for file in {module, *graph.find_descendants(module)}:
+            names = {name.partition(".")[0] for name in graph.find_modules_directly_imported_by(file)}
+            assert names - sys.stdlib_module_names <= {PACKAGE.name, "captum", "torch"}, file
+
+
+def test_contributing_lists_and_draws_the_wings_of_pyproject():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (layers,) = (contract["layers"] for contract in contracts if contract["type"] == "layers")
+    wings = [re.findall(r"\w+", layer) for layer in layers]
     (listing,) = re.findall(r"```\ncaptum_unioncam/\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.DOTALL)
     listed = re.findall(r"^  (\w+)(?:\.py|/) ", listing, flags=re.MULTILINE)
-    module_of = {path: path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in PACKAGE.rglob("*.py")}
-    assert sorted(listed) == sorted(set(module_of.values()))
-    for path, module in module_of.items():
-        allowed = listed[: listed.index(module) + 1]
-        for name in imported(path):
-            package, _, rest = name.partition(".")
-            assert package, f"{path}: the relative import {name} is not followed by this test"
-            if package == PACKAGE.name:
-                wanted = rest.partition(".")[0]
-                # What is no module comes from the package itself.
-                assert (wanted if wanted in listed else "__init__") in allowed, f"{path} imports {name}"
+    assert sorted(listed) == sorted(["__init__", *(wing for level in wings for wing in level)])
+    level_of = {wing: level for level, wings_there in enumerate(wings) for wing in wings_there}
+    levels = [level_of[wing] for wing in listed if wing != "__init__"]
+    assert levels == sorted(levels)
+    drawn = re.findall(r'font-weight="bold"[^>]*>(\w+)<', (ROOT / "docs" / "wings.svg").read_text())
+    assert sorted(["__main__", *drawn]) == sorted(level_of)
+
+
+def test_the_bug_report_asks_with_a_command_that_runs(tmp_path):
+    form = (ROOT / ".github" / "ISSUE_TEMPLATE" / "bug_report.yml").read_text()
+    (code,) = re.findall(r'`python -c "(.*?)"`', form, flags=re.DOTALL)
+    printed = run(sys.executable, "-c", " ".join(code.split()), cwd=tmp_path)
+    assert __version__ in printed

@@ -1,6 +1,6 @@
 """Attribution methods: one file a method, named as the method. ``base.py`` is what they share.
 
-Imports the engine, torch and captum. Subclasses of ``CamAttribution`` register by themselves: every module of this
+Imports engine, system, torch and captum. Subclasses of ``CamAttribution`` register by themselves: every module of this
 folder is imported here, so that a new file is all that a new method needs.
 """
 

@@ -1,4 +1,4 @@
 """The command ``captum-unioncam``.
 
-May import everything but the app's page; imports what is slow to import only when it is to run.
+May import every other wing. Imports what is slow to import only when it is to run.
 """

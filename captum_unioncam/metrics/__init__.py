@@ -11,7 +11,7 @@ Example::
     >>> average_drop = 100 * metrics.confidence_drop(model, images, attr, labels).mean()
     >>> area = metrics.insertion(model, images, attr, labels)  # (N,)
 
-One file a family of metrics; ``table.py`` lists them for evaluations. Imports the engine, torch and captum. Every
+One file a family of metrics; ``table.py`` lists them for evaluations. Imports engine, system, torch and captum. Every
 module of this folder is imported here, so that a new file is all that a new metric needs.
 """
 

@@ -1,0 +1,143 @@
+"""What others build on: public names and the command's options. The lists here change only on purpose."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+from typer.main import get_command
+
+import captum_unioncam
+from captum_unioncam.cli.main import app
+
+NAMES = {
+    "captum_unioncam": [
+        "LayerDenoisedGradCam",
+        "LayerScoreCam",
+        "LayerUnionCam",
+        "UnionCamDetails",
+        "UpsampledAttribution",
+        "channels_last_to_maps",
+        "find_spatial_layer",
+        "fuse",
+        "tokens_to_maps",
+    ],
+    "captum_unioncam.metrics": [
+        "Curve",
+        "box_masks",
+        "confidence_drop",
+        "confidence_increase",
+        "deletion",
+        "energy_pointing_game",
+        "insertion",
+        "pointing_game",
+    ],
+    "captum_unioncam.methods": ["MethodSettings", "create", "names", "register"],
+    "captum_unioncam.demo": [
+        "CLASS_NAMES",
+        "EXPLAINED_LAYER",
+        "DemoNet",
+        "generate",
+        "load_model",
+        "load_picture",
+        "write_image_folder",
+        "write_voc",
+    ],
+}
+
+HOMES = {
+    "LayerDenoisedGradCam": "attr.denoised_grad_cam",
+    "LayerScoreCam": "attr.score_cam",
+    "LayerUnionCam": "attr.union_cam",
+    "UnionCamDetails": "attr.union_cam",
+    "UpsampledAttribution": "attr.upsampled",
+    "channels_last_to_maps": "engine.layouts.base",
+    "find_spatial_layer": "attr.find_layer",
+    "fuse": "attr.fuse",
+    "tokens_to_maps": "engine.layouts.base",
+}
+
+MODEL = "--model --weights --device"
+EXPLAINED = f"{MODEL} --layer --preprocess --confidence --theta --max-channels --dtype --batch-size"
+OPTIONS = {
+    "": "--version",
+    "explain": f"{EXPLAINED} --target --top-k --channel-weights --output --out --format",
+    "methods": "",
+    "compare": f"{EXPLAINED} --target --methods --steps --seed --output --out",
+    "evaluate": f"{EXPLAINED} --methods --steps --seed --output --out --classes --limit --protocol --workers "
+    "--retry-failures",
+    "report": "",
+    "app": f"{MODEL} --host --port",
+}
+ARGUMENTS = {"explain": "images", "compare": "image", "evaluate": "data", "report": "folder"}
+
+HELP = "from captum_unioncam.cli.main import main\nassert main(['--help']) == main(['compare', '--help']) == 0"
+SLOW = "PIL", "captum", "jinja2", "matplotlib", "numpy", "pandas", "scipy", "torch", "torchvision"
+OTHERS = "PIL", "gradio", "jinja2", "matplotlib", "pandas", "safetensors", "scipy", "torchvision", "typer"
+
+
+def loaded_by(code: str, *packages: str) -> list[str]:
+    """Those of the packages that code has loaded by its end, in a process of its own."""
+    ask = f"{code}\nimport sys\nprint(*(name for name in {packages!r} if name in sys.modules))"
+    result = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()[-1].split()
+
+
+@pytest.mark.parametrize("module", NAMES)
+def test_the_public_names(module):
+    imported = importlib.import_module(module)
+    assert sorted(imported.__all__) == sorted(NAMES[module])
+    assert set(NAMES[module]) <= set(dir(imported))
+    for name in NAMES[module]:
+        assert getattr(imported, name) is not None
+
+
+def test_the_package_hands_on_what_its_wings_hold():
+    assert sorted(HOMES) == sorted(NAMES["captum_unioncam"])
+    for name, home in HOMES.items():
+        wing = importlib.import_module(f"captum_unioncam.{home}")
+        assert getattr(captum_unioncam, name) is getattr(wing, name)
+
+
+def test_all_names_come_with_a_star():
+    names: dict[str, object] = {}
+    exec("from captum_unioncam import *", names)
+    assert set(NAMES["captum_unioncam"]) <= set(names)
+
+
+def test_a_misspelled_name_is_no_attribute():
+    with pytest.raises(AttributeError, match=r"'captum_unioncam' has no attribute 'LayerUnionCAM'"):
+        getattr(captum_unioncam, "LayerUnionCAM")  # noqa: B009
+    with pytest.raises(ImportError, match="LayerUnionCAM"):
+        exec("from captum_unioncam import LayerUnionCAM")
+
+
+def test_the_commands_options():
+    group = get_command(app)
+    commands = {"": group, **group.commands}
+    options = {
+        name: sorted(
+            option for parameter in command.params if parameter.param_type_name == "option" for option in parameter.opts
+        )
+        for name, command in commands.items()
+    }
+    assert options == {name: sorted(names.split()) for name, names in OPTIONS.items()}
+    arguments = {
+        name: [parameter.name for parameter in command.params if parameter.param_type_name == "argument"]
+        for name, command in commands.items()
+    }
+    assert {name: " ".join(names) for name, names in arguments.items() if names} == ARGUMENTS
+
+
+@pytest.mark.parametrize("code", ["import captum_unioncam", "import captum_unioncam.cli.main", HELP])
+def test_nothing_slow_is_loaded_before_it_is_used(code):
+    assert loaded_by(code, *SLOW) == []
+
+
+def test_the_library_loads_nothing_of_the_command():
+    # What Captum itself loads is no matter of ours.
+    before = loaded_by("import captum.attr", *OTHERS)
+    assert loaded_by("from captum_unioncam import LayerUnionCam", *OTHERS) == before
