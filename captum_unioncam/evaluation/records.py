@@ -215,7 +215,7 @@ def read_settings(folder: Path) -> EvaluationSettings | None:
         settings = json.loads(path.read_bytes())
         if not isinstance(settings, dict):
             raise ValueError("it holds no evaluation")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise Failure(f"cannot read {path}: {one_line(error)}; give another folder.") from error

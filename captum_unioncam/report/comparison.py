@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import textwrap
-
 import pandas as pd
 from matplotlib.figure import Figure
 
 from captum_unioncam.evaluation.compare import Comparison
 from captum_unioncam.report.html import png_uri, render
 from captum_unioncam.report.panels import HeatMap, panel, png
-
-# What fits above a map.
-_TITLE_WIDTH = 32
 
 
 def comparison_table(comparison: Comparison) -> pd.DataFrame:
@@ -34,8 +29,7 @@ def comparison_panel(comparison: Comparison) -> Figure:
     heat_maps = []
     for method, judged in comparison.judgements.items():
         areas = ", ".join(f"{name} {judged.values[name]:.2f}" for name in judged.curves)
-        lines = [line for text in (method, areas) for line in textwrap.wrap(text, _TITLE_WIDTH)]
-        heat_maps.append(HeatMap(judged.attribution, "\n".join(lines)))
+        heat_maps.append(HeatMap(judged.attribution, f"{method}\n{areas}".rstrip()))
     title = f"{comparison.class_name}  {comparison.confidence:.2f}   |   layer {comparison.layer}"
     return panel(comparison.photo, heat_maps, title)
 

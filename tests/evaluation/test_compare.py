@@ -4,6 +4,7 @@ import io
 import itertools
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,12 @@ from PIL import Image
 from captum_unioncam import demo, methods, metrics
 from captum_unioncam.demo.pictures import CLASS_NAMES
 from captum_unioncam.evaluation.compare import Comparison, compare
+from captum_unioncam.evaluation.explain import Explainer, Settings
 from captum_unioncam.evaluation.judge import Judge
 from captum_unioncam.methods.settings import MethodSettings
+from captum_unioncam.metrics import table as metric_table
 from captum_unioncam.models.subject import ExplainedModel
+from captum_unioncam.report.comparison import comparison_page, comparison_panel, comparison_text
 from tests.cli.test_cli import one_error, output_files, picture, run
 from tests.metrics import reference
 
@@ -99,8 +103,9 @@ def test_the_numbers_are_those_of_each_method_and_metric(capsys):
         *("method", "drop ↓", "increase ↑", "insertion ↑", "deletion ↓", "seconds ↓"),
     ]
     for line, (name, row) in zip(lines[2:4], rows.iterrows(), strict=True):
-        shown = [f"{row[column]:.3f}" for column in COLUMNS[1:6]]
+        shown = [f"{row[column]:.3f}" for column in COLUMNS[1:5]]
         shown[1] = f"{row['increase']:.0f}"
+        shown.append(f"{row['seconds']:.3g}")
         assert line.split() == [name, *shown]
     stem = OUTPUT / f"demo-{CLASS_NAMES[2]}"
     assert lines[4:] == [f"{stem}.png, {stem}.csv, {stem}.html"]
@@ -152,6 +157,8 @@ def test_the_page_shows_the_panel_and_the_table(capsys, open_page, tmp_path, wid
     with Image.open(written("png")) as panel:
         assert image.evaluate("image => [image.naturalWidth, image.naturalHeight]") == list(panel.size)
     assert page.locator("thead").first.locator("th").all_inner_texts()[1:3] == ["drop\u00a0↓", "increase\u00a0↑"]
+    drop = "The share of its confidence that the model loses when it sees the picture through the map."
+    assert page.locator("li", has_text="drop ↓").inner_text() == f"drop ↓: {drop}"
     cells = page.locator("table").first.locator("tbody tr").first.locator("td").all_inner_texts()
     assert cells[2] == f"{table().loc['grad_cam', 'insertion']:.3f}"
 
@@ -161,7 +168,8 @@ def test_the_page_escapes_every_text(open_page, tmp_path):
     failing = {f"failing{HOSTILE}": HOSTILE}
     judged = compare(judge_of("grad_cam"), HOSTILE, demo.load_picture())
     judgements = {f"method{HOSTILE}": judged.judgements["grad_cam"]}
-    page.write_bytes(Comparison(HOSTILE, judged.photo, HOSTILE, 0.5, HOSTILE, judgements, failing).page())
+    hostile = Comparison(HOSTILE, judged.photo, 0, HOSTILE, 0.5, HOSTILE, judged.metrics, judgements, failing)
+    page.write_bytes(comparison_page(hostile))
     opened = open_page(page)
     assert opened.locator("img").count() == 1
     assert opened.locator("p").first.inner_text() == (f"{HOSTILE}: class {HOSTILE}, confidence 0.50; layer {HOSTILE}.")
@@ -172,18 +180,46 @@ def judge_of(*names):
     return Judge(ExplainedModel(device="cpu"), names, MethodSettings(), steps=2)
 
 
+def test_a_metric_of_ones_own_has_a_column(monkeypatch):
+    monkeypatch.setattr(metric_table, "_metrics", dict(metric_table._metrics))
+
+    @metric_table.metric("size", "map's size", larger_is_better=True, form=".0f", description="How large it is.")
+    def size(attributions):
+        return attributions.new_full((len(attributions),), attributions[0].numel())
+
+    compared = compare(judge_of("grad_cam"), "a picture", demo.load_picture())
+    assert list(compared.table().columns) == [*COLUMNS[:5], "size", "seconds", "error"]
+    assert compared.table()["size"].tolist() == [112 * 112]
+    heading, row = comparison_text(compared).splitlines()
+    assert "size ↑" in heading
+    assert row.split()[5] == str(112 * 112)
+    assert "size ↑: How large it is." in comparison_page(compared).decode()
+
+
+def test_a_comparison_has_what_an_explanation_has():
+    judge = Judge(ExplainedModel(device="cpu"), ["union_cam", "grad_cam"], MethodSettings(), steps=2)
+    compared = compare(judge, "a picture", demo.load_picture(), target=3)
+    assert (compared.class_index, compared.class_name) == (3, CLASS_NAMES[3])
+    (explained,) = Explainer(Settings(), subject=judge.subject).explain(demo.load_picture(), target=3)
+    union_cam, grad_cam = compared.judgements.values()
+    assert torch.allclose(union_cam.map, explained.map, atol=1e-5)
+    assert torch.equal(grad_cam.map, explained.grad_cam)
+    assert torch.allclose(union_cam.details.union_map, explained.details.union_map, atol=1e-5)
+    assert compared.confidence == explained.confidence == union_cam.confidence
+
+
 def test_long_names_do_not_run_into_each_other_on_the_panel():
     judged = compare(judge_of("grad_cam"), "a picture", demo.load_picture())
     judgement = judged.judgements["grad_cam"]
     judgements = {f"a_package.a_module:a_factory_with_quite_a_long_name_{i}": judgement for i in range(5)}
-    figure = Comparison("", judged.photo, "star", 1.0, "features.15", judgements, {}).panel()
+    figure = comparison_panel(replace(judged, judgements=judgements))
     figure.savefig(io.BytesIO(), format="png")
     boxes = [axis.title.get_window_extent() for axis in figure.axes]
     assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
     titles = [axis.get_title().splitlines() for axis in figure.axes[1:]]
     assert ["".join(lines[:-1]) for lines in titles] == list(judgements)
     assert {lines[-1] for lines in titles} == {
-        f"insertion {judgement.insertion.area.item():.2f}, deletion {judgement.deletion.area.item():.2f}"
+        f"insertion {judgement.values['insertion']:.2f}, deletion {judgement.values['deletion']:.2f}"
     }
 
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from captum_unioncam import demo, methods, metrics
-from captum_unioncam.evaluation import judge as judging
+from captum_unioncam.attr.union_cam import LayerUnionCam
 from captum_unioncam.evaluation.judge import Judge
 from captum_unioncam.methods.settings import MethodSettings
+from captum_unioncam.metrics import table
 from captum_unioncam.models.preprocessing import Preprocessing, squeezed_to
 from captum_unioncam.models.subject import ExplainedModel
 from captum_unioncam.system.errors import WrongArgument
@@ -53,8 +54,20 @@ def own(monkeypatch):
     return register
 
 
-def judge_of(subject, *names, seed=0, **settings):
-    return Judge(subject, names, MethodSettings(internal_batch_size=ROWS, **settings), STEPS, seed)
+@pytest.fixture
+def own_metric(monkeypatch):
+    """Lists a metric of the test's own for its time."""
+    monkeypatch.setattr(table, "_metrics", dict(table._metrics))
+    return table.metric
+
+
+def judge_of(subject, *names, seed=0, metric_names=None, **settings):
+    return Judge(subject, names, MethodSettings(internal_batch_size=ROWS, **settings), STEPS, seed, metric_names)
+
+
+def judge_one(judge, method, shown, target, objects=None, name=NAME):
+    (judged,) = judge.judge(method, shown, [target], {target: objects}, name)
+    return judged
 
 
 def normalized(subject):
@@ -77,39 +90,42 @@ def test_a_judgement_is_what_the_metrics_say_of_the_method(subject, picture, met
     model, settings = subject.model, MethodSettings(theta=30.0, internal_batch_size=ROWS)
     attribution = methods.create(method, model, subject.layer, settings)(inputs, torch.tensor([target]), black)
 
-    judged = judge_of(subject, method, theta=30.0).judge(method, shown, target, objects, NAME)
+    judged = judge_one(judge_of(subject, method, theta=30.0), method, shown, target, objects)
 
     rows = {"internal_batch_size": ROWS}
     curves = {**rows, "steps": STEPS, "return_curve": True}
     assert torch.equal(judged.attribution, attribution)
     assert judged.attribution.shape == (1, 1, 112, 112)
-    assert judged.drop == metrics.confidence_drop(model, inputs, attribution, target, black, **rows).item()
-    assert judged.increase == metrics.confidence_increase(model, inputs, attribution, target, black, **rows).item()
+    values = judged.values
+    assert list(values) == ["drop", "increase", "insertion", "deletion", "pointing", "energy", "seconds"]
+    assert values["drop"] == metrics.confidence_drop(model, inputs, attribution, target, black, **rows).item()
+    assert values["increase"] == metrics.confidence_increase(model, inputs, attribution, target, black, **rows).item()
     # Insertion starts from the blurred picture, and deletion ends in the model's black.
-    for curve, expected in (
-        (judged.insertion, metrics.insertion(model, inputs, attribution, target, None, **curves)),
-        (judged.deletion, metrics.deletion(model, inputs, attribution, target, black, **curves)),
+    for name, expected in (
+        ("insertion", metrics.insertion(model, inputs, attribution, target, None, **curves)),
+        ("deletion", metrics.deletion(model, inputs, attribution, target, black, **curves)),
     ):
-        assert curve.confidences.shape == (1, STEPS + 1)
-        assert all(map(torch.equal, curve, expected))
-    assert judged.pointing == metrics.pointing_game(attribution, objects[None]).item()
-    assert judged.energy == metrics.energy_pointing_game(attribution, objects[None]).item()
+        assert len(judged.curves[name]) == STEPS + 1
+        assert judged.curves[name] == expected.confidences[0].tolist()
+        assert values[name] == expected.area.item()
+    assert values["pointing"] == metrics.pointing_game(attribution, objects[None]).item()
+    assert values["energy"] == metrics.energy_pointing_game(attribution, objects[None]).item()
     with torch.no_grad():
         confidences = [model(x).softmax(1)[0, target].item() for x in (inputs, black)]
     # Of one row instead of ROWS: float32 sums in another order.
     assert judged.confidence == pytest.approx(confidences[0], rel=1e-5)
-    assert judged.deletion.confidences[0, 0].item() == pytest.approx(confidences[0], rel=1e-5)
-    assert judged.deletion.confidences[0, -1].item() == pytest.approx(confidences[1], rel=1e-5)
+    assert judged.curves["deletion"][0] == pytest.approx(confidences[0], rel=1e-5)
+    assert judged.curves["deletion"][-1] == pytest.approx(confidences[1], rel=1e-5)
 
 
 def test_where_no_object_is_seen_no_pointing_game_is_played(subject, picture):
     shown, target, objects = picture
     judge = judge_of(subject, "grad_cam")
     for unseen in (None, torch.zeros_like(objects)):
-        judged = judge.judge("grad_cam", shown, target, unseen, NAME)
-        assert judged.pointing is None
-        assert judged.energy is None
-    assert judge.judge("grad_cam", shown, target, objects, NAME).pointing is not None
+        judged = judge_one(judge, "grad_cam", shown, target, unseen)
+        assert not {"pointing", "energy"} & judged.values.keys()
+    assert "pointing" not in judge.judge("grad_cam", shown, [target])[0].values
+    assert {"pointing", "energy"} <= judge_one(judge, "grad_cam", shown, target, objects).values.keys()
 
 
 def test_random_methods_follow_seed_picture_class_and_method_alone(subject, picture, own):
@@ -120,7 +136,7 @@ def test_random_methods_follow_seed_picture_class_and_method_alone(subject, pict
     judge = judge_of(subject, *random_ones, "grad_cam")
 
     def map_of(judge, method, target=target, name=NAME):
-        return judge.judge(method, shown, target, None, name).attribution
+        return judge_one(judge, method, shown, target, None, name).attribution
 
     first = [map_of(judge, method) for method in random_ones]
     torch.manual_seed(9)
@@ -136,35 +152,158 @@ def test_random_methods_follow_seed_picture_class_and_method_alone(subject, pict
 def test_the_global_generators_are_left_as_they_were(subject, picture):
     shown, target, objects = picture
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()
-    judge_of(subject, "gradient_shap").judge("gradient_shap", shown, target, objects, NAME)
+    judge_one(judge_of(subject, "gradient_shap"), "gradient_shap", shown, target, objects)
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert str(np.random.get_state()) == str(numpy_state)
 
 
 def test_names_that_are_no_text_have_a_seed(subject, picture):
     shown, target, _ = picture
-    judged = judge_of(subject, "gradient_shap").judge("gradient_shap", shown, target, None, "\udcff.jpg")
+    judged = judge_one(judge_of(subject, "gradient_shap"), "gradient_shap", shown, target, name="\udcff.jpg")
     assert judged.attribution.isfinite().all()
 
 
-def test_the_seconds_are_the_attributions(subject, picture, own, monkeypatch):
+def test_the_seconds_are_the_attributions(subject, picture, own, own_metric):
     shown, target, _ = picture
-    curve = metrics.insertion
 
-    def slow_metric(*arguments, **more):
+    @own_metric("slow", "slow", larger_is_better=True)
+    def slow_metric(attributions):
         time.sleep(0.4)
-        return curve(*arguments, **more)
+        return attributions.flatten(1).mean(1)
 
     def slow_method(inputs, target, baselines):
         time.sleep(0.1)
         return inputs
 
-    monkeypatch.setattr(judging.metrics, "insertion", slow_metric)
     own("slow", slow_method)
-    assert 0.1 <= judge_of(subject, "slow").judge("slow", shown, target, None, NAME).seconds < 0.4
+    judge = judge_of(subject, "slow")
+    assert 0.1 <= judge_one(judge, "slow", shown, target).values["seconds"] < 0.4
+    # Of several classes, each one's share.
+    assert all(0.1 <= judged.values["seconds"] < 0.15 for judged in judge.judge("slow", shown, [0, 1, 2]))
 
 
 def test_methods_keep_their_order_and_must_exist(subject):
     assert judge_of(subject, "saliency", "grad_cam").method_names == ["saliency", "grad_cam"]
     with pytest.raises(WrongArgument, match="there is no method 'grad_can'; did you mean grad_cam"):
         judge_of(subject, "grad_cam", "grad_can")
+
+
+def test_the_metrics_are_those_named_and_must_exist(subject, picture):
+    shown, target, objects = picture
+    judge = judge_of(subject, "grad_cam", metric_names=["energy", "deletion"])
+    assert [metric.name for metric in judge.metrics] == ["deletion", "energy"]
+    judged = judge_one(judge, "grad_cam", shown, target, objects)
+    assert judged.values.keys() == {"deletion", "energy", "seconds"}
+    assert judged.curves.keys() == {"deletion"}
+    with pytest.raises(WrongArgument, match="there is no metric 'delation'; did you mean deletion"):
+        judge_of(subject, "grad_cam", metric_names=["delation"])
+
+
+def test_without_metrics_only_the_map_is_computed(subject, picture):
+    shown, target, _ = picture
+    judge, passes = judge_of(subject, "grad_cam", metric_names=[]), []
+    handle = subject.model.register_forward_hook(lambda *_: passes.append(1))
+    try:
+        (judged,) = judge.judge("grad_cam", shown, [target], confidences=torch.arange(8) / 8)
+    finally:
+        handle.remove()
+    assert len(passes) == 1
+    assert judged.values.keys() == {"seconds"}
+    assert judged.curves == {}
+    assert judged.confidence == target / 8
+
+
+@pytest.mark.parametrize("is_random", [False, True])
+def test_a_metric_of_ones_own_is_judged(subject, picture, own_metric, is_random):
+    shown, target, objects = picture
+
+    @own_metric("own", "a metric of one's own", larger_is_better=True, needs_objects=True)
+    def own_metric(attributions, objects, baselines):
+        assert baselines.shape == (1, 3, 112, 112)
+        value = (attributions * objects).flatten(1).sum(1)
+        return torch.rand_like(value) if is_random else value
+
+    judge = judge_of(subject, "grad_cam")
+    judged = judge_one(judge, "grad_cam", shown, target, objects)
+    assert list(judged.values)[-2:] == ["own", "seconds"]
+    # What is random is the same again, whatever else is computed.
+    alone = judge_one(judge_of(subject, "grad_cam", metric_names=["own"]), "grad_cam", shown, target, objects)
+    assert judged.values["own"] == alone.values["own"]
+    assert is_random or judged.values["own"] == (judged.attribution * objects).sum().item()
+
+
+def test_numbers_that_are_none_are_refused(subject, picture, own_metric):
+    shown, target, _ = picture
+    own_metric("broken", "broken", larger_is_better=True)(lambda attributions: attributions.flatten(1).sum(1) / 0)
+    with pytest.raises(ValueError, match="broken: is inf"):
+        judge_one(judge_of(subject, "grad_cam"), "grad_cam", shown, target)
+    with pytest.raises(ValueError, match="confidence: is nan"):
+        judge_of(subject, "grad_cam", metric_names=[]).judge(
+            "grad_cam", shown, [target], confidences=torch.full((8,), torch.nan)
+        )
+
+
+def test_several_classes_are_judged_as_each_alone(subject, picture):
+    shown, target, objects = picture
+    classes = [target, (target + 1) % 8, (target + 5) % 8]
+    seen = {target: objects, classes[1]: None, classes[2]: ~objects}
+    for method in ("union_cam", "score_cam", "gradient_shap"):
+        judge = judge_of(subject, method)
+        together = judge.judge(method, shown, classes, seen, NAME)
+        assert len(together) == 3
+        for index, judged in zip(classes, together, strict=True):
+            alone = judge_one(judge, method, shown, index, seen[index])
+            assert torch.allclose(judged.map, alone.map, atol=1e-5)
+            assert judged.values.keys() == alone.values.keys()
+            for name in alone.values.keys() - {"seconds"}:
+                assert judged.values[name] == pytest.approx(alone.values[name], abs=1e-4)
+            assert judged.confidence == alone.confidence
+
+
+def test_several_classes_are_one_sweep(subject, picture):
+    shown, rows = picture[0], []
+    judge = judge_of(subject, "union_cam", metric_names=[])
+    confidences = torch.ones(8)
+    handle = subject.model.register_forward_hook(lambda _model, inputs, _output: rows.append(len(inputs[0])))
+    try:
+        counts = []
+        for classes in ([0], [0, 1, 2]):
+            rows.clear()
+            judge.judge("union_cam", shown, classes, confidences=confidences)
+            counts.append(sum(rows))
+    finally:
+        handle.remove()
+    one, three = counts
+    # Each class adds its own maps' few passes to those of the channels.
+    assert three <= one + 2 * 8
+
+
+def test_maps_keep_their_resolution_and_details(subject, picture):
+    shown, target, _ = picture
+    judge = judge_of(subject, "union_cam", "saliency", metric_names=[])
+    judged = judge_one(judge, "union_cam", shown, target)
+    inputs, black = subject.input_and_baseline(shown)
+    attribution, details = LayerUnionCam(subject.model, subject.layer).attribute(
+        inputs, target, baselines=black, internal_batch_size=ROWS, return_details=True
+    )
+    assert torch.equal(judged.map, attribution)
+    assert torch.equal(judged.details.union_map, details.union_map)
+    judged = judge_one(judge, "saliency", shown, target)
+    assert judged.map.shape == (1, 1, 112, 112)
+    assert judged.details is None
+
+
+def test_a_method_that_raises_keeps_no_other_from_being_judged(subject, picture, own):
+    shown, target, _ = picture
+
+    def broken(inputs, target, baselines):
+        raise MemoryError("too\nlarge")
+
+    own("broken", broken)
+    judge = judge_of(subject, "broken", "grad_cam", metric_names=[])
+    failed, done = judge.run([("broken", [target]), ("grad_cam", [target, 0])], shown, name=NAME)
+    assert (failed.method, failed.targets, failed.judgements) == ("broken", (target,), [])
+    assert isinstance(failed.error.__cause__, MemoryError)
+    assert failed.problem.startswith("raised MemoryError: too large")
+    assert (done.method, done.targets, done.error, done.problem) == ("grad_cam", (target, 0), None, None)
+    assert len(done.judgements) == 2

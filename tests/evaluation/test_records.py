@@ -6,7 +6,6 @@ import os
 import random
 import resource
 from contextlib import contextmanager
-from dataclasses import fields
 
 import pytest
 
@@ -33,7 +32,16 @@ def record(number, method="grad_cam", **values):
     return Record(f"demo/{number}.png", number, "star", method, **values)
 
 
-FULL = Record("ä b/1.png", 3, "Stern ☆", "own:method", None, 0.25, 0.5, 0.125, 1.0, 0.75, 0.375, [0.0, 1.0], [1.0], 0.0)
+FULL = Record(
+    "ä b/1.png",
+    3,
+    "Stern ☆",
+    "own:method",
+    confidence=0.5,
+    values={"seconds": 0.25, "drop": 0.125, "increase": 1.0, "insertion": 0.75, "a metric of its own": 0.0},
+    curves={"insertion": [0.0, 1.0], "deletion": [1.0]},
+    map="AA==",
+)
 BAD = Record("\udcff.jpg", None, None, "grad_cam", error="\udcff.jpg: is no\npicture")
 
 
@@ -63,7 +71,7 @@ def refusing(code):
 
 
 def test_records_are_read_as_they_were_written(folder):
-    written = [FULL, BAD, record(0, energy=1e-30, map="AA=="), record(0, "saliency", error="")]
+    written = [FULL, BAD, record(0, values={"energy": 1e-30}, map="AA=="), record(0, "saliency", error="")]
     write(folder, *written)
     assert list(read_records(folder)) == failures_last(written)
 
@@ -73,7 +81,7 @@ def failures_last(records):
 
 
 def test_a_failure_that_was_made_good_is_none_whatever_the_file_it_is_in(folder):
-    failed, good = record(0, error="out of memory"), record(0, drop=0.5)
+    failed, good = record(0, error="out of memory"), record(0, values={"drop": 0.5})
     for order in ([failed, good], [good, failed]):
         for name, each in zip("ab", order, strict=True):
             (folder / "records" / f"{name}.jsonl").write_bytes(each.line())
@@ -83,15 +91,61 @@ def test_a_failure_that_was_made_good_is_none_whatever_the_file_it_is_in(folder)
 def test_a_line_is_json_that_says_what_is_known_by_name():
     assert json.loads(BAD.line()) == {"image": BAD.image, "method": "grad_cam", "error": BAD.error}
     assert json.loads(FULL.line()) == {
-        field.name: getattr(FULL, field.name) for field in fields(Record) if getattr(FULL, field.name) is not None
+        "image": "ä b/1.png",
+        "target": 3,
+        "target_name": "Stern ☆",
+        "method": "own:method",
+        "confidence": 0.5,
+        "values": {"seconds": 0.25, "drop": 0.125, "increase": 1.0, "insertion": 0.75, "a metric of its own": 0.0},
+        "curves": {"insertion": [0.0, 1.0], "deletion": [1.0]},
+        "map": "AA==",
     }
     assert FULL.line().count(b"\n") == BAD.line().count(b"\n") == 1
+
+
+OLD_LINES = b"""\
+{"image":"demo/1.png","target":6,"target_name":"leaf","method":"grad_cam","seconds":0.0043,"confidence":1.0,\
+"drop":0.94,"increase":0.0,"insertion":0.99,"deletion":0.75,"insertion_curve":[0.97,1.0],"deletion_curve":[1.0,0.12],\
+"pointing":0.0,"energy":0.024,"map":"AAAA"}
+{"image":"demo/2.png","target":0,"target_name":"star","method":"grad_cam","seconds":0.5,"confidence":0.5,"drop":0.0,\
+"increase":1.0,"insertion":0.5,"deletion":0.25,"insertion_curve":[0.5],"deletion_curve":[0.25],"map":"AAAA"}
+{"image":"demo/3.png","target":1,"target_name":"ring","method":"grad_cam","error":"ValueError: too bright"}
+{"image":"demo/4.png","method":"grad_cam","error":"is not a picture"}
+"""
+
+
+def test_lines_of_version_0_1_0_are_read(folder):
+    """Which had the metrics beside the image."""
+    (folder / "records" / "a.jsonl").write_bytes(OLD_LINES)
+    values = {"drop": 0.94, "increase": 0.0, "insertion": 0.99, "deletion": 0.75, "pointing": 0.0, "energy": 0.024}
+    fewer = {"drop": 0.0, "increase": 1.0, "insertion": 0.5, "deletion": 0.25, "seconds": 0.5}
+    expected = [
+        Record(
+            *("demo/1.png", 6, "leaf", "grad_cam"),
+            confidence=1.0,
+            values={**values, "seconds": 0.0043},
+            curves={"insertion": [0.97, 1.0], "deletion": [1.0, 0.12]},
+            map="AAAA",
+        ),
+        Record(
+            *("demo/2.png", 0, "star", "grad_cam"),
+            confidence=0.5,
+            values=fewer,
+            curves={"insertion": [0.5], "deletion": [0.25]},
+            map="AAAA",
+        ),
+        Record("demo/3.png", 1, "ring", "grad_cam", error="ValueError: too bright"),
+        Record("demo/4.png", None, None, "grad_cam", error="is not a picture"),
+    ]
+    assert list(read_records(folder)) == expected
+    (folder / "records" / "a.jsonl").write_bytes(b"".join(each.line() for each in expected))
+    assert list(read_records(folder)) == expected
 
 
 def test_numbers_that_json_does_not_have_are_not_written(folder):
     with RecordFile(folder) as file:
         with pytest.raises(ValueError, match="JSON compliant"):
-            file.append(record(0, drop=float("nan")))
+            file.append(record(0, values={"drop": float("nan")}))
         file.append(record(1))
     assert list(read_records(folder)) == [record(1)]
 
@@ -113,8 +167,10 @@ def test_every_start_writes_a_file_of_its_own_when_there_is_something_to_write(f
 
 
 def test_of_several_records_for_the_same_one_is_read(folder):
-    write(folder, record(0, seconds=1.0), record(1), record(0, seconds=2.0))
-    write(folder, record(0, seconds=3.0), record(0, "saliency"), Record("demo/0.png", 7, "ring", "grad_cam"))
+    write(folder, record(0, values={"seconds": 1.0}), record(1), record(0, values={"seconds": 2.0}))
+    write(
+        folder, record(0, values={"seconds": 3.0}), record(0, "saliency"), Record("demo/0.png", 7, "ring", "grad_cam")
+    )
     read = list(read_records(folder))
     assert len(read) == 4
     assert {each.key for each in read} == {
@@ -126,7 +182,7 @@ def test_of_several_records_for_the_same_one_is_read(folder):
 
 
 def test_wherever_a_file_is_torn_its_whole_lines_are_read(folder):
-    written = [FULL, BAD, record(2, insertion_curve=[0.25, 0.5])]
+    written = [FULL, BAD, record(2, curves={"insertion": [0.25, 0.5]})]
     path = write(folder, *written)
     other = record(9)
     write(folder, other)
@@ -148,6 +204,22 @@ def test_wherever_a_file_is_torn_its_whole_lines_are_read(folder):
         b"[]\n",
         b'{"image": "a"}\n',
         b'{"image": "a", "method": "m", "unheard of": 1}\n',
+        b"3\n",
+        b'"a text"\n',
+        b'{"image": 3, "method": "m"}\n',
+        b'{"image": "a", "method": ["m"]}\n',
+        b'{"image": "a", "method": "m", "target": 1.5}\n',
+        b'{"image": "a", "method": "m", "target": true}\n',
+        b'{"image": "a", "method": "m", "error": 1}\n',
+        b'{"image": "a", "method": "m", "map": 1}\n',
+        b'{"image": "a", "method": "m", "confidence": "high"}\n',
+        b'{"image": "a", "method": "m", "values": null}\n',
+        b'{"image": "a", "method": "m", "values": [1]}\n',
+        b'{"image": "a", "method": "m", "values": {"drop": "large"}}\n',
+        b'{"image": "a", "method": "m", "curves": {"insertion": 1}}\n',
+        b'{"image": "a", "method": "m", "curves": {"insertion": [[1]]}}\n',
+        b'{"image": "a", "method": "m", "drop": "large"}\n',
+        b'{"image": "a", "method": "m", "insertion_curve": 1}\n',
     ],
 )
 def test_lines_that_are_no_records_are_left_out(folder, junk):
@@ -212,7 +284,7 @@ def test_a_disk_that_is_full_only_when_the_file_is_closed_is_told_alike(folder, 
         write(folder, record(0))
     # What went wrong before is not hidden by it.
     with pytest.raises(ValueError, match="JSON compliant"):
-        write(folder, record(1), record(2, drop=float("nan")))
+        write(folder, record(1), record(2, values={"drop": float("nan")}))
 
 
 # The settings.
@@ -295,6 +367,15 @@ def test_other_settings_are_refused_and_named(tmp_path, now, says):
 def test_a_setting_that_is_not_there_any_more_differs():
     assert differing({"old": 1}, {}) == "old 1 there, None now"
     assert differing({"versions": {"torch": "2.5"}, "seed": 0}, {"seed": 0}) == ""
+
+
+def test_the_metrics_need_not_be_in_one_order_and_old_settings_do_not_name_them():
+    metrics = ["drop", "increase", "insertion", "deletion", "pointing", "energy"]
+    assert differing({}, {"metrics": metrics}) == ""
+    assert differing({"metrics": metrics}, {"metrics": metrics[::-1]}) == ""
+    assert differing({"metrics": ["drop", "energy"]}, {"metrics": ["drop"]}) == (
+        "metrics ['drop', 'energy'] there, ['drop'] now"
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])

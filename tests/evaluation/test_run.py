@@ -30,14 +30,15 @@ from captum_unioncam.cli.main import main
 from captum_unioncam.datasets.open import open_data_set
 from captum_unioncam.evaluation import distributed
 from captum_unioncam.evaluation import run as evaluation_run
-from captum_unioncam.evaluation.records import read_records
+from captum_unioncam.evaluation.records import FIRST_METRICS, read_records
 from captum_unioncam.evaluation.run import Evaluation, evaluate
 from captum_unioncam.methods.settings import MethodSettings
+from captum_unioncam.metrics import table
 from captum_unioncam.models.preprocessing import Preprocessing
 from captum_unioncam.models.subject import ExplainedModel
 from captum_unioncam.models.weights import fingerprint
 from captum_unioncam.models.zoo import preprocessing_of
-from captum_unioncam.system.errors import Failure
+from captum_unioncam.system.errors import Failure, WrongArgument
 from tests.datasets.test_data_sets import add_voc_picture, corners
 
 OWN_CODE = """
@@ -179,8 +180,9 @@ def records_in(out):
         record = json.loads(line)
         key = record["image"], record.get("target"), record["method"]
         assert key not in found
-        assert ("seconds" in record) != ("error" in record)
-        record.pop("seconds", None)
+        assert ("values" in record) != ("error" in record)
+        if "values" in record:
+            record["values"].pop("seconds")
         found[key] = record
     return found
 
@@ -264,8 +266,9 @@ def test_an_unbroken_run_has_a_record_of_each_image_class_and_method(data, unbro
             assert record.keys() == {"image", "target", "target_name", "method", "error"}
             assert "000003.jpg: is not a picture in a known format" in record["error"]
         else:
-            assert len(record["insertion_curve"]) == len(record["deletion_curve"]) == 3
-            assert 0 <= record["energy"] <= 1
+            assert record["values"].keys() == {"drop", "increase", "insertion", "deletion", "pointing", "energy"}
+            assert len(record["curves"]["insertion"]) == len(record["curves"]["deletion"]) == 3
+            assert 0 <= record["values"]["energy"] <= 1
 
 
 def test_a_run_killed_again_and_again_ends_with_the_records_of_an_unbroken_one(capsys, data, unbroken, tmp_path):
@@ -586,6 +589,74 @@ def test_methods_may_be_added(capsys, data, unbroken):
     assert records_in(OUT) == unbroken
 
 
+# Metrics.
+
+
+@pytest.fixture
+def own_metric(monkeypatch):
+    """A metric of the test's own, listed for its time."""
+    monkeypatch.setattr(table, "_metrics", dict(table._metrics))
+
+    @table.metric("brightness", "brightness of the map", larger_is_better=True)
+    def brightness(attributions):
+        return attributions.flatten(1).mean(1)
+
+
+def metrics_of(out):
+    """Of each metric, how many records have it."""
+    return Counter(name for record in records_in(out).values() for name in record.get("values", ()))
+
+
+def evaluated(pictures, subject, *method_names, **more):
+    return evaluate(Evaluation(str(pictures), steps=2), subject, method_names, OUT, 0, False, **more)
+
+
+FIRST = dict.fromkeys(("drop", "increase", "insertion", "deletion"), 3)
+
+
+def test_a_metric_of_ones_own_is_recorded(pictures, subject, own_metric):
+    evaluated(pictures, subject, "saliency")
+    assert metrics_of(OUT) == {**FIRST, "brightness": 3}
+    assert json.loads((OUT / "settings.json").read_text())["metrics"][-1] == "brightness"
+    assert all(record.values["brightness"] > 0 for record in read_records(OUT))
+
+
+def test_only_the_metrics_that_are_named_are_computed_and_others_are_refused_later(pictures, subject):
+    evaluated(pictures, subject, "saliency", metric_names=["increase", "drop"])
+    assert metrics_of(OUT) == {"drop": 3, "increase": 3}
+    # Those that the folder was begun with, unless others are asked for.
+    evaluated(pictures, subject, "input_x_gradient")
+    evaluated(pictures, subject, "grad_cam", metric_names=["drop", "increase", "seconds"])
+    assert metrics_of(OUT) == {"drop": 9, "increase": 9}
+    with pytest.raises(WrongArgument, match=r"metrics \['drop', 'increase'\] there, \['drop', 'insertion'\] now; give"):
+        evaluated(pictures, subject, "saliency", metric_names=["drop", "insertion"])
+    with pytest.raises(WrongArgument, match="there is no metric 'dorp'; did you mean drop"):
+        evaluated(pictures, subject, "saliency", metric_names=["dorp"])
+
+
+def test_a_folder_of_version_0_1_0_goes_on_with_the_metrics_that_there_were(pictures, subject, own_metric):
+    """Its settings name no metrics, and its records have them beside the image."""
+    evaluated(pictures, subject, "saliency", metric_names=FIRST_METRICS)
+    expected = {record.key: record for record in read_records(OUT)}
+    path = OUT / "settings.json"
+    settings = json.loads(path.read_text())
+    del settings["metrics"]
+    path.write_text(json.dumps(settings))
+    (path,) = OUT.glob("records/*.jsonl")
+    lines = []
+    for line in map(json.loads, path.read_text().splitlines()):
+        curves = {f"{name}_curve": curve for name, curve in line.pop("curves").items()}
+        lines.append(json.dumps({**line.pop("values"), **curves, **line}) + "\n")
+    path.write_text("".join(lines))
+    assert {record.key: record for record in read_records(OUT)} == expected
+
+    assert evaluated(pictures, subject, "saliency", "grad_cam").records == 3
+    added = [record for record in read_records(OUT) if record.method == "grad_cam"]
+    assert all(record.values.keys() == {*FIRST, "seconds"} for record in added)
+    with pytest.raises(WrongArgument, match=r"metrics \[.*\] there, \['drop'\] now"):
+        evaluated(pictures, subject, "saliency", metric_names=["drop"])
+
+
 # What a record depends on.
 
 
@@ -662,14 +733,15 @@ def test_a_record_is_the_judgement_of_its_picture(data, subject, unbroken):
     fit = subject.classifier.preprocessing.fit
     for target, mask in sample.objects.items():
         objects = fit(mask.convert("RGB"))[0] > 0.5
-        judged = judge.judge("grad_cam", fit(sample.picture), target, objects, name)
+        (judged,) = judge.judge("grad_cam", fit(sample.picture), [target], {target: objects}, name)
         record = unbroken[name, target, "grad_cam"]
-        for field in ("confidence", "drop", "increase", "pointing", "energy"):
-            assert record[field] == pytest.approx(getattr(judged, field), rel=1e-5)
-        for field in ("insertion", "deletion"):
-            curve = getattr(judged, field)
-            assert record[field] == pytest.approx(curve.area.item(), rel=1e-5)
-            assert record[f"{field}_curve"] == [round(value, 4) for value in curve.confidences[0].tolist()]
+        assert record["confidence"] == pytest.approx(judged.confidence, rel=1e-5)
+        assert record["values"].keys() == judged.values.keys() - {"seconds"}
+        for metric, value in record["values"].items():
+            assert value == pytest.approx(judged.values[metric], rel=1e-5)
+        assert record["curves"].keys() == {"insertion", "deletion"}
+        for metric, curve in record["curves"].items():
+            assert curve == [round(value, 4) for value in judged.curves[metric]]
         # 112x112 in 7x7 blocks are 16x16.
         means = judged.attribution.reshape(16, 7, 16, 7).mean((1, 3))
         scaled = (means - means.min()) / (means.max() - means.min()) * 255
@@ -689,9 +761,10 @@ def test_objects_out_of_the_models_sight_are_no_pointing_game(tmp_path):
     )
     assert asdict(tally) == {"records": 2, "failures": 0, "images": 1}
     dog, cat = (records_in(OUT)["JPEGImages/000001.jpg", target, "saliency"] for target in (1, 0))
-    assert dog["pointing"] in (0, 1)
-    assert 0 < dog["energy"] < 1
-    assert not {"pointing", "energy", "error"} & cat.keys()
+    assert dog["values"]["pointing"] in (0, 1)
+    assert 0 < dog["values"]["energy"] < 1
+    assert "error" not in cat
+    assert not {"pointing", "energy"} & cat["values"].keys()
 
 
 def left_half(picture):
