@@ -22,6 +22,7 @@ from benchmarks.faithfulness import RUNS, command, experiments, summary_of
 from benchmarks.machine import RESULTS, describe, markdown, write_result
 from captum_unioncam import LayerUnionCam, methods
 from captum_unioncam.evaluation.distributed import local_device
+from captum_unioncam.metrics.table import all_metrics
 from captum_unioncam.report.panels import png
 from captum_unioncam.report.statistics import Summary
 from captum_unioncam.report.tables import display_table
@@ -29,7 +30,7 @@ from captum_unioncam.system.files import write_whole
 
 THETAS = (0, 10, 20, 30, 40, 50, 60, 70, 80, 90)
 CHANNELS = (16, 32, 64, 128, 256)
-METRICS = ("average drop", "average increase", "insertion", "deletion")
+METRICS = [all_metrics()[name] for name in ("drop", "increase", "insertion", "deletion")]
 LIMITS = {"demo": 32, "sample": 8}
 
 
@@ -92,7 +93,7 @@ def variants() -> Variants:
 def cells(summary: Summary) -> DataFrame:
     """The metrics of the tables, with their intervals, as they are shown: methods down, metrics across."""
     texts, _ = display_table(summary)
-    return texts[[column for column in texts.columns if column.partition(" (")[0].rstrip(" ↑↓") in METRICS]]
+    return texts[[metric.heading for metric in METRICS]]
 
 
 def tables(summary: Summary, groups: dict[str, list[str]]) -> str:
@@ -116,10 +117,10 @@ def theta_plot(summary: Summary, groups: dict[str, list[str]]) -> Figure:
     figure = Figure(figsize=(13, 3.4), layout="constrained")
     for axis, metric in zip(figure.subplots(1, len(METRICS)), METRICS, strict=True):
         for group in ("Theta, the whole", "Theta, denoised alone"):
-            table = summary.table[summary.table.metric.str.startswith(metric)].set_index("method").loc[groups[group]]
+            table = summary.table[summary.table.metric == metric.title].set_index("method").loc[groups[group]]
             axis.plot(THETAS, table["mean"], marker="o", markersize=3, label=group.removeprefix("Theta, "))
             axis.fill_between(THETAS, table["low"], table["high"], alpha=0.15)
-        axis.set_title(table.metric.iloc[0])
+        axis.set_title(metric.title)
         axis.set_xlabel("theta")
     axis.legend()
     return figure

@@ -28,6 +28,7 @@ from captum_unioncam import methods
 from captum_unioncam.evaluation.distributed import local_device
 from captum_unioncam.evaluation.records import read_records
 from captum_unioncam.evaluation.run import Evaluation, evaluate
+from captum_unioncam.metrics.table import all_metrics
 from captum_unioncam.models.subject import ExplainedModel
 from captum_unioncam.report.statistics import Summary, summarize
 from captum_unioncam.report.tables import display_table
@@ -40,9 +41,9 @@ PEERS = [
 ]
 # Of the paper's Tables 1 and 2, and what else the records tell.
 TABLES = {
-    "Average drop and increase": ("average drop", "average increase"),
+    "Average drop and increase": ("drop", "increase"),
     "Insertion and deletion": ("insertion", "deletion"),
-    "Pointing games": ("pointing game", "energy pointing game"),
+    "Pointing games": ("pointing", "energy"),
 }
 
 
@@ -117,17 +118,14 @@ def tables(summary: Summary) -> str:
     texts, best = display_table(summary)
     written = []
     for title, names in TABLES.items():
-        columns = [column for column in texts.columns if column.partition(" (")[0].rstrip(" ↑↓") in names]
+        metrics = [all_metrics()[name] for name in names]
+        columns = [metric.heading for metric in metrics if metric.heading in texts.columns]
         if not columns:
             continue
-        rows = []
-        first = summary.table[summary.table.metric.str.startswith(names[0])].set_index("method")["mean"]
-        for method in first.sort_values(ascending="↓" in columns[0]).index:
-            cells = {
-                column: f"**{texts.loc[method, column]}**" if best.loc[method, column] else texts.loc[method, column]
-                for column in columns
-            }
-            rows.append({"method": f"`{method}`", **cells})
+        first = summary.table[summary.table.metric == metrics[0].title]
+        order = first.sort_values("mean", ascending=not metrics[0].larger_is_better).method
+        shown = texts.mask(best, "**" + texts + "**").loc[order, columns]
+        rows = [{"method": f"`{method}`", **cells} for method, cells in shown.to_dict("index").items()]
         written.append(f"### {title}\n\n{markdown(rows)}\n")
     return "\n".join(written)
 

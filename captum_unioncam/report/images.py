@@ -1,10 +1,8 @@
-"""A heat map over a picture."""
+"""A heat map over a photo."""
 
 from __future__ import annotations
 
 import matplotlib
-import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
@@ -13,29 +11,32 @@ from captum_unioncam.engine.maps import up
 from captum_unioncam.report.html import jpeg_uri
 
 # Its brightness rises with the map, so that the unimportant is dark, in grey print and to the colour-blind too.
-COLORS = "inferno"
+_COLORS = "inferno"
 
-
-OPACITY = 0.55
-
-
-def colored(values: npt.NDArray[np.uint8], size: tuple[int, int]) -> Image.Image:
-    heat = np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BILINEAR))
-    return Image.fromarray(matplotlib.colormaps[COLORS](heat, bytes=True)[:, :, :3].copy())
-
-
-def overlay(photo: Tensor, values: Tensor) -> str:
-    """A map over the gray photo, as ``visualization`` draws it, as a ``data:`` URI.
-
-    Args:
-        photo (Tensor): (3, H, W), in [0, 1].
-        values (Tensor): (1, 1, h, w), of any scale; zeros, and what is negative, show the photo's dark parts.
-    """
-    heat = up(values.float().clamp(min=0), photo.shape[1:])[0, 0].cpu().numpy()
-    colored = matplotlib.colormaps[COLORS](heat / (heat.max() or 1), bytes=True)[:, :, :3]
-    gray = as_picture(photo).convert("L").convert("RGB")
-    return jpeg_uri(Image.blend(gray, Image.fromarray(colored.copy()), OPACITY))
+_OPACITY = 0.55
 
 
 def as_picture(photo: Tensor) -> Image.Image:
+    """The photo (3, H, W), in [0, 1], for Pillow."""
     return Image.fromarray((photo.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy())
+
+
+def heat(values: Tensor, size: tuple[int, int]) -> Image.Image:
+    """A map (1, 1, h, w), of any scale, in colors, from 0 and below to its maximum, at the size (width, height)."""
+    at_size = up(values.detach().float().clamp(min=0), size[::-1])[0, 0].cpu().numpy()
+    return Image.fromarray(matplotlib.colormaps[_COLORS](at_size / (at_size.max() or 1), bytes=True)).convert("RGB")
+
+
+def laid_over(picture: Image.Image, values: Tensor) -> Image.Image:
+    """A map over the gray picture, as everything here shows it.
+
+    Args:
+        picture (PIL.Image.Image): In mode RGB.
+        values (Tensor): (1, 1, h, w), of any scale; zeros, and what is negative, show the picture's dark parts.
+    """
+    return Image.blend(picture.convert("L").convert("RGB"), heat(values, picture.size), _OPACITY)
+
+
+def overlay(photo: Tensor, values: Tensor) -> str:
+    """``laid_over`` for a photo (3, H, W) in [0, 1], as a ``data:`` URI."""
+    return jpeg_uri(laid_over(as_picture(photo), values))

@@ -12,23 +12,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from captum_unioncam.evaluation.records import MAP_SIZE, Record, read_records, read_settings
+from captum_unioncam.metrics.table import all_metrics
 from captum_unioncam.report.html import jpeg_uri, png_uri, render
-from captum_unioncam.report.images import OPACITY, colored
+from captum_unioncam.report.images import as_picture, heat, laid_over
 from captum_unioncam.report.panels import png
 from captum_unioncam.report.plots import box_plot, curve_plot
-from captum_unioncam.report.statistics import Summary, summarize
+from captum_unioncam.report.statistics import Summary, ranking, summarize
 from captum_unioncam.report.tables import MOST_FAILURES, display_table, latex_table, markdown_table, remarks
 from captum_unioncam.system.errors import Failure
 from captum_unioncam.system.files import make_folder, write_whole
 
 Photo = Callable[[str], Tensor | None]
-
 
 _PICTURE_SIDE = 256
 
@@ -90,10 +89,14 @@ def report_page(summary: Summary, settings: dict[str, Any], photo: Photo, curves
     for name in texts.index:
         cells = zip(texts.loc[name], best.loc[name], strict=True)
         rows.append({"method": name, "cells": [(*text.partition(" ")[::2], is_best) for text, is_best in cells]})
-    plots = (
-        ("Curves", curves, "Each method's mean insertion and deletion curve; the areas under them are in the table."),
-        ("Box plots", box, "How the metrics spread over the maps of each method; the means are in the table."),
-    )
+    plots = [("Box plots", box, "How the metrics spread over the maps of each method; the means are in the table.")]
+    if any(summary.curves.values()):
+        plots.insert(0, ("Curves", curves, "Each method's mean curves; the areas under them are in the table."))
+    shown = [metric for metric in all_metrics().values() if metric.heading in texts.columns]
+    signs = [
+        f"{'plus' if metric.larger_is_better else 'minus'} {metric.title}"
+        for metric in ranking([metric.name for metric in shown])
+    ]
     return render(
         "report.html",
         summary=summary,
@@ -101,6 +104,8 @@ def report_page(summary: Summary, settings: dict[str, Any], photo: Photo, curves
         settings=[(name, _setting(value)) for name, value in settings.items()],
         headings=["method", *texts.columns],
         rows=rows,
+        metrics=shown,
+        ranking=" ".join(signs).removeprefix("plus "),
         plots=[{"name": name, "source": png_uri(content), "description": text} for name, content, text in plots],
         galleries=[
             {
@@ -130,27 +135,26 @@ def _example(record: Record, photo: Photo) -> dict[str, Any]:
     shown = photo(record.image)
     target = record.target_name or (f"class {record.target}" if record.target is not None else "the only output")
     where = "The map of" if shown is None else "The photo, and the map over it, of"
+    metrics = [f"{metric.name} {metric.text(record.values[metric.name])}" for metric in ranking(record.values)]
     return {
         "picture": jpeg_uri(_picture(record, shown)),
         "description": f"{where} {record.method} for {target} in {record.image}",
         "target": target,
         "image": record.image,
         "has_photo": shown is not None,
-        **{name: f"{getattr(record, name):.3f}" for name in ("confidence", "insertion", "deletion")},
+        "numbers": ", ".join([f"confidence {record.confidence:.3f}", *metrics]),
     }
 
 
 def _picture(record: Record, photo: Tensor | None) -> Image.Image:
     """The photo beside the map over it, or the map alone."""
     assert record.map is not None
-    values = np.frombuffer(base64.b64decode(record.map), np.uint8).reshape(MAP_SIZE, MAP_SIZE)
+    values = torch.tensor(list(base64.b64decode(record.map))).reshape(1, 1, MAP_SIZE, MAP_SIZE)
     if photo is None:
-        return colored(values, (_PICTURE_SIDE, _PICTURE_SIDE))
-    pixels = (photo.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-    picture = Image.fromarray(pixels)
+        return heat(values, (_PICTURE_SIDE, _PICTURE_SIDE))
+    picture = as_picture(photo)
     picture.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
-    overlay = Image.blend(picture.convert("L").convert("RGB"), colored(values, picture.size), OPACITY)
     both = Image.new("RGB", (2 * picture.width, picture.height))
     both.paste(picture)
-    both.paste(overlay, (picture.width, 0))
+    both.paste(laid_over(picture, values), (picture.width, 0))
     return both

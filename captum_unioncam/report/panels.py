@@ -1,32 +1,26 @@
-"""Heat maps over a photo, side by side, on ``captum.attr.visualization``."""
+"""Heat maps over a photo, side by side."""
 
 from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-from captum.attr import LayerAttribution
-from captum.attr import visualization as captum_visualization
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 from captum_unioncam.evaluation.explain import Explanation
-from captum_unioncam.report.images import COLORS, OPACITY
+from captum_unioncam.report.images import as_picture, laid_over
 
 _SELECTED = "#c2185b"
-
-
 _INCHES = 2.6
-
-
 _MOST_COLUMNS = 6
-
-
+# What fits above a map.
+_TITLE_WIDTH = 32
 _DPI = 150
 
 
@@ -56,43 +50,44 @@ def panel(photo: Tensor, heat_maps: Sequence[HeatMap], title: str) -> Figure:
     Returns:
         *matplotlib.figure.Figure*: Without pyplot, so it need not be closed.
     """
-    pixels = photo.permute(1, 2, 0).cpu().numpy()
+    picture = as_picture(photo)
     rows = math.ceil((1 + len(heat_maps)) / _MOST_COLUMNS)
     columns = math.ceil((1 + len(heat_maps)) / rows)
-    height = _INCHES * pixels.shape[0] / pixels.shape[1] + 0.5
+    height = _INCHES * picture.height / picture.width + 0.5
     figure = Figure(figsize=(_INCHES * columns, height * rows + 0.45), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for unused in axes[1 + len(heat_maps) :]:
         unused.set_axis_off()
     # Class names may hold a dollar sign, which is no formula here.
     figure.suptitle(title, fontsize=13, parse_math=False)
-    _draw(axes[0], pixels, "original_image")
-    axes[0].set_title("photo", fontsize=10)
+    _draw(axes[0], picture, "photo")
     for axis, heat_map in zip(axes[1:], heat_maps, strict=False):
-        _draw_heat_map(axis, pixels, heat_map)
+        _draw(axis, laid_over(picture, heat_map.values), heat_map.title, heat_map.selected)
+        if heat_map.values.max() <= 0:
+            axis.set_xlabel("zero everywhere", fontsize=10)
     return figure
 
 
 def explanation_panel(explanation: Explanation) -> Figure:
-    """The photo, GradCAM's map for comparison, and UnionCAM's three maps, the selected one framed.
+    """The photo, GradCAM's map for comparison, and the method's; of UnionCAM its three maps, the selected one framed.
 
     Args:
         explanation (Explanation): What ``Explainer.explain`` gave.
 
     Returns:
-        *matplotlib.figure.Figure*: Of five axes.
+        *matplotlib.figure.Figure*: An axis for each.
     """
-    details, betas = explanation.details, explanation.betas
-    named = (
-        ("denoised", "denoised (AMD)", details.denoised_map),
-        ("region", "region (Score-CAM)", details.region_map),
-        ("union", "union (AMU)", details.union_map),
-    )
-    heat_maps = [HeatMap(explanation.grad_cam, "GradCAM\nfor comparison")]
-    for name, title, values in named:
-        selected = name == explanation.choice
-        mark = " - selected" if selected else ""
-        heat_maps.append(HeatMap(values, f"{title}{mark}\nbeta = {betas[name]:.2f}", selected))
+    heat_maps = []
+    if explanation.grad_cam is not None:
+        heat_maps.append(HeatMap(explanation.grad_cam, "GradCAM\nfor comparison"))
+    if explanation.betas is None:
+        heat_maps.append(HeatMap(explanation.map, explanation.settings.method))
+    else:
+        titles = {"denoised": "denoised (AMD)", "region": "region (Score-CAM)", "union": "union (AMU)"}
+        for name, beta in explanation.betas.items():
+            selected = name == explanation.choice
+            title = f"{titles[name]}{' - selected' if selected else ''}\nbeta = {beta:.2f}"
+            heat_maps.append(HeatMap(getattr(explanation.details, f"{name}_map"), title, selected))
     title = f"{explanation.class_name}  {explanation.confidence:.2f}   |   layer {explanation.settings.layer}"
     return panel(explanation.photo, heat_maps, title)
 
@@ -104,33 +99,9 @@ def png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def _draw_heat_map(axis: Axes, pixels: npt.NDArray[np.float32], heat_map: HeatMap) -> None:
-    values = heat_map.values.detach().float()
-    values = LayerAttribution.interpolate(values, pixels.shape[:2], "bilinear")[0, 0].cpu().numpy()
-    if values.max() > 0:
-        # To 1 at most before Captum does it, since it warns of maps as small as saturated networks have.
-        _draw(axis, pixels, "blended_heat_map", values / values.max())
-    else:
-        _draw(axis, np.repeat(pixels.mean(axis=2, keepdims=True), 3, axis=2), "original_image")
-        axis.set_xlabel("zero everywhere", fontsize=10)
-    axis.set_title(heat_map.title, fontsize=10, fontweight="bold" if heat_map.selected else "normal", parse_math=False)
-    if heat_map.selected:
-        axis.spines[:].set(visible=True, edgecolor=_SELECTED, linewidth=3)
-
-
-def _draw(
-    axis: Axes, pixels: npt.NDArray[np.float32], method: str, values: npt.NDArray[np.float32] | None = None
-) -> None:
-    captum_visualization.visualize_image_attr(
-        # Captum scales the attributions even where it draws the photo alone, and cannot scale zeros.
-        np.ones(pixels.shape[:2]) if values is None else values,
-        pixels,
-        method,
-        sign="positive",
-        plt_fig_axis=(axis.figure, axis),
-        outlier_perc=0,
-        cmap=COLORS,
-        alpha_overlay=OPACITY,
-        use_pyplot=False,
-    )
-    axis.spines[:].set_visible(False)
+def _draw(axis: Axes, picture: Image.Image, title: str, selected: bool = False) -> None:
+    axis.imshow(picture)
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set(visible=selected, edgecolor=_SELECTED, linewidth=3)
+    lines = [textwrap.fill(line, _TITLE_WIDTH) for line in title.splitlines()]
+    axis.set_title("\n".join(lines), fontsize=10, fontweight="bold" if selected else "normal", parse_math=False)

@@ -6,35 +6,31 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from captum_unioncam.metrics.table import Metric, all_metrics
-from captum_unioncam.report.statistics import CURVES, Array, Summary
-
-METRICS = tuple(all_metrics().values())
-
-# The others are 0 or 1, of which a box says nothing.
-_BOXES = tuple(metric for metric in METRICS if metric.name in ("drop", "insertion", "deletion", "energy", "seconds"))
+from captum_unioncam.metrics.table import all_metrics
+from captum_unioncam.report.statistics import Summary
 
 
 def curve_plot(summary: Summary) -> Figure:
-    """Each method's mean insertion and deletion curve, with the area under it.
+    """Each method's mean curves, with the mean area under them.
 
     Args:
         summary (Summary): What ``summarize`` gave.
 
     Returns:
-        *matplotlib.figure.Figure*: Of two axes, without pyplot, so it need not be closed.
+        *matplotlib.figure.Figure*: An axis for each metric with curves, without pyplot, so it need not be closed.
     """
     means = summary.table.set_index(["metric", "method"])["mean"]
+    shown = [name for name, curves in summary.curves.items() if curves] or list(summary.curves)
     # Names of methods may hold a dollar sign, which is no formula here.
     with matplotlib.rc_context({"text.parse_math": False}):
-        figure = Figure(figsize=(10, 4 + 0.2 * len(summary.values)), layout="constrained")
-        for axis, name, arrow in zip(figure.subplots(1, 2), CURVES, "↑↓", strict=True):
+        figure = Figure(figsize=(5 * len(shown), 4 + 0.2 * len(summary.judged)), layout="constrained")
+        for axis, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+            metric = all_metrics()[name]
             for i, (method, curve) in enumerate(summary.curves[name].items()):
-                label = f"{means[name, method]:.3f}  {method}"
+                label = f"{means[metric.title, method]:{metric.form}}  {method}"
                 style = ("-", "--", ":", "-.")[i // 10 % 4]
                 axis.plot(np.linspace(0, 100, len(curve)), curve, style, color=f"C{i % 10}", label=label)
-            axis.set(title=f"{name} {arrow}", xlabel=f"pixels {'inserted' if name == 'insertion' else 'deleted'} (%)")
-            axis.set(ylabel="mean confidence", xlim=(0, 100))
+            axis.set(title=metric.heading, xlabel="pixels changed (%)", ylabel="mean confidence", xlim=(0, 100))
             axis.grid(alpha=0.3)
             if summary.curves[name]:
                 axis.legend(title="area  method", loc="upper center", bbox_to_anchor=(0.5, -0.13), frameon=False)
@@ -50,21 +46,17 @@ def box_plot(summary: Summary) -> Figure:
     Returns:
         *matplotlib.figure.Figure*: An axis for each metric, without pyplot, so it need not be closed.
     """
-    methods = list(summary.values)
-    values = {metric: [_known(summary.values[name], metric) for name in methods] for metric in _BOXES}
-    shown = [metric for metric in _BOXES if any(map(len, values[metric]))] or list(_BOXES)
+    metrics = [metric for metric in all_metrics().values() if not metric.is_yes_or_no]
+    shown = [metric for metric in metrics if summary.values[metric.name].notna().any()] or metrics
+    by_method = dict(list(summary.values.groupby("method", observed=False)))
     with matplotlib.rc_context({"text.parse_math": False}):
-        figure = Figure(figsize=(2 + 2.4 * len(shown), 1.5 + 0.35 * len(methods)), layout="constrained")
+        figure = Figure(figsize=(2 + 2.4 * len(shown), 1.5 + 0.35 * len(by_method)), layout="constrained")
         for axis, metric in zip(figure.subplots(1, len(shown), sharey=True, squeeze=False)[0], shown, strict=True):
-            axis.boxplot(values[metric], orientation="horizontal", whis=(5, 95), showfliers=False, showmeans=True)
+            values = [metric.scale * of_method[metric.name].dropna() for of_method in by_method.values()]
+            axis.boxplot(values, orientation="horizontal", whis=(5, 95), showfliers=False, showmeans=True)
             axis.set_title(metric.heading, fontsize=10)
             axis.grid(axis="x", alpha=0.3)
-        axis.set_yticks(range(1, len(methods) + 1), methods)
+        axis.set_yticks(range(1, len(by_method) + 1), by_method)
         axis.invert_yaxis()
         figure.supxlabel("box: quartiles; line: median; triangle: mean; whiskers: 5 % to 95 % of the maps", fontsize=9)
     return figure
-
-
-def _known(values: Array, metric: Metric) -> Array:
-    column = values[:, METRICS.index(metric)] * metric.scale
-    return column[~np.isnan(column)]

@@ -3,44 +3,33 @@
 from __future__ import annotations
 
 import math
-from array import array
 from bisect import insort
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy.stats import bootstrap  # type: ignore[import-untyped]
 
 from captum_unioncam.evaluation.records import Record
-from captum_unioncam.metrics.table import all_metrics
+from captum_unioncam.metrics.table import Metric, all_metrics
 from captum_unioncam.system.errors import Failure
 
 Array = npt.NDArray[np.float64]
 
-METRICS = tuple(all_metrics().values())
-
-
-_INTERVAL = (2.5, 97.5)
-
+# What examples are sorted by, and the record.
+_Example = tuple[float, str, int, Record]
 
 _SEED = 0
-
-
 _RESAMPLES_AT_ONCE = 32
-
-
 _EXAMPLES = 4
-
-
 _NAMED_IMAGES = 3
-
 
 # Of the curves, which records hold to four decimals.
 _FIXED_POINT = 1e6
-
-
-CURVES = ("insertion", "deletion")
 
 
 @dataclass
@@ -79,26 +68,53 @@ class Summary:
     Args:
         table (pandas.DataFrame): A row for each method and metric that has values: method, metric, mean, low, high
             (the interval; NaN where fewer than two images have a value), n (records with a value), failures.
-        values (dict[str, numpy.ndarray]): For each method its records' values (records, ``METRICS``), in the records'
-            own scale, sorted by image and target, NaN where there is none.
-        curves (dict[str, dict[str, numpy.ndarray]]): For "insertion" and "deletion" each method's mean curve.
-        best, worst (dict[str, list[Record]]): For each method the records of the largest and smallest insertion minus
-            deletion, that one first; none is in both.
+        values (pandas.DataFrame): A row for each record that did not fail, sorted: method and image, whose categories
+            are all there are, target (-1 for none), and each metric by name, not scaled, NaN where there is no value.
+        curves (dict[str, dict[str, numpy.ndarray]]): By metric that can have curves, each method's mean curve.
+        best, worst (dict[str, list[Record]]): For each method the records that are the best and the worst by
+            ``ranking``, that one first; none is in both.
         failures (list[FailureGroup]): The most frequent first.
-        images, records, failed (int): How many there are, failed ones among them.
-        same_maps (bool): Whether the values of all methods are of the same images and targets.
     """
 
     table: pd.DataFrame
-    values: dict[str, Array]
+    values: pd.DataFrame
     curves: dict[str, dict[str, Array]]
     best: dict[str, list[Record]]
     worst: dict[str, list[Record]]
     failures: list[FailureGroup]
-    images: int
-    records: int
-    failed: int
-    same_maps: bool
+
+    @property
+    def images(self) -> int:
+        """How many there are, also those on which all methods failed."""
+        return len(self.values["image"].cat.categories)
+
+    @property
+    def records(self) -> int:
+        """How many did not fail."""
+        return len(self.values)
+
+    @property
+    def failed(self) -> int:
+        """How many did."""
+        return sum(group.count for group in self.failures)
+
+    @property
+    def judged(self) -> dict[str, int]:
+        """For each method, how many of its records did not fail."""
+        methods = self.values["method"]
+        return dict(zip(methods.cat.categories, methods.value_counts(sort=False), strict=True))
+
+    @property
+    def same_maps(self) -> bool:
+        """Whether the values of all methods are of the same images and targets."""
+        methods = self.values.groupby(["image", "target"], observed=True).size()
+        return bool((methods == len(self.judged)).all())
+
+
+def ranking(values: Iterable[str]) -> list[Metric]:
+    """The metrics that say which maps are the best: of those named all with a curve, or else the first."""
+    known = [metric for name, metric in all_metrics().items() if name in values and metric.function is not None]
+    return [metric for metric in known if metric.has_curve] or known[:1]
 
 
 def summarize(records: Iterable[Record], resamples: int = 1000) -> Summary:
@@ -117,144 +133,108 @@ def summarize(records: Iterable[Record], resamples: int = 1000) -> Summary:
     Raises:
         Failure: Curves of a method differ in length.
     """
-    methods: dict[str, _MethodRecords] = {}
-    images: dict[str, int] = {}
-    failures: dict[str, FailureGroup] = {}
-    for record in records:
-        method = methods.setdefault(record.method, _MethodRecords())
-        image = images.setdefault(record.image, len(images))
-        if record.error is None:
-            method.add(image, record)
-        else:
-            method.failed += 1
-            message = record.error.replace(record.image, "…")
-            failures.setdefault(message, FailureGroup(message)).add(record)
-    methods = dict(sorted(methods.items()))
-    ranks = np.argsort(sorted(range(len(images)), key=list(images).__getitem__))
-    values = {name: method.sorted_values(ranks) for name, method in methods.items()}
+    reading = _Reading()
+    # A record is its numbers here, not an object: there may be half a million.
+    columns = [("method", "i4"), ("image", "i4"), ("target", "i8"), *((name, "f8") for name in all_metrics())]
+    values = pd.DataFrame(np.fromiter(reading.rows(records), columns))
+    methods = sorted(reading.methods)
+    for column, found in (("method", reading.methods), ("image", reading.images)):
+        categories = pd.Categorical.from_codes(values[column], pd.Index(list(found), dtype=object))
+        values[column] = categories.reorder_categories(sorted(found))
+    values = values.sort_values(["method", "image", "target"], ignore_index=True)
+    best, worst = ({name: [example[-1] for example in kept[name]] for name in methods} for kept in reading.examples)
     return Summary(
-        table=_table(values, {name: method.failed for name, method in methods.items()}, len(images), resamples),
-        values={name: of_metrics for name, (*_, of_metrics) in values.items()},
+        table=_table(values, {name: reading.failed[name] for name in methods}, resamples),
+        values=values,
         curves={
-            curve: {name: method.curves[curve].mean() for name, method in methods.items() if method.curves[curve].count}
-            for curve in CURVES
+            # Behind the sum of the curves stands that of their ones.
+            metric: {name: sums[name][:-1] / sums[name][-1] for name in methods if name in sums}
+            for metric, sums in reading.curves.items()
         },
-        best={name: method.best for name, method in methods.items()},
-        worst={name: method.only_worst() for name, method in methods.items()},
-        failures=sorted(failures.values(), key=lambda group: (-group.count, group.message)),
-        images=len(images),
-        records=sum(len(method.images) for method in methods.values()),
-        failed=sum(method.failed for method in methods.values()),
-        same_maps=_all_equal([maps for maps, *_ in values.values()]),
+        best=best,
+        worst={name: [record for record in kept if record not in best[name]] for name, kept in worst.items()},
+        failures=sorted(reading.failures.values(), key=lambda group: (-group.count, group.message)),
     )
 
 
-def _all_equal(arrays: list[npt.NDArray[np.int64]]) -> bool:
-    return all(np.array_equal(array, arrays[0]) for array in arrays)
-
-
-class _CurveSum:
-    """The sum of curves in fixed point: unlike that of floats it does not depend on the order."""
+class _Reading:
+    """What is kept of records that come by, beside the values that it hands on."""
 
     def __init__(self) -> None:
-        self.count = 0
-        self._sum: npt.NDArray[np.int64] | None = None
+        self.methods: dict[str, int] = {}
+        self.images: dict[str, int] = {}
+        self.failed: Counter[str] = Counter()
+        self.failures: dict[str, FailureGroup] = {}
+        self.curves: dict[str, dict[str, npt.NDArray[np.int64]]] = {
+            name: {} for name, metric in all_metrics().items() if metric.has_curve
+        }
+        # By method, the best and the worst.
+        self.examples = defaultdict[str, list[_Example]](list), defaultdict[str, list[_Example]](list)
 
-    def add(self, record: Record, curve: list[float]) -> None:
-        values = np.rint(np.array(curve) * _FIXED_POINT).astype(np.int64)
-        if self._sum is None:
-            self._sum = values
-        elif len(values) != len(self._sum):
+    def rows(self, records: Iterable[Record]) -> Iterator[tuple[float, ...]]:
+        """Of each record that did not fail: the numbers of its method and image, its target, and its values."""
+        metrics = list(all_metrics())
+        for record in records:
+            method = self.methods.setdefault(record.method, len(self.methods))
+            image = self.images.setdefault(record.image, len(self.images))
+            if record.error is not None:
+                self.failed[record.method] += 1
+                message = record.error.replace(record.image, "…")
+                self.failures.setdefault(message, FailureGroup(message)).add(record)
+                continue
+            for name in self.curves.keys() & record.curves.keys():
+                self._add_curve(self.curves[name], record, record.curves[name])
+            if record.map is not None and (metrics_of_rank := ranking(record.values)):
+                self._add_example(record, metrics_of_rank)
+            yield method, image, _target(record), *(record.values.get(name, math.nan) for name in metrics)
+
+    def _add_curve(self, sums: dict[str, npt.NDArray[np.int64]], record: Record, curve: list[float]) -> None:
+        # In fixed point: unlike that of floats the sum does not depend on the order.
+        curve_and_one = np.rint(np.array([*curve, 1]) * _FIXED_POINT).astype(np.int64)
+        before = sums.get(record.method, np.zeros_like(curve_and_one))
+        if len(before) != len(curve_and_one):
             raise Failure(
-                f"the curves of {record.method} have {len(self._sum) - 1} steps, and {len(values) - 1} for "
+                f"the curves of {record.method} have {len(before) - 2} steps, and {len(curve) - 1} for "
                 f"{record.image}; evaluate into a folder of its own."
             )
-        else:
-            self._sum += values
-        self.count += 1
+        sums[record.method] = before + curve_and_one
 
-    def mean(self) -> Array:
-        assert self._sum is not None
-        return self._sum / _FIXED_POINT / self.count
-
-
-class _MethodRecords:
-    """A method's records as they come in."""
-
-    def __init__(self) -> None:
-        self.images = array("q")
-        self._targets = array("q")
-        self._values = array("d")
-        self.curves = {curve: _CurveSum() for curve in CURVES}
-        self.best: list[Record] = []
-        self.worst: list[Record] = []
-        self.failed = 0
-
-    def add(self, image: int, record: Record) -> None:
-        self.images.append(image)
-        self._targets.append(_target_order(record))
-        values = (getattr(record, metric.name) for metric in METRICS)
-        self._values.extend(math.nan if value is None else value for value in values)
-        if record.insertion_curve is not None:
-            self.curves["insertion"].add(record, record.insertion_curve)
-        if record.deletion_curve is not None:
-            self.curves["deletion"].add(record, record.deletion_curve)
-        if record.map is not None and record.insertion is not None and record.deletion is not None:
-            insort(self.best, record, key=lambda kept: (-_quality(kept), kept.image, _target_order(kept)))
-            insort(self.worst, record, key=lambda kept: (_quality(kept), kept.image, _target_order(kept)))
-            del self.best[_EXAMPLES:], self.worst[_EXAMPLES:]
-
-    def only_worst(self) -> list[Record]:
-        return [record for record in self.worst if record not in self.best]
-
-    def sorted_values(self, ranks: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], Array]:
-        """Images, as ranks among all names, and targets, (2, records), and the values, sorted by both."""
-        maps = np.stack([ranks[np.array(self.images, dtype=np.int64)], np.array(self._targets, dtype=np.int64)])
-        order = np.lexsort(maps[::-1])
-        return maps[:, order], np.array(self._values).reshape(-1, len(METRICS))[order]
+    def _add_example(self, record: Record, metrics: list[Metric]) -> None:
+        quality = sum(record.values[metric.name] * (1 if metric.larger_is_better else -1) for metric in metrics)
+        for examples, place in zip(self.examples, (-quality, quality), strict=True):
+            kept = examples[record.method]
+            insort(kept, (place, record.image, _target(record), record), key=itemgetter(0, 1, 2))
+            del kept[_EXAMPLES:]
 
 
-def _target_order(record: Record) -> int:
+def _target(record: Record) -> int:
     return -1 if record.target is None else record.target
 
 
-def _quality(record: Record) -> float:
-    assert record.insertion is not None
-    assert record.deletion is not None
-    return record.insertion - record.deletion
-
-
-def _table(
-    values: dict[str, tuple[npt.NDArray[np.int64], Array]], failed: dict[str, int], images: int, resamples: int
-) -> pd.DataFrame:
+def _table(values: pd.DataFrame, failed: dict[str, int], resamples: int) -> pd.DataFrame:
     """The summary's table: means and intervals of each method and metric."""
-    sums, counts = np.zeros((2, images, len(values), len(METRICS)))
-    for i, ((of_images, _), of_metrics) in enumerate(values.values()):
-        for j, column in enumerate(of_metrics.T):
-            known = ~np.isnan(column)
-            sums[:, i, j] = np.bincount(of_images[known], column[known], minlength=images)
-            counts[:, i, j] = np.bincount(of_images[known], minlength=images)
-    seen = counts.sum((0, 1)) > 0
-    # Failures without a single value still want their rows.
-    shown = [j for j in range(len(METRICS)) if seen[j] or not seen.any()]
-    pairs = [(name, METRICS[j]) for name in values for j in shown]
-    sums, counts = (of_images[:, :, shown].reshape(images, len(pairs)) for of_images in (sums, counts))
+    pairs = [(method, metric) for method in failed for metric in all_metrics().values()]
+    by_image = values.groupby(["image", "method"], observed=False)[list(all_metrics())]
+    shape = len(values["image"].cat.categories), len(pairs)
+    sums, counts = (found.to_numpy(float).reshape(shape) for found in (by_image.sum(), by_image.count()))
     scales = np.array([metric.scale for _, metric in pairs])
     low, high = bootstrap_intervals(sums, counts, resamples) * scales
-    with np.errstate(invalid="ignore"):
-        mean: Array = sums.sum(0) / counts.sum(0) * scales
-    table: pd.DataFrame = pd.DataFrame(
+    n = counts.sum(0).astype(int)
+    table = pd.DataFrame(
         {
-            "method": [name for name, _ in pairs],
+            "method": [method for method, _ in pairs],
             "metric": [metric.title for _, metric in pairs],
-            "mean": mean,
+            "mean": sums.sum(0) / np.where(n, n, np.nan) * scales,
             "low": low,
             "high": high,
-            "n": counts.sum(0).astype(int),
-            "failures": [failed[name] for name, _ in pairs],
+            "n": n,
+            "failures": [failed[method] for method, _ in pairs],
         }
     )
-    return table
+    # Failures without a single value still want their rows.
+    is_seen = table["metric"].isin(table["metric"][n > 0])
+    shown: pd.DataFrame = table[is_seen | (n.sum() == 0)].reset_index(drop=True)
+    return shown
 
 
 def bootstrap_intervals(sums: Array, counts: Array, resamples: int = 1000) -> Array:
@@ -263,27 +243,36 @@ def bootstrap_intervals(sums: Array, counts: Array, resamples: int = 1000) -> Ar
     Args:
         sums (numpy.ndarray): For each image and mean, the sum of its records' values: (images, means).
         counts (numpy.ndarray): How many those are, likewise.
-        resamples (int): How often images are drawn, as many as there are, with replacement. Default: 1000
+        resamples (int): How often images are drawn, as many as have values, with replacement. Default: 1000
 
     Returns:
-        *numpy.ndarray*: (2, means), lower and upper ends; NaN where fewer than two images have values. All means are
-        resampled together, and always alike.
+        *numpy.ndarray*: (2, means), lower and upper ends; NaN where fewer than two images have values. Means over the
+        same images are resampled together, and always alike.
     """
     intervals = np.full((2, sums.shape[1]), np.nan)
-    wanted = (counts > 0).sum(0) >= 2
-    if not wanted.any():
-        return intervals
-    with_values = np.ix_(counts.any(1), wanted)
-    sums, counts = sums[with_values], counts[with_values]
-    images = len(sums)
-    generator = np.random.default_rng(_SEED)
-    means = []
-    for begin in range(0, resamples, _RESAMPLES_AT_ONCE):
-        # How often each image was drawn.
-        draws = generator.integers(images, size=(min(_RESAMPLES_AT_ONCE, resamples - begin), images))
-        weights = np.stack([np.bincount(row, minlength=images) for row in draws]).astype(float)
-        with np.errstate(invalid="ignore"):
-            means.append((weights @ sums) / (weights @ counts))
-    # NaN where no image that has a value was drawn.
-    intervals[:, wanted] = np.nanpercentile(np.concatenate(means), _INTERVAL, axis=0)
+    known = counts > 0
+    for images in np.unique(known[:, known.sum(0) > 1], axis=1).T:
+        means = (known == images[:, None]).all(0)
+        intervals[:, means] = _interval(sums[images][:, means], counts[images][:, means], resamples)
     return intervals
+
+
+def _interval(sums: Array, counts: Array, resamples: int) -> tuple[Array, Array]:
+    """The ends, where all means are over all images."""
+
+    def mean(drawn: npt.NDArray[np.int64], axis: int) -> Array:
+        # By how often each image was drawn: a hundred times as fast as summing up the values drawn.
+        times = np.apply_along_axis(np.bincount, axis, drawn, minlength=len(sums)).astype(float)
+        ratio: Array = (times @ sums) / (times @ counts)
+        return ratio.T
+
+    found = bootstrap(
+        [np.arange(len(sums))],
+        mean,
+        n_resamples=resamples,
+        batch=_RESAMPLES_AT_ONCE,
+        vectorized=True,
+        method="percentile",
+        rng=np.random.default_rng(_SEED),
+    )
+    return found.confidence_interval.low, found.confidence_interval.high

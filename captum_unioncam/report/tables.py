@@ -15,8 +15,6 @@ from captum_unioncam.report.statistics import FailureGroup, Summary
 
 MOST_FAILURES = 50
 
-METRICS = tuple(all_metrics().values())
-
 
 def display_table(summary: Summary) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The table as people read it.
@@ -28,10 +26,10 @@ def display_table(summary: Summary) -> tuple[pd.DataFrame, pd.DataFrame]:
         *tuple of two pandas.DataFrame*: A row for each method, a column for each metric and for "n" and "failures": the
         texts, such as "12.3 [11.0, 13.6]", and whether each is the column's best (as written, so there may be several).
     """
-    by_method = summary.table.groupby("method", sort=False)
-    texts = pd.DataFrame(index=list(by_method.groups))
+    judged = summary.judged
+    texts = pd.DataFrame(index=pd.Index(list(judged), name="method"))
     best = texts.copy()
-    for metric in METRICS:
+    for metric in all_metrics().values():
         rows = summary.table[summary.table.metric == metric.title].set_index("method")
         if rows.empty:
             continue
@@ -40,11 +38,16 @@ def display_table(summary: Summary) -> tuple[pd.DataFrame, pd.DataFrame]:
         texts[metric.heading] = [
             _mean_and_interval(*row, metric.form) for row in zip(rows["mean"], rows["low"], rows["high"], strict=True)
         ]
-    records = {name: len(values) for name, values in summary.values.items()}
-    texts["n"] = [str(records[name]) for name in texts.index]
-    texts["failures"] = by_method.failures.first().astype(str)
+    texts["n"] = [str(count) for count in judged.values()]
+    texts["failures"] = _failed(summary).astype(str)
     best["n"] = best["failures"] = False
     return texts, best
+
+
+def _failed(summary: Summary) -> pd.Series[int]:
+    """For each method."""
+    failed: pd.Series[int] = summary.table.groupby("method").failures.first()
+    return failed
 
 
 def _mean_and_interval(mean: float, low: float, high: float, form: str) -> str:
@@ -56,8 +59,7 @@ def _mean_and_interval(mean: float, low: float, high: float, form: str) -> str:
 def remarks(summary: Summary, settings: Mapping[str, Any]) -> list[str]:
     """What keeps the means from being those of the whole evaluation, or of the same images for each method."""
     found = []
-    judged = {name: len(values) for name, values in summary.values.items()}
-    failed = summary.table.groupby("method").failures.first()
+    judged, failed = summary.judged, _failed(summary)
     wanted = settings.get("records_of_a_method", 0)
     done = {name: count + failed[name] for name, count in judged.items() if count + failed[name] < wanted}
     if done:
@@ -80,7 +82,7 @@ def text(summary: Summary, width: int | None = None, settings: Mapping[str, Any]
     texts, best = display_table(summary)
     marked = texts + best.map(lambda is_best: " *" if is_best else "  ")
     # pandas ends headings that go on below with a backslash.
-    table = [line.rstrip(" \\") for line in marked.to_string(line_width=width).splitlines()]
+    table = [line.rstrip(" \\") for line in marked.to_string(line_width=width, index_names=False).splitlines()]
     lines = [
         f"images: {summary.images}; maps: {summary.records}; failures: {summary.failed}",
         *(line for remark in remarks(summary, settings or {}) for line in textwrap.wrap(remark, width or sys.maxsize)),
@@ -101,19 +103,18 @@ def _failure_line(group: FailureGroup) -> str:
 def markdown_table(summary: Summary) -> str:
     """The table in Markdown, methods as code, the best values bold."""
     texts, best = display_table(summary)
-    lines = [["method", *texts.columns], ["---"] + ["---:"] * len(texts.columns)]
-    for name in texts.index:
-        cells = zip(texts.loc[name], best.loc[name], strict=True)
-        # Within code only these two mean something, and line breaks.
-        code = " ".join(name.replace("`", "'").replace("|", r"\|").split())
-        lines.append([f"`{code}`", *(f"**{text}**" if is_best else text for text, is_best in cells)])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    texts = texts.mask(best, "**" + texts + "**")
+    # Within code only these two mean something, and line breaks.
+    codes = [" ".join(str(name).replace("`", "'").replace("|", r"\|").split()) for name in texts.index]
+    texts.index = pd.Index([f"`{code}`" for code in codes], name=texts.index.name)
+    align = ["left", *["right"] * texts.shape[1]]
+    return f"{texts.to_markdown(disable_numparse=True, colalign=align)}\n"
 
 
 def latex_table(summary: Summary) -> str:
     """The table as a LaTeX ``tabular``, which needs the package booktabs; the best values bold."""
     texts, best = display_table(summary)
-    texts, best = texts.reset_index(names="method"), best.reset_index(drop=True)
+    texts, best = texts.reset_index(), best.reset_index(drop=True)
     best.insert(0, "method", False)
     styles = best.map(lambda is_best: "font-weight: bold" if is_best else "")
 

@@ -1,15 +1,18 @@
+import base64
 import io
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from captum.attr import LayerAttribution
-from matplotlib import pyplot
+from matplotlib import colormaps, pyplot
 from PIL import Image
 
 from captum_unioncam.attr.union_cam import UnionCamDetails
 from captum_unioncam.evaluation.explain import Explanation, Settings
+from captum_unioncam.report.images import as_picture, laid_over, overlay
 from captum_unioncam.report.panels import HeatMap, explanation_panel, panel, png
 
 
@@ -40,7 +43,8 @@ def explanation(photo, union_selected):
         channel_scores=torch.zeros(1, 3),
         forward_passes=torch.tensor([7]),
     )
-    return Explanation(photo, 4, "a cat", 0.876, Settings(layer="features.3"), maps[3], maps[2], details)
+    selected = maps[2] if union_selected else maps[1]
+    return Explanation(photo, 4, "a cat", 0.876, Settings(layer="features.3"), selected, maps[3], details)
 
 
 @pytest.mark.parametrize("union_selected", [True, False])
@@ -63,34 +67,64 @@ def test_a_panel_shows_the_photo_and_four_maps_and_marks_the_selected(photo, uni
     assert all(part in heading for part in ("a cat", "0.88", "features.3"))
 
 
-def test_maps_are_laid_over_the_photo_as_interpolated(photo):
+def test_a_panel_of_any_method_shows_its_map_and_grad_cams(photo):
+    settings = Settings(layer="features.3", method="own_package.of_a_long_name.explainers:own_method")
+    other = replace(explanation(photo, True), settings=settings, details=None)
+    titles = ["photo", "GradCAM\nfor comparison", "own_package.of_a_long_name.expla\niners:own_method"]
+    assert [axis.get_title() for axis in explanation_panel(other).axes] == titles
+    alone = explanation_panel(replace(other, grad_cam=None))
+    assert [axis.get_title() for axis in alone.axes] == [titles[0], titles[2]]
+    np.testing.assert_array_equal(shown(alone.axes[1]), laid_over(as_picture(photo), other.map))
+
+
+def shown(axis):
+    (picture,) = axis.get_images()
+    return np.asarray(picture.get_array())
+
+
+def expected_overlay(photo, values):
+    """The gray photo with 55 % of the colors over it."""
+    red, green, blue = photo.numpy() * 255
+    gray = (0.299 * red + 0.587 * green + 0.114 * blue)[..., None]
+    values = LayerAttribution.interpolate(values, photo.shape[1:], "bilinear")[0, 0].clamp(min=0).numpy()
+    colors = colormaps["inferno"](values / values.max() if values.any() else values)
+    return 0.45 * gray + 0.55 * 255 * colors[:, :, :3]
+
+
+def test_maps_are_laid_over_the_gray_photo_as_interpolated(photo):
     explained = explanation(photo, True)
     details = explained.details
     figure = explanation_panel(explained)
-    (shown,) = figure.axes[0].get_images()
-    assert np.abs(shown.get_array() - photo.permute(1, 2, 0).numpy() * 255).max() < 1
+    assert np.abs(shown(figure.axes[0]) - photo.permute(1, 2, 0).numpy() * 255).max() < 1
     maps = [explained.grad_cam, details.denoised_map, details.region_map, details.union_map]
     for axis, values in zip(figure.axes[1:], maps, strict=True):
-        grey, heat = axis.get_images()
-        expected = LayerAttribution.interpolate(values, (30, 40), "bilinear")[0, 0]
-        assert np.allclose(heat.get_array(), expected / expected.max(), atol=1e-6)
-        assert 0 < heat.get_alpha() < 1
-        assert grey.get_array().shape == (30, 40)
+        assert np.abs(shown(axis) - expected_overlay(photo, values)).max() < 2
+
+
+def test_panels_and_pages_show_the_same_overlay():
+    photo, values = torch.rand(3, 1, 1).expand(3, 60, 80), torch.rand(1, 1, 4, 4)
+    in_page = Image.open(io.BytesIO(base64.b64decode(overlay(photo, values).partition(",")[2])))
+    in_panel = shown(panel(photo, [HeatMap(values, "a map")], "a class").axes[1])
+    np.testing.assert_array_equal(in_panel, laid_over(as_picture(photo), values))
+    # But for what JPEG makes of it.
+    assert np.abs(in_panel.astype(int) - np.asarray(in_page)).mean() < 3
 
 
 def test_maps_without_anything_to_show_and_tiny_ones_are_drawn(photo):
+    tiny_values = torch.rand(1, 1, 4, 4)
     heat_maps = [
         HeatMap(torch.zeros(1, 1, 4, 4), "nothing"),
         HeatMap(-torch.ones(1, 1, 4, 4), "negative"),
-        HeatMap(torch.rand(1, 1, 4, 4) * 1e-20, "tiny"),
+        HeatMap(tiny_values * 1e-20, "tiny"),
     ]
     figure = panel(photo, heat_maps, "a $1 and a $2 class")
     png(figure)
     _, nothing, negative, tiny = figure.axes
     assert nothing.get_xlabel() == negative.get_xlabel() == "zero everywhere"
-    (grey,) = nothing.get_images()
-    assert np.ptp(np.asarray(grey.get_array()), axis=2).max() == 0
-    assert tiny.get_images()[1].get_array().max() == 1
+    assert np.abs(shown(nothing) - expected_overlay(photo, torch.zeros(1, 1, 4, 4))).max() < 2
+    np.testing.assert_array_equal(shown(nothing), shown(negative))
+    assert tiny.get_xlabel() == ""
+    assert np.abs(shown(tiny) - expected_overlay(photo, tiny_values)).max() < 2
 
 
 def test_a_panel_is_written_as_png(photo):
@@ -104,5 +138,5 @@ def test_many_maps_go_into_even_rows_of_at_most_six(photo, maps, rows, columns):
     figure = panel(photo, [HeatMap(torch.rand(1, 1, 4, 4), f"map {i}") for i in range(maps)], "a class")
     grid = figure.axes[0].get_subplotspec().get_gridspec()
     assert grid.get_geometry() == (rows, columns)
-    shown = [axis.get_title() for axis in figure.axes if axis.axison]
-    assert shown == ["photo", *(f"map {i}" for i in range(maps))]
+    titles = [axis.get_title() for axis in figure.axes if axis.axison]
+    assert titles == ["photo", *(f"map {i}" for i in range(maps))]

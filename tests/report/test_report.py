@@ -1,6 +1,7 @@
 import base64
 import csv
 import io
+import itertools
 import json
 import math
 import random
@@ -15,7 +16,7 @@ from matplotlib import pyplot
 from PIL import Image
 
 from captum_unioncam.evaluation.records import Record
-from captum_unioncam.metrics.table import all_metrics
+from captum_unioncam.metrics import table as metric_table
 from captum_unioncam.report.page import report_page, write_report
 from captum_unioncam.report.panels import png
 from captum_unioncam.report.plots import box_plot, curve_plot
@@ -30,31 +31,38 @@ SPECIAL = "$x_1$ & 100% #{|}~^\\"
 SETTINGS = {"data": HOSTILE, "theta": 10.0, "layer": None, "versions": {"torch": "2.5", "captum": "0.8"}}
 FILES = ["table.csv", "table.md", "table.tex", "curves.png", "box.png", "report.html"]
 
-METRICS = tuple(all_metrics().values())
+# Those of this package: others may come with what is installed.
+METRICS = tuple(metric_table.all_metrics().values())
 
 
-def a_record(generator, image, target, method, **changes):
+def a_record(generator, image, target, method):
     values = generator.random(7)
     curves = generator.random((2, 5)).round(4)
     small_map = generator.integers(0, 256, 256, dtype=np.uint8)
-    record = Record(
+    return Record(
         image,
         target,
         f"class {target}",
         method,
-        seconds=values[0],
         confidence=values[1],
-        drop=values[2],
-        increase=float(values[3] < 0.3),
-        insertion=values[4],
-        deletion=values[5],
-        insertion_curve=curves[0].tolist(),
-        deletion_curve=curves[1].tolist(),
-        pointing=float(values[6] < 0.5),
-        energy=values[6],
+        values={
+            "drop": values[2],
+            "increase": float(values[3] < 0.3),
+            "insertion": values[4],
+            "deletion": values[5],
+            "pointing": float(values[6] < 0.5),
+            "energy": values[6],
+            "seconds": values[0],
+        },
+        curves={"insertion": curves[0].tolist(), "deletion": curves[1].tolist()},
         map=base64.b64encode(small_map.tobytes()).decode(),
     )
-    return replace(record, **changes)
+
+
+def with_values(record, **values):
+    """The record with other values; without those that are None."""
+    values = {**record.values, **values}
+    return replace(record, values={name: value for name, value in values.items() if value is not None})
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +105,7 @@ def percentile(values, percent):
 def intervals_in_loops(records, field, resamples):
     by_image = {}
     for record in records:
-        by_image.setdefault(record.image, []).append(getattr(record, field))
+        by_image.setdefault(record.image, []).append(record.values[field])
     groups = list(by_image.values())
     generator = random.Random(1)
     means = []
@@ -111,7 +119,7 @@ def intervals_in_loops(records, field, resamples):
 def test_means_and_counts_are_those_of_plain_loops(records, metric):
     summary = summarize(records, resamples=10)
     for method, failures in (("union_cam", 1), ("grad_cam", 0)):
-        values = [getattr(r, metric.name) for r in records if r.method == method and r.error is None]
+        values = [r.values[metric.name] for r in records if r.method == method and r.error is None]
         row = row_of(summary, method, metric.title)
         assert row["mean"] == pytest.approx(metric.scale * statistics.fmean(values), rel=1e-12)
         assert (row["n"], row["failures"]) == (len(values), failures)
@@ -127,6 +135,30 @@ def test_intervals_are_those_of_a_bootstrap_in_plain_loops(records, field):
     width = high - low
     assert row["low"] / metric.scale == pytest.approx(low, abs=0.06 * width)
     assert row["high"] / metric.scale == pytest.approx(high, abs=0.06 * width)
+
+
+def test_intervals_are_those_of_all_draws_there_are():
+    sums, counts = np.array([[0.3, 2.1, 0.7, 3.9, 1.6], [1.0, 3.0, 1.0, 4.0, 2.0]])
+    draws = itertools.product(range(5), repeat=5)
+    means = sorted(sum(sums[i] for i in draw) / sum(counts[i] for i in draw) for draw in draws)
+    (low,), (high,) = bootstrap_intervals(sums[:, None], counts[:, None], resamples=20000)
+    # The standard error of what lies below is 0.1 %.
+    assert percentile(means, 2) < low < percentile(means, 3)
+    assert percentile(means, 97) < high < percentile(means, 98)
+
+
+def test_only_images_with_a_value_are_drawn(records):
+    names = ("03.png", "06.png", "09.png")
+    partly = [r if r.image in names else with_values(r, energy=None) for r in records]
+    rows = [
+        row_of(summarize(of), "grad_cam", "energy pointing game (%)")
+        for of in (partly, [r for r in records if r.image in names])
+    ]
+    assert rows[0].equals(rows[1])
+    assert rows[0]["low"] < rows[0]["mean"] < rows[0]["high"]
+    one = summarize([r if r.image == "03.png" else with_values(r, energy=None) for r in records])
+    assert row_of(one, "grad_cam", "energy pointing game (%)")[["low", "high"]].isna().all()
+    assert row_of(one, "grad_cam", "insertion")[["low", "high"]].notna().all()
 
 
 def test_intervals_hold_the_true_mean_in_about_95_of_100_cases():
@@ -154,12 +186,12 @@ def test_one_image_gives_means_without_intervals(records):
 
 
 def test_metrics_without_a_value_have_no_column(records):
-    without = [replace(r, pointing=None, energy=None) for r in records]
+    without = [with_values(r, pointing=None, energy=None) for r in records]
     summary = summarize(without)
     assert set(summary.table["metric"]) == {m.title for m in METRICS if m.name not in ("pointing", "energy")}
     assert "pointing" not in markdown_table(summary)
-    partly = [replace(r, energy=None) if r.image > "05.png" else r for r in records]
-    energies = [r.energy for r in partly if r.method == "grad_cam" and r.energy is not None]
+    partly = [with_values(r, energy=None) if r.image > "05.png" else r for r in records]
+    energies = [r.values["energy"] for r in partly if r.method == "grad_cam" and "energy" in r.values]
     row = row_of(summarize(partly), "grad_cam", "energy pointing game (%)")
     assert row["n"] == len(energies)
     assert row["mean"] == pytest.approx(100 * statistics.fmean(energies))
@@ -170,7 +202,7 @@ def test_curves_are_the_records_means(records):
     for curve in ("insertion", "deletion"):
         assert list(summary.curves[curve]) == ["grad_cam", "union_cam"]
         for method, mean in summary.curves[curve].items():
-            curves = [getattr(r, f"{curve}_curve") for r in records if r.method == method and r.error is None]
+            curves = [r.curves[curve] for r in records if r.method == method and r.error is None]
             expected = [statistics.fmean(values) for values in zip(*curves, strict=True)]
             assert mean == pytest.approx(expected, abs=1e-11)
     axes = curve_plot(summary).axes
@@ -184,10 +216,58 @@ def test_curves_are_the_records_means(records):
 
 
 def test_curves_of_a_model_without_confidences_are_averaged_too(records):
-    large = [replace(r, insertion_curve=[-3e8 * value for value in r.insertion_curve]) for r in records if not r.error]
+    large = [
+        replace(r, curves={"insertion": [-3e8 * value for value in r.curves["insertion"]]})
+        for r in records
+        if not r.error
+    ]
     mean = summarize(large).curves["insertion"]["grad_cam"]
-    curves = [r.insertion_curve for r in large if r.method == "grad_cam"]
+    curves = [r.curves["insertion"] for r in large if r.method == "grad_cam"]
     assert mean == pytest.approx([statistics.fmean(values) for values in zip(*curves, strict=True)], rel=1e-9)
+
+
+def test_a_metric_of_another_package_is_shown_where_it_is_installed(records, monkeypatch):
+    records = [
+        replace(
+            with_values(r, other=2 * r.values["insertion"]),
+            curves={**r.curves, "other": [value / 2 for value in r.curves["insertion"]]},
+        )
+        if not r.error
+        else r
+        for r in records
+    ]
+    without = summarize(records)
+    assert "other" not in [*without.values, *without.curves]
+    other = metric_table.Metric("other", len, "another", False, 10, ".2f", has_curve=True)
+    monkeypatch.setitem(metric_table._metrics, "other", other)
+    summary = summarize(records)
+    mean = row_of(summary, "grad_cam", "another")["mean"]
+    assert mean == pytest.approx(20 * row_of(summary, "grad_cam", "insertion")["mean"])
+    assert "another ↓" in markdown_table(summary)
+    axis = curve_plot(summary).axes[2]
+    assert axis.get_title() == "another ↓"
+    np.testing.assert_allclose(axis.get_lines()[0].get_ydata(), summary.curves["insertion"]["grad_cam"] / 2, atol=1e-6)
+    assert "another ↓" in [axis.get_title() for axis in box_plot(summary).axes]
+    assert "By insertion minus deletion minus another;" in page_of(summary)
+
+
+def test_maps_are_shown_by_the_first_metric_where_none_has_a_curve(records):
+    dropped = [replace(r, values={"drop": r.values["drop"]}, curves={}) for r in records if not r.error]
+    summary = summarize(dropped)
+    order = sorted((r for r in dropped if r.method == "grad_cam"), key=lambda r: r.values["drop"])
+    assert summary.best["grad_cam"] == order[:4]
+    assert summary.worst["grad_cam"] == order[:-5:-1]
+    page = page_of(summary)
+    assert "By minus average drop (%);" in page
+    assert f"confidence {order[0].confidence:.3f}, drop {order[0].values['drop']:.3f}" in page
+    assert "mean curves" not in page
+    png(curve_plot(summary))
+    timed = [replace(r, values={"seconds": 1.0}) for r in dropped]
+    assert not any(summarize(timed).best.values())
+
+
+def page_of(summary):
+    return report_page(summary, {}, no_photo, b"", b"").decode()
 
 
 def test_what_keeps_means_from_comparing_is_said(records):
@@ -212,7 +292,7 @@ def test_what_keeps_means_from_comparing_is_said(records):
 
 
 def test_curves_of_different_lengths_are_refused(records):
-    shorter = replace(records[5], insertion_curve=[0.1, 0.2])
+    shorter = replace(records[5], curves={"insertion": [0.1, 0.2]})
     with pytest.raises(Failure, match=r"curves of .* 4 steps, and 1 for"):
         summarize([*records[:5], shorter, *records[6:]])
 
@@ -221,19 +301,24 @@ def test_boxes_are_drawn_of_the_values_of_each_record(records):
     figure = box_plot(summarize(records))
     axis = next(axis for axis in figure.axes if axis.get_title() == "insertion ↑")
     medians = [line.get_xdata()[0] for line in axis.get_lines()[5::7]]
-    values = [[r.insertion for r in records if r.method == m and r.error is None] for m in ("grad_cam", "union_cam")]
+    values = [
+        [r.values["insertion"] for r in records if r.method == m and r.error is None] for m in ("grad_cam", "union_cam")
+    ]
     assert medians == pytest.approx([statistics.median(of_method) for of_method in values])
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["grad_cam", "union_cam"]
     assert pyplot.get_fignums() == []
 
 
 def test_best_and_worst_maps_are_of_the_largest_and_smallest_insertion_minus_deletion(records):
-    tied = [replace(r, insertion=0.5, deletion=0.5) if r.image > "05.png" else r for r in records]
+    def quality(record):
+        return record.values["insertion"] - record.values["deletion"]
+
+    tied = [with_values(r, insertion=0.5, deletion=0.5) if r.image > "05.png" and not r.error else r for r in records]
     for of_all in (records, tied):
         summary = summarize(of_all)
         done = [r for r in of_all if r.method == "union_cam" and r.error is None]
-        best = sorted(done, key=lambda r: (r.deletion - r.insertion, r.image, r.target))[:4]
-        worst = sorted(done, key=lambda r: (r.insertion - r.deletion, r.image, r.target))[:4]
+        best = sorted(done, key=lambda r: (-quality(r), r.image, r.target))[:4]
+        worst = sorted(done, key=lambda r: (quality(r), r.image, r.target))[:4]
         assert summary.best["union_cam"] == best
         assert summary.worst["union_cam"] == [r for r in worst if r not in best]
     few = summarize([r for r in records if r.image < "04.png"])
@@ -271,7 +356,7 @@ def test_not_even_rounding_depends_on_the_order():
     records = [a_record(generator, f"{i}.png", target, "union_cam") for i in range(12) for target in range(9)]
     first, second = map(summarize, (records, random.Random(0).sample(records, len(records))))
     assert first.table.equals(second.table)
-    np.testing.assert_array_equal(first.values["union_cam"], second.values["union_cam"])
+    assert first.values.equals(second.values)
     np.testing.assert_array_equal(first.curves["insertion"]["union_cam"], second.curves["insertion"]["union_cam"])
 
 
@@ -316,7 +401,7 @@ def test_the_markdown_table_reads_back(records):
 
 
 def test_equal_means_are_both_the_best(records):
-    same = [replace(r, drop=0.123456 if r.method == "union_cam" else 0.123411) for r in records if r.error is None]
+    same = [with_values(r, drop=0.123456 if r.method == "union_cam" else 0.123411) for r in records if r.error is None]
     assert markdown_table(summarize(same)).count("**12.3 [12.3, 12.3]**") == 2
 
 
