@@ -93,10 +93,6 @@ def report_page(summary: Summary, settings: dict[str, Any], photo: Photo, curves
     if any(summary.curves.values()):
         plots.insert(0, ("Curves", curves, "Each method's mean curves; the areas under them are in the table."))
     shown = [metric for metric in all_metrics().values() if metric.heading in texts.columns]
-    signs = [
-        f"{'plus' if metric.larger_is_better else 'minus'} {metric.title}"
-        for metric in ranking([metric.name for metric in shown])
-    ]
     return render(
         "report.html",
         summary=summary,
@@ -105,8 +101,8 @@ def report_page(summary: Summary, settings: dict[str, Any], photo: Photo, curves
         headings=["method", *texts.columns],
         rows=rows,
         metrics=shown,
-        ranking=" ".join(signs).removeprefix("plus "),
-        plots=[{"name": name, "source": png_uri(content), "description": text} for name, content, text in plots],
+        ranking=ranking([metric.name for metric in shown]),
+        plots=[(name, png_uri(content), text) for name, content, text in plots],
         galleries=[
             {
                 "name": name,
