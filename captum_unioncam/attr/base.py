@@ -6,20 +6,22 @@ A method is a subclass of ``GradientCam`` or ``PerturbationCam``, or of both. It
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from inspect import signature
-from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, cast, overload
+from typing import Any, ClassVar, Generic, Self, TypeVar, overload
 
 import torch
-from captum.attr import GradientAttribution, LayerAttribution, PerturbationAttribution
 from torch import Tensor
 from torch.nn import Module
 
 from captum_unioncam.attr.documents import class_document, specialised
+from captum_unioncam.attr.find_layer import Layer, named_layers
 from captum_unioncam.engine._captum import (
     BaselineType,
+    GradientAttribution,
+    LayerAttribution,
+    PerturbationAttribution,
     TargetType,
     format_additional_forward_args,
     format_output,
@@ -30,20 +32,16 @@ from captum_unioncam.engine.checks import check_inputs
 from captum_unioncam.engine.confidence import ConfidenceFunction
 from captum_unioncam.engine.layouts.base import ReshapeTransform
 from captum_unioncam.engine.maps import clipped, weighted
-from captum_unioncam.engine.model_state import evaluation_mode, modules_behind
+from captum_unioncam.engine.model_state import evaluation_mode
 from captum_unioncam.engine.scoring import MaskedScorer, TargetPasses
 from captum_unioncam.engine.tuning import PassTuner
-from captum_unioncam.system.imports import suggestion
 
-MapsT = TypeVar("MapsT")
-Layer = Module | str
+LayerT = TypeVar("LayerT", bound=Layer | Sequence[Any])
 Explained = tuple[Tensor, Any]
 """The attributions of one layer output and one target, and how they came about."""
 
 CAMS: dict[str, type[CamAttribution[Any]]] = {}
 """The methods by name, in the order in which they were defined."""
-
-_WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ class CamDetails:
         return replace(self, **{f.name: getattr(self, f.name)[:, t] for f in fields(self)})
 
 
-class CamAttribution(LayerAttribution, Generic[MapsT]):  # type: ignore[misc]
+class CamAttribution(LayerAttribution, Generic[LayerT]):
     r"""
     A class activation map: the sum over a layer's channels of terms, one a channel.
 
@@ -90,35 +88,15 @@ class CamAttribution(LayerAttribution, Generic[MapsT]):  # type: ignore[misc]
     gives_details: ClassVar[bool] = False
     """Whether ``cam`` returns :class:`CamDetails`."""
 
-    @overload
-    def __init__(
-        self: CamAttribution[Tensor],
-        forward_func: Callable[..., Any],
-        layer: Layer,
-        device_ids: list[int] | None = None,
-        *,
-        reshape_transform: ReshapeTransform | None = None,
-    ) -> None: ...
-
-    @overload
-    def __init__(
-        self: CamAttribution[list[Tensor]],
-        forward_func: Callable[..., Any],
-        layer: Sequence[Layer],
-        device_ids: list[int] | None = None,
-        *,
-        reshape_transform: ReshapeTransform | None = None,
-    ) -> None: ...
-
     def __init__(
         self,
         forward_func: Callable[..., Any],
-        layer: Layer | Sequence[Layer],
+        layer: LayerT,
         device_ids: list[int] | None = None,
         *,
         reshape_transform: ReshapeTransform | None = None,
     ) -> None:
-        LayerAttribution.__init__(self, forward_func, _modules(layer, forward_func), device_ids)
+        LayerAttribution.__init__(self, forward_func, named_layers(layer, forward_func), device_ids)
         for kind in (GradientAttribution, PerturbationAttribution):
             if isinstance(self, kind):
                 kind.__init__(self, forward_func)
@@ -157,7 +135,7 @@ class CamAttribution(LayerAttribution, Generic[MapsT]):  # type: ignore[misc]
 
     @overload
     def attribute(
-        self,
+        self: CamAttribution[list[Any]],
         inputs: Tensor | tuple[Tensor, ...],
         target: TargetType = None,
         additional_forward_args: Any = None,
@@ -165,9 +143,8 @@ class CamAttribution(LayerAttribution, Generic[MapsT]):  # type: ignore[misc]
         relu_attributions: bool = False,
         attr_dim_summation: bool = True,
         *more: Any,
-        return_details: Literal[False] = False,
         **options: Any,
-    ) -> MapsT: ...
+    ) -> list[Tensor]: ...
 
     @overload
     def attribute(
@@ -179,9 +156,8 @@ class CamAttribution(LayerAttribution, Generic[MapsT]):  # type: ignore[misc]
         relu_attributions: bool = False,
         attr_dim_summation: bool = True,
         *more: Any,
-        return_details: Literal[True],
         **options: Any,
-    ) -> tuple[MapsT, Any]: ...
+    ) -> Tensor: ...
 
     def attribute(
         self,
@@ -219,9 +195,17 @@ class CamAttribution(LayerAttribution, Generic[MapsT]):  # type: ignore[misc]
                 of layers, activations that are not finite.
             AssertionError: A target that does not fit the output, as in Captum.
         """
-        asked = inputs, additional_forward_args, attribute_to_layer_input
-        form = relu_attributions, attr_dim_summation, return_details
-        return self._explain([target], _only, asked, form, options)
+        return self._explain(
+            [target],
+            lambda each: each[0],
+            inputs=inputs,
+            additional_forward_args=additional_forward_args,
+            attribute_to_layer_input=attribute_to_layer_input,
+            relu_attributions=relu_attributions,
+            attr_dim_summation=attr_dim_summation,
+            return_details=return_details,
+            **options,
+        )
 
     def attribute_targets(
         self,
@@ -259,11 +243,8 @@ class CamAttribution(LayerAttribution, Generic[MapsT]):  # type: ignore[misc]
         examples = check_inputs(format_tensor_into_tuples(inputs))[0].shape[0]
         given = signature(self.attribute).bind(inputs, additional_forward_args=additional_forward_args, **kwargs)
         given.apply_defaults()
-        options = dict(given.arguments)
-        asked = tuple(options.pop(name) for name in ("inputs", "additional_forward_args", "attribute_to_layer_input"))
-        form = tuple(options.pop(name, False) for name in ("relu_attributions", "attr_dim_summation", "return_details"))
-        del options["target"]
-        return self._explain(_by_target(targets, examples), _stacked, asked, form, options)
+        del given.arguments["target"]
+        return self._explain(_by_target(targets, examples), _stacked, **given.arguments)
 
     def check(self, *args: Any, **kwargs: Any) -> None:
         """Raises ``ValueError`` for arguments of the method's own that it cannot take, before any forward pass."""
@@ -287,15 +268,19 @@ class CamAttribution(LayerAttribution, Generic[MapsT]):  # type: ignore[misc]
         self,
         targets: Sequence[TargetType],
         join: Callable[[list[Explained]], Explained],
-        asked: tuple[Any, ...],
-        form: tuple[bool, ...],
-        options: dict[str, Any],
+        *,
+        inputs: Tensor | tuple[Tensor, ...],
+        additional_forward_args: Any,
+        attribute_to_layer_input: bool,
+        relu_attributions: bool,
+        attr_dim_summation: bool,
+        return_details: bool = False,
+        **options: Any,
     ) -> Any:
         """The template: each layer output explained for each target, in the form in which Captum returns it."""
-        inputs, additional_forward_args, attribute_to_layer_input = asked
-        relu_attributions, summed, return_details = form
         own, of_passes, of_capture = (_taken(f, options) for f in (self._equations(), self._passes, self._captured))
         self.check(**own)
+        own["summed"] = attr_dim_summation
         functions = evaluation_mode(self.forward_func, getattr(self, "score_func", None))
         with functions as (forward_func, score_func), torch.no_grad():
             call = LayerCall(
@@ -309,10 +294,7 @@ class CamAttribution(LayerAttribution, Generic[MapsT]):  # type: ignore[misc]
             )
             passes = self._passes(call, targets, score_func, **of_passes)
             explained = [
-                [
-                    join([self.cam(summed=summed, **seen, **passes[t], **own) for t, seen in enumerate(of_targets)])
-                    for of_targets in of_outputs
-                ]
+                [join([self.cam(**seen[t], **passes[t], **own) for t in range(len(targets))]) for seen in of_outputs]
                 for of_outputs in self._captured(call, targets, **of_capture)
             ]
         attributions = self._formed(explained, lambda one: one[0].relu() if relu_attributions else one[0])
@@ -334,7 +316,7 @@ class CamAttribution(LayerAttribution, Generic[MapsT]):  # type: ignore[misc]
         return of_layers[0] if isinstance(self.layer, Module) else of_layers
 
 
-class GradientCam(CamAttribution[MapsT], GradientAttribution):  # type: ignore[misc]
+class GradientCam(CamAttribution[LayerT], GradientAttribution):
     """A method whose equations get ``activations`` and ``gradients``, both (N, K, *spatial)."""
 
     def _captured(
@@ -360,7 +342,7 @@ class GradientCam(CamAttribution[MapsT], GradientAttribution):  # type: ignore[m
         ]
 
 
-class PerturbationCam(CamAttribution[MapsT], PerturbationAttribution):  # type: ignore[misc]
+class PerturbationCam(CamAttribution[LayerT], PerturbationAttribution):
     """A method whose equations get ``activations`` (N, K, *spatial), and ``passes`` to score masked inputs with.
 
     Args:
@@ -372,34 +354,10 @@ class PerturbationCam(CamAttribution[MapsT], PerturbationAttribution):  # type: 
             Default: None
     """
 
-    @overload
-    def __init__(
-        self: PerturbationCam[Tensor],
-        forward_func: Callable[..., Any],
-        layer: Layer,
-        device_ids: list[int] | None = None,
-        *,
-        confidence_fn: ConfidenceFunction | None = None,
-        score_func: Callable[..., Any] | None = None,
-        reshape_transform: ReshapeTransform | None = None,
-    ) -> None: ...
-
-    @overload
-    def __init__(
-        self: PerturbationCam[list[Tensor]],
-        forward_func: Callable[..., Any],
-        layer: Sequence[Layer],
-        device_ids: list[int] | None = None,
-        *,
-        confidence_fn: ConfidenceFunction | None = None,
-        score_func: Callable[..., Any] | None = None,
-        reshape_transform: ReshapeTransform | None = None,
-    ) -> None: ...
-
     def __init__(
         self,
         forward_func: Callable[..., Any],
-        layer: Any,
+        layer: LayerT,
         device_ids: list[int] | None = None,
         *,
         confidence_fn: ConfidenceFunction | None = None,
@@ -461,33 +419,6 @@ class PerturbationCam(CamAttribution[MapsT], PerturbationAttribution):  # type: 
 def _taken(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
     names = signature(function).parameters
     return {name: value for name, value in options.items() if name in names}
-
-
-def _modules(layer: Layer | Sequence[Layer], forward_func: Callable[..., Any]) -> Module | list[Module]:
-    """The layers, those given by name looked up in the model."""
-    if isinstance(layer, (list, tuple)):
-        if not layer:
-            raise ValueError("layer: got a list of none; give at least one layer.")
-        return [_module(one, forward_func) for one in layer]
-    return _module(cast(Layer, layer), forward_func)
-
-
-def _module(layer: Layer, forward_func: Callable[..., Any]) -> Module:
-    if isinstance(layer, Module):
-        return layer
-    roots = modules_behind(forward_func)
-    # DataParallel and torch.compile put the model into a module of theirs.
-    named = {_WRAPPERS.sub("", name): module for root in roots for name, module in root.named_modules() if name}
-    if layer not in named:
-        if not roots:
-            raise ValueError(f"layer: cannot look up {layer!r}, since forward_func is a function; give the module.")
-        raise ValueError(f"layer: the model has no layer {layer!r}{suggestion(layer, named)}")
-    module: Module = named[layer]
-    return module
-
-
-def _only(each: list[Explained]) -> Explained:
-    return each[0]
 
 
 def _stacked(each: list[Explained]) -> Explained:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from captum_unioncam.attr.base import GradientCam, MapsT
+from captum_unioncam.attr.base import GradientCam, LayerT
 from captum_unioncam.engine.maps import divide_or_zero, spatial_dims
 
 
@@ -51,7 +51,7 @@ def check_theta(theta: float) -> None:
         raise ValueError(f"theta: got {theta}; give a percentile from 0 to 100 (the paper's is 10).")
 
 
-class LayerDenoisedGradCam(GradientCam[MapsT]):
+class LayerDenoisedGradCam(GradientCam[LayerT]):
     r"""
     The denoised gradient map of UnionCAM: a CAM whose channel weights vary over space.
 

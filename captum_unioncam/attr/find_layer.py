@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,14 @@ from torch.nn import Module
 
 from captum_unioncam.engine.layouts.torchvision import KnownTransforms, last_token_layers
 from captum_unioncam.engine.layouts.with_maps import WithMaps
-from captum_unioncam.engine.model_state import evaluation_mode
+from captum_unioncam.engine.model_state import evaluation_mode, modules_behind
+from captum_unioncam.system.imports import suggestion
+
+Layer = Module | str
+"""A layer, or its dotted name in the model."""
+
+# DataParallel and torch.compile put the model into a module of theirs.
+_WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
 
 
 def find_spatial_layer(model: Module, inputs: Tensor | tuple[Tensor, ...]) -> tuple[str, Module]:
@@ -96,3 +104,34 @@ def _layers_run(
         for handle in handles:
             handle.remove()
     return found
+
+
+def named_layers(layer: Layer | Sequence[Layer], forward_func: Callable[..., Any]) -> Module | list[Module]:
+    """The layers, those given by name looked up in the model.
+
+    Args:
+        layer (torch.nn.Module, str or list): One or several.
+        forward_func (Callable): The model, or a function that is known to belong to one, such as its method.
+
+    Raises:
+        ValueError: No layer, or none of that name.
+    """
+    if isinstance(layer, (Module, str)):
+        return _named_layer(layer, forward_func)
+    if not layer:
+        raise ValueError("layer: got a list of none; give at least one layer.")
+    return [_named_layer(one, forward_func) for one in layer]
+
+
+def _named_layer(layer: Layer, forward_func: Callable[..., Any]) -> Module:
+    if isinstance(layer, Module):
+        return layer
+    roots = modules_behind(forward_func)
+    named: dict[str, Module] = {
+        _WRAPPERS.sub("", name): module for root in roots for name, module in root.named_modules() if name
+    }
+    if not roots:
+        raise ValueError(f"layer: cannot look up {layer!r}, since forward_func is a function; give the module itself.")
+    if layer not in named:
+        raise ValueError(f"layer: the model has no layer {layer!r}{suggestion(layer, named)}")
+    return named[layer]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captum_unioncam.attr.base import MapsT, PerturbationCam
+from captum_unioncam.attr.base import LayerT, PerturbationCam
 from captum_unioncam.engine.checks import check_positive
 from captum_unioncam.engine.scoring import TargetPasses
 
@@ -32,7 +32,7 @@ def check_region_settings(channel_weights: str, max_channels: int | None) -> Non
     check_positive("max_channels", max_channels)
 
 
-class LayerScoreCam(PerturbationCam[MapsT]):
+class LayerScoreCam(PerturbationCam[LayerT]):
     r"""
     Score-CAM: a CAM without gradients, whose channel weights are scores of masked inputs.
 

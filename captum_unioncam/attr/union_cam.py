@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
 
 import torch
 from torch import Tensor
 
-from captum_unioncam.attr.base import CamDetails, Explained, GradientCam, MapsT, PerturbationCam
+from captum_unioncam.attr.base import CamDetails, Explained, GradientCam, LayerT, PerturbationCam
 from captum_unioncam.attr.denoised_grad_cam import LayerDenoisedGradCam, check_theta, denoised_terms
 from captum_unioncam.attr.score_cam import LayerScoreCam, check_region_settings, region_weights
 from captum_unioncam.engine.maps import clipped, divide_or_zero, minmax, spatial_range, weighted
 from captum_unioncam.engine.scoring import TargetPasses
 
+Inputs = Tensor | tuple[Tensor, ...]
 CONFIDENCE_PASSES = 4
 """Of the baseline, and of the denoised, the region and the union map."""
 
@@ -123,7 +124,7 @@ def selected_terms(details: UnionCamDetails, denoised_terms: Tensor, region_term
     return select(details.union_selected, divide_or_zero(union_terms, spatial_range(union)), region_terms)
 
 
-class LayerUnionCam(GradientCam[MapsT], PerturbationCam[MapsT]):
+class LayerUnionCam(GradientCam[LayerT], PerturbationCam[LayerT]):
     r"""
     UnionCAM, a class activation map that unites a denoised gradient map with a region map.
 
@@ -148,6 +149,26 @@ class LayerUnionCam(GradientCam[MapsT], PerturbationCam[MapsT]):
     variants: ClassVar = {"union_cam_softmax": {"channel_weights": "softmax"}}
     made_of = (LayerDenoisedGradCam, LayerScoreCam)
     gives_details = True
+
+    if TYPE_CHECKING:
+
+        @overload
+        def attribute(
+            self: LayerUnionCam[list[Any]], inputs: Inputs, *args: Any, return_details: Literal[True], **options: Any
+        ) -> tuple[list[Tensor], list[UnionCamDetails]]: ...
+
+        @overload
+        def attribute(self: LayerUnionCam[list[Any]], inputs: Inputs, *args: Any, **options: Any) -> list[Tensor]: ...
+
+        @overload
+        def attribute(
+            self, inputs: Inputs, *args: Any, return_details: Literal[True], **options: Any
+        ) -> tuple[Tensor, UnionCamDetails]: ...
+
+        @overload
+        def attribute(self, inputs: Inputs, *args: Any, **options: Any) -> Tensor: ...
+
+        def attribute(self, *args: Any, **options: Any) -> Any: ...
 
     def check(self, theta: float, channel_weights: str, max_channels: int | None) -> None:
         check_theta(theta)

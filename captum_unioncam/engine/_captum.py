@@ -1,4 +1,7 @@
-"""Captum's private helpers, imported here and nowhere else; tests/test_captum.py watches them."""
+"""Captum's private helpers, imported here and nowhere else, which a test watches; and its classes for type checkers."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from captum._utils.common import (
     _format_additional_forward_args,
@@ -14,6 +17,27 @@ from captum._utils.typing import BaselineType, TargetType
 from captum.attr._utils.common import _validate_input, _validate_target
 from captum.log import log_usage
 
+if TYPE_CHECKING:
+    # Captum ships no types. With Any as a base, overloads could not be told apart.
+    class Attribution:
+        forward_func: Callable[..., Any]
+
+        def __init__(self, forward_func: Callable[..., Any]) -> None: ...
+        def get_name(self) -> str: ...
+
+    class GradientAttribution(Attribution): ...
+
+    class PerturbationAttribution(Attribution): ...
+
+    class LayerAttribution(Attribution):
+        layer: Any
+        device_ids: list[int] | None
+
+        def __init__(self, forward_func: Callable[..., Any], layer: Any, device_ids: list[int] | None) -> None: ...
+
+else:
+    from captum.attr import Attribution, GradientAttribution, LayerAttribution, PerturbationAttribution
+
 format_additional_forward_args = _format_additional_forward_args
 format_baseline = _format_baseline
 format_output = _format_output
@@ -25,8 +49,12 @@ validate_input = _validate_input
 validate_target = _validate_target
 
 __all__ = [
+    "Attribution",
     "BaselineType",
+    "GradientAttribution",
+    "LayerAttribution",
     "NullProgress",
+    "PerturbationAttribution",
     "TargetType",
     "compute_layer_gradients_and_eval",
     "format_additional_forward_args",

@@ -13,7 +13,7 @@ A name is one of ``names()``, ``torchcam:NAME`` or ``grad_cam:NAME`` for a CAM c
 ``registry.py`` finds them, and ``adapters`` has a file for each package. Imports attr and what is below.
 """
 
-from captum_unioncam.methods.registry import create, names, register
+from captum_unioncam.methods.registry import create, describe, names, register
 from captum_unioncam.methods.settings import MethodSettings
 
-__all__ = ["MethodSettings", "create", "names", "register"]
+__all__ = ["MethodSettings", "create", "describe", "names", "register"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -118,6 +119,18 @@ def create(name: str, model: Module, layer: Module, settings: MethodSettings | N
 def names() -> list[str]:
     """The names of this package's methods and Captum's, of the registered ones, and of other packages'."""
     return list(dict.fromkeys([*CAMS, *CAPTUM_METHODS, *_registered, *_plugins()]))
+
+
+def describe(name: str) -> str:
+    """What a method is, in a line: the first of its docstring, "" where it has none.
+
+    Args:
+        name (str): One of ``names()``.
+    """
+    cam_class = CAMS.get(name)
+    text = (inspect.getdoc(cam_class or _factory(name)) or "").partition("\n")[0]
+    arguments = cam_class.variants.get(name, {}) if cam_class else {}
+    return text + "".join(f" With {argument}={value!r}." for argument, value in arguments.items())
 
 
 def register(name: str, factory: Factory) -> None:

@@ -17,6 +17,9 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 from nbconvert import MarkdownExporter
 
+from captum_unioncam import methods
+from captum_unioncam.metrics.table import all_metrics
+
 _SOURCE_BLOCK = re.compile(r"^```source\n(.*?)\n```$", re.DOTALL | re.MULTILINE)
 _EQUATION = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 
@@ -48,8 +51,26 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         except (AttributeError, ImportError, TypeError, ValueError) as error:
             raise PluginError(f"{page.file.src_uri}: no source {block[1]!r}: {error}") from error
 
+    for mark, table in _TABLES.items():
+        markdown = markdown.replace(f"<!-- {mark} -->", table())
     # In the repository the notebooks themselves can be read, here their pages.
     return re.sub(r"\]\((notebooks/\w+)\.ipynb", r"](\1.md", _SOURCE_BLOCK.sub(shown, markdown))
+
+
+def methods_table() -> str:
+    """The attribution methods by name, as the registry has them."""
+    rows = [f"| `{name}` | {methods.describe(name)} |" for name in methods.names()]
+    return "\n".join(["| name | method |", "| --- | --- |", *rows])
+
+
+def metrics_table() -> str:
+    """The metrics that evaluations compute, as the table of metrics has them."""
+    found = all_metrics().values()
+    rows = [f"| `{m.name}` | {m.heading} | {m.description} |" for m in found]
+    return "\n".join(["| name | heading | what it says |", "| --- | --- | --- |", *rows])
+
+
+_TABLES = {"table of methods": methods_table, "table of metrics": metrics_table}
 
 
 def source_lines(name: str, first: str | None = None, last: str | None = None) -> str:

@@ -34,6 +34,7 @@ def _of_layer(attribution: Any, **arguments: Any) -> Factory:
         method = attribution(model, layer)
         return lambda inputs, target, _baselines: method.attribute(inputs, target, **arguments)
 
+    factory.__doc__ = f"Captum's {attribution.__name__}."
     return factory
 
 
@@ -44,10 +45,12 @@ def _of_input(attribution: Any) -> Factory:
         method = attribution(model)
         return lambda inputs, target, _baselines: method.attribute(inputs.requires_grad_(), target)
 
+    factory.__doc__ = f"Captum's {attribution.__name__}."
     return factory
 
 
 def _integrated_gradients(model: Module, _layer: Module, settings: MethodSettings) -> Attribute:
+    """Captum\'s IntegratedGradients."""
     method = IntegratedGradients(model)
 
     def attribute(inputs: Tensor, target: Tensor, baselines: Tensor) -> Tensor:
@@ -60,6 +63,7 @@ def _integrated_gradients(model: Module, _layer: Module, settings: MethodSetting
 
 
 def _gradient_shap(model: Module, _layer: Module, _settings: MethodSettings) -> Attribute:
+    """Captum\'s GradientShap."""
     method = GradientShap(model)
 
     def attribute(inputs: Tensor, target: Tensor, baselines: Tensor) -> Tensor:
@@ -71,6 +75,7 @@ def _gradient_shap(model: Module, _layer: Module, _settings: MethodSettings) -> 
 
 
 def _occlusion(model: Module, _layer: Module, settings: MethodSettings) -> Attribute:
+    """Captum\'s Occlusion, by patches of a seventh of the image\'s sides."""
     method = Occlusion(model)
 
     def attribute(inputs: Tensor, target: Tensor, baselines: Tensor) -> Tensor:

@@ -34,4 +34,5 @@ def without_in_place(factory: Factory) -> Factory:
 
         return attribute
 
+    factory_without.__doc__ = factory.__doc__
     return factory_without
