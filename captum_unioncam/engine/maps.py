@@ -10,8 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _INTERPOLATION_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
-
-
 MAX_SPATIAL_DIMS = max(_INTERPOLATION_MODES)
 
 

@@ -13,23 +13,11 @@ from typing import Any
 import torch
 
 TRIALS = 2  # the first pass of a kind pays for kernels that are chosen and memory that is found
-
-
 RETRIALS, PASSES_PER_RETRIAL = 4, 50  # later and rarely, since something else may have kept the machine busy
-
-
 RECENT = 5  # the allocator's heap may make a setting slow for good that was fast at first
-
-
 WORTHWHILE = 1.03
-
-
 FIRST_ROWS = {"cpu": 4, "cuda": 64}
-
-
 MOST_ROWS = 1024
-
-
 # On a CPU more rows than the caches of its cores hold are never worth their memory, and timings too noisy to tell.
 MOST_ROWS_PER_THREAD = 8
 
