@@ -83,7 +83,15 @@ def blurred(image: Tensor) -> Tensor:
     return result
 
 
-def pointing_game(attribution: Tensor, mask: Tensor, tolerance: float) -> float:
+def insertion(confidence: Confidence, image: Tensor, attribution: Tensor, steps: int) -> float:
+    return curve(confidence, blurred(image), image, attribution, steps)[0]
+
+
+def deletion(confidence: Confidence, image: Tensor, black: Tensor, attribution: Tensor, steps: int) -> float:
+    return curve(confidence, image, black, attribution, steps)[0]
+
+
+def pointing_game(attribution: Tensor, mask: Tensor, tolerance: float = 0) -> float:
     """``mask`` is (H, W), bool."""
     height, width = mask.shape
     values = summed(attribution, (height, width))[0, 0]

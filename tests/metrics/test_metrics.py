@@ -177,7 +177,10 @@ def test_an_attribution_that_is_the_same_everywhere_says_nothing(images, functio
     assert nn.functional.interpolate(attributions, size, mode="bilinear").unique().numel() > 1
     assert (metrics.pointing_game(attributions, torch.ones(3, *size) > 0) == 0).all()
     at_full_size = torch.ones(3, 1, *size, dtype=torch.float64)
-    values = [function(TinyNet(), images, maps, TARGETS) for maps in (attributions, at_full_size)]
+    # In passes of one size, which rounds.
+    values = [
+        function(TinyNet(), images, maps, TARGETS, internal_batch_size=8) for maps in (attributions, at_full_size)
+    ]
     assert torch.equal(*values)
 
 
@@ -259,16 +262,6 @@ def test_negative_confidences_have_no_share_to_lose(images):
     with pytest.raises(ValueError, match=r"negative for the examples .* confidence_fn"):
         metrics.confidence_drop(logit, images, attributions)
     assert (metrics.confidence_drop(logit, images, attributions, confidence_fn=torch.sigmoid) >= 0).all()
-
-
-def test_a_model_in_training_mode_is_left_as_it_was(images):
-    model = TinyNet(batch_norm=True, dropout=0.5).train()
-    attributions = torch.rand(3, 1, 4, 3, dtype=torch.float64)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    first, second = (metrics.deletion(model, images, attributions, TARGETS) for _ in range(2))
-    assert torch.equal(first, second)
-    assert all(module.training for module in model.modules())
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_inputs_of_half_precision():
