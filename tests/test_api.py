@@ -34,7 +34,7 @@ NAMES = {
         "insertion",
         "pointing_game",
     ],
-    "captum_unioncam.methods": ["MethodSettings", "create", "names", "register"],
+    "captum_unioncam.methods": ["MethodSettings", "create", "describe", "names", "register"],
     "captum_unioncam.demo": [
         "CLASS_NAMES",
         "EXPLAINED_LAYER",
@@ -63,10 +63,11 @@ MODEL = "--model --weights --device"
 EXPLAINED = f"{MODEL} --layer --preprocess --confidence --theta --max-channels --dtype --batch-size"
 OPTIONS = {
     "": "--version",
-    "explain": f"{EXPLAINED} --target --top-k --channel-weights --output --out --format",
+    "explain": f"{EXPLAINED} --method --target --top-k --channel-weights --output --out --format",
     "methods": "",
-    "compare": f"{EXPLAINED} --target --methods --steps --seed --output --out",
-    "evaluate": f"{EXPLAINED} --methods --steps --seed --output --out --classes --limit --protocol --workers "
+    "metrics": "",
+    "compare": f"{EXPLAINED} --target --methods --metrics --steps --seed --output --out",
+    "evaluate": f"{EXPLAINED} --methods --metrics --steps --seed --output --out --classes --limit --protocol --workers "
     "--retry-failures",
     "report": "",
     "app": f"{MODEL} --host --port",
