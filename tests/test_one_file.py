@@ -1,9 +1,10 @@
-"""A new method is one file, and so is a new metric: written into a copy of the package, with no other file touched."""
+"""A new method is one file, and so is a new metric: CONTRIBUTING's, written into a copy of the package."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,52 +13,24 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-
-METHOD = '''"""Gradient times activation, of positive gradients."""
-
-from __future__ import annotations
-
-from torch import Tensor
-
-from captum_unioncam.attr.base import GradientCam, LayerT
-
-
-class LayerFreshCam(GradientCam[LayerT]):
-    """A fresh CAM: positive gradients times activations."""
-
-    name = "fresh_cam"
-    relu = True
-
-    def terms(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        return gradients.relu() * activations
-'''
-
-METRIC = '''"""How much of the map is empty."""
-
-from __future__ import annotations
-
-from torch import Tensor
-
-from captum_unioncam.metrics.table import metric
-
-
-@metric("fresh", "freshness", larger_is_better=True, description="The share of the map that is 0.")
-def freshness(attributions: Tensor) -> Tensor:
-    """The share of each attribution that is 0, (N,)."""
-    return (attributions == 0).flatten(1).double().mean(1)
-'''
-
-EVALUATE = "evaluate demo --limit 2 --methods fresh_cam,grad_cam --steps 2 --workers 0 --out evaluation"
+METHOD, METRIC = "grad_times_activation", "concentration"
 
 
 @pytest.fixture(scope="module")
 def copied(tmp_path_factory):
-    """A copy of package and tests with the two files."""
+    """A copy of package and tests with the recipes' files, no other file of the package touched."""
     folder = tmp_path_factory.mktemp("copy")
     for name in ("captum_unioncam", "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "captum_unioncam" / "attr" / "fresh_cam.py").write_text(METHOD)
-    (folder / "captum_unioncam" / "metrics" / "fresh.py").write_text(METRIC)
+    blocks = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.DOTALL | re.MULTILINE
+    )
+    method, test_of_method, metric, loop_of_metric = blocks
+    (folder / "captum_unioncam" / "attr" / f"{METHOD}.py").write_text(method)
+    (folder / "tests" / "attr" / f"test_{METHOD}.py").write_text(test_of_method)
+    (folder / "captum_unioncam" / "metrics" / f"{METRIC}.py").write_text(metric)
+    with (folder / "tests" / "metrics" / "reference.py").open("a") as file:
+        file.write(f"\n\n{loop_of_metric}")
     return folder
 
 
@@ -73,38 +46,38 @@ def command(folder: Path, text: str) -> str:
 
 
 def test_both_are_listed(copied):
-    assert "fresh_cam" in command(copied, "methods")
-    assert "fresh" in command(copied, "metrics")
+    assert re.search(rf"^{METHOD}\b", command(copied, "methods"), flags=re.MULTILINE)
+    assert re.search(rf"^{METRIC}\b", command(copied, "metrics"), flags=re.MULTILINE)
 
 
 def test_the_method_is_explained(copied):
-    assert "star" in command(copied, "explain --method fresh_cam --format json --out explained")
+    assert "star" in command(copied, f"explain --method {METHOD} --format json --out explained")
     (record,) = (copied / "explained").iterdir()
-    assert json.loads(record.read_text())["settings"]["method"] == "fresh_cam"
+    assert json.loads(record.read_text())["settings"]["method"] == METHOD
 
 
 def test_both_are_compared(copied):
-    printed = command(copied, "compare --methods fresh_cam,grad_cam --steps 2 --out compared")
-    assert "freshness" in printed or "fresh" in printed
+    assert METRIC in command(copied, f"compare --methods {METHOD},grad_cam --steps 2 --out compared")
     (table,) = (copied / "compared").glob("*.csv")
     header, first, *_ = table.read_text().splitlines()
     value = dict(zip(header.split(","), first.split(","), strict=True))
-    assert value["method"] == "fresh_cam"
-    assert 0 <= float(value["fresh"]) <= 1
+    assert value["method"] == METHOD
+    assert 0 < float(value[METRIC]) <= 1
 
 
 def test_both_are_evaluated_and_reported(copied):
-    command(copied, EVALUATE)
-    assert "freshness" in command(copied, "report evaluation")
+    methods = f"--methods {METHOD},grad_cam"
+    command(copied, f"evaluate demo --limit 2 {methods} --steps 2 --workers 0 --out evaluation")
+    assert METRIC in command(copied, "report evaluation")
     page = (copied / "evaluation" / "report" / "report.html").read_text()
-    assert "freshness" in page
-    assert "fresh_cam" in page
+    assert METRIC in page
+    assert METHOD in page
 
 
 @pytest.mark.parametrize(
-    ("suite", "name"), [("attr/test_contract.py", "fresh_cam"), ("metrics/test_table.py", "fresh")]
+    ("suite", "name", "at_least"), [("attr/test_contract.py", METHOD, 20), ("metrics/test_table.py", METRIC, 3)]
 )
-def test_the_generic_suites_find_them(copied, suite, name):
-    options = ["-q", "-p", "no:cacheprovider", "-o", "addopts=", "-k", f"{name}", f"tests/{suite}"]
-    printed = run(copied, "-m", "pytest", *options)
-    assert int(printed.strip().splitlines()[-1].split()[0]) >= (20 if name == "fresh_cam" else 3)
+def test_the_generic_suites_find_them(copied, suite, name, at_least):
+    options = ["-q", "-p", "no:cacheprovider", "-o", "addopts=", "-k", name, f"tests/{suite}"]
+    last_line = run(copied, "-m", "pytest", *options).strip().splitlines()[-1]
+    assert int(re.findall(r"(\d+) passed", last_line)[0]) >= at_least
