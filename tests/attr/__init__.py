@@ -1,0 +1,6 @@
+from captum_unioncam.attr.base import CAMS
+
+OWN = {name: cls for name, cls in CAMS.items() if cls.__module__.startswith("captum_unioncam.attr.")}
+"""This package's methods by name, variants included; other tests register methods of their own."""
+
+METHODS = tuple(dict.fromkeys(OWN.values()))

@@ -21,12 +21,10 @@ from captum_unioncam.evaluation.explain import Explainer, Settings
 from captum_unioncam.methods.registry import create
 from captum_unioncam.models.subject import ExplainedModel
 from captum_unioncam.system.errors import WrongArgument
-from tests.attr import reference
+from tests.attr import METHODS, reference
 from tests.networks import CLASSES, CONVOLUTIONS, SIZES, TinyNet, same, tiny_inputs
 
 models = pytest.importorskip("torchvision.models")
-
-METHODS = (LayerUnionCam, LayerScoreCam, LayerDenoisedGradCam)
 
 
 class TokenNet(nn.Module):
@@ -289,7 +287,7 @@ def test_the_windows_of_a_maxvit_are_refused():
     assert same(explained(attention), explained(attention.departition_op))
     assert same(explained(attention, of_input=True), explained(net.blocks[0].layers[0].layers.window_attention))
     name = "blocks.0.layers.0.layers.grid_attention.mlp_layer"
-    with pytest.raises(WrongArgument, match=rf"^--layer {name}: has \(1, 196, 16, 8\) as output"):
+    with pytest.raises(WrongArgument, match=rf"^layer={name!r}: has \(1, 196, 16, 8\) as output"):
         ExplainedModel("tests.attr.test_architectures:command_maxvit", layer=name, device="cpu")
 
 
@@ -467,7 +465,7 @@ def test_the_command_explains_transformers_with_gradcam_beside(function, layer, 
     device = image.device
     known = net.to(device).get_submodule(expected)
     attr = LayerUnionCam(net, known).attribute(image, 2, baselines=black, max_channels=3)
-    assert torch.allclose(explanation.union_cam, attr, rtol=0, atol=1e-4)
+    assert torch.allclose(explanation.map, attr, rtol=0, atol=1e-4)
     a, w = reference.activation_and_gradient(lambda: net(image), known, 2)
     if a.dim() == 3:
         a, w = (x[:, 1:].reshape(1, 4, 4, -1).permute(0, 3, 1, 2) for x in (a, w))
@@ -487,9 +485,9 @@ def test_other_methods_explain_a_transformer_of_the_command(name):
 
 
 def test_a_layer_of_a_transformer_without_maps_is_refused_by_the_command():
-    with pytest.raises(WrongArgument, match=r"--layer heads: has \(1, 5\) as output"):
+    with pytest.raises(WrongArgument, match=r"^layer='heads': has \(1, 5\) as output"):
         ExplainedModel("tests.attr.test_architectures:command_vision_transformer", layer="heads")
-    with pytest.raises(WrongArgument, match=r"--layer encoder\S*: has tuple as output"):
+    with pytest.raises(WrongArgument, match=r"^layer='encoder\S*: has tuple as output"):
         ExplainedModel(
             "tests.attr.test_architectures:command_vision_transformer",
             layer="encoder.layers.encoder_layer_0.self_attention",
