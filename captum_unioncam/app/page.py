@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from html import escape
 from pathlib import Path
@@ -18,79 +18,36 @@ from typing import Any
 import gradio as gr
 from gradio.data_classes import FileData
 from PIL import Image
-from torch.nn import Module
 
 from captum_unioncam.app.workbench import OWN_METHODS, Question, Workbench, embedded_pictures
 from captum_unioncam.datasets.pictures import open_picture
-from captum_unioncam.engine.layouts.torchvision import KnownTransforms
-from captum_unioncam.engine.layouts.with_maps import WithMaps
 from captum_unioncam.methods.registry import names
 from captum_unioncam.models.subject import ExplainedModel
 from captum_unioncam.report.html import render
-from captum_unioncam.system.errors import Failure, WrongArgument, one_line
+from captum_unioncam.system.errors import Failure, WrongArgument, in_words, one_line
 
 _LARGEST_FILE = "20mb"
-
 
 # Seconds: how often uploaded pictures are looked through, and how old they get.
 _DELETION = (600, 3600)
 
-
 _PREDICTED = "predicted"
-
-
 _MOST_PROBABLE = ("the most probable", _PREDICTED)
-
-
 _COMPARED = ["score_cam", "grad_cam", "guided_grad_cam"]
 
-
-_OPTIONS = {"--model": "Network", "--layer": "Layer", "--target": "Class"}
-
+# What visitors see, by argument of the library, which its errors name.
+_LABELS = {"name": "Network", "layer": "Layer", "target": "Class"}
 
 # Captum's bars and torchvision's are tqdm's, which Gradio then shows on the page as well.
 _PROGRESS = gr.Progress(track_tqdm=True)
 
-
 # Where it is below the controls, as on a phone.
 _SCROLL_TO_RESULT = "() => { if (innerWidth < 768) document.querySelector('.unioncam').scrollIntoView() }"
-
 
 _INTRODUCTION = """# What does the network look at?
 
 A network names what it sees in a picture. UnionCAM shows which places speak for that name: the brighter, the more.
 Take a picture, press **Explain**, and compare with other methods."""
-
-
-def spatial_layers(subject: ExplainedModel) -> list[str]:
-    """Names of the layers that can be explained, those whose output has space, the last to run first.
-
-    Args:
-        subject (ExplainedModel): Is run on a black picture.
-    """
-    transforms = KnownTransforms([subject.model])
-    found: dict[str, None] = {}
-
-    def look(name: str) -> Callable[[Module, Any, Any], None]:
-        def hook(module: Module, _args: Any, output: Any) -> None:
-            # Of a layer that runs several times, the last run is what is explained.
-            found.pop(name, None)
-            if transforms.has_space(module, output, {4}):
-                found[name] = None
-
-        return hook
-
-    modules = [(name, module) for name, module in subject.model.named_modules() if name]
-    # What was put around the explained layer is not in the model that --layer names one of.
-    wrappers = tuple(f"{name}." for name, module in modules if isinstance(module, WithMaps))
-    modules = [(name, module) for name, module in modules if not name.startswith(wrappers)]
-    handles = [module.register_forward_hook(look(name)) for name, module in modules]
-    try:
-        subject.confidences(subject.input_and_baseline(subject.shown(Image.new("RGB", (256, 256))))[0])
-    finally:
-        for handle in handles:
-            handle.remove()
-    return list(found)[::-1]
 
 
 class _Handlers:
@@ -140,11 +97,8 @@ def _as_sentence() -> Iterator[None]:
     except Exception as error:
         foreseen = isinstance(error, (Failure, WrongArgument))
         sentence = one_line(error) if foreseen else f"{type(error).__name__}: {one_line(error)}"
-        for option, label in _OPTIONS.items():
-            if sentence.startswith(option):
-                sentence = label + sentence.removeprefix(option)
         # It would be read as HTML.
-        raise gr.Error(escape(sentence), duration=None, print_exception=not foreseen) from error
+        raise gr.Error(escape(in_words(sentence, _LABELS)), duration=None, print_exception=not foreseen) from error
 
 
 def _opened(file: FileData | None) -> tuple[str, Image.Image]:
@@ -164,7 +118,7 @@ def choices(subject: ExplainedModel) -> tuple[dict[str, Any], dict[str, Any]]:
     """What to choose layer and class from, as the arguments of a ``gr.Dropdown`` each."""
     classes = [(f"{subject.classifier.class_name(index)} ({index})", str(index)) for index in range(subject.classes)]
     return (
-        {"choices": list(dict.fromkeys([subject.layer_name, *spatial_layers(subject)])), "value": subject.layer_name},
+        {"choices": list(dict.fromkeys([subject.layer_name, *subject.spatial_layers()])), "value": subject.layer_name},
         {"choices": [_MOST_PROBABLE, *classes], "value": _PREDICTED},
     )
 

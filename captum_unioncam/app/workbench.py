@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from threading import Lock
 from typing import Any
 
 from PIL import Image
-from torch import Tensor
 
 from captum_unioncam import demo
-from captum_unioncam.engine.maps import up
 from captum_unioncam.evaluation.compare import Comparison, compare
-from captum_unioncam.evaluation.explain import Explainer, Explanation, Settings
+from captum_unioncam.evaluation.explain import Explanation, Settings
 from captum_unioncam.evaluation.judge import Judge
 from captum_unioncam.methods.registry import names
 from captum_unioncam.methods.settings import MethodSettings
 from captum_unioncam.models.subject import ExplainedModel
 from captum_unioncam.models.zoo import DEMO_MODEL
+from captum_unioncam.report.comparison import comparison_table
 from captum_unioncam.report.html import jpeg_uri, render
 from captum_unioncam.report.images import as_picture, overlay
 from captum_unioncam.system.errors import Failure, WrongArgument
 
 _MODELS_KEPT = 3
-
-
 _CURVE_STEPS = 50
-
 
 # UnionCAM is shown always, with the channel weights that are chosen.
 OWN_METHODS = {"score": "union_cam", "softmax": "union_cam_softmax"}
@@ -71,8 +66,8 @@ class Answer:
     def page(self) -> str:
         """All but the code as a piece of HTML."""
         explanation, photo = self.explanation, self.explanation.photo
-        details = explanation.details
-        maps = {"denoised": details.denoised_map, "region": details.region_map, "union": details.union_map}
+        maps = {name: getattr(explanation.details, f"{name}_map") for name in explanation.betas or ()}
+        table = comparison_table(self.comparison)
         return render(
             "app.html",
             explanation=explanation,
@@ -80,6 +75,8 @@ class Answer:
             photo=jpeg_uri(as_picture(photo)),
             maps={name: (overlay(photo, values), values.max() > 0) for name, values in maps.items()},
             overlays={name: overlay(photo, each.attribution) for name, each in self.comparison.judgements.items()},
+            headings=list(table.columns),
+            rows=table.to_numpy().tolist(),
         ).decode()
 
 
@@ -139,17 +136,22 @@ class Workbench:
     def _answer(self, name: str, picture: Image.Image, question: Question) -> Answer:
         subject = self._subject(question.model)
         subject.set_layer(question.layer)
-        settings = Settings(
-            question.model, subject.weights, theta=question.theta, channel_weights=question.channel_weights
-        )
-        explainer = Explainer(settings, show_progress=True, subject=subject)
-        target = None if question.target is None else subject.class_index(question.target)
         own = OWN_METHODS[question.channel_weights]
-        judge = _Judge(explainer, picture, own, [method for method in question.methods if method != own])
+        target = None if question.target is None else subject.class_index(question.target)
+        methods = dict.fromkeys((own, *question.methods))
+        judge = Judge(subject, methods, MethodSettings(question.theta, show_progress=True), _CURVE_STEPS)
         comparison = compare(judge, name, picture, target, show_progress=True)
-        if judge.explanation is None or own in comparison.failures:
+        if own in comparison.failures:
             raise Failure(f"UnionCAM: {comparison.failures[own]}")
-        return Answer(judge.explanation, comparison, python_lines(judge.explanation, name, picture, self.device))
+        settings = Settings(
+            question.model,
+            subject.weights,
+            subject.layer_name,
+            theta=question.theta,
+            channel_weights=question.channel_weights,
+        )
+        explanation = _explanation(comparison, own, settings)
+        return Answer(explanation, comparison, python_lines(explanation, name, picture, self.device))
 
     def _load(self, model: str) -> ExplainedModel:
         if model not in self.model_names:
@@ -165,19 +167,18 @@ class Workbench:
             raise Failure("the page is closed; start it again.")
 
 
-class _Judge(Judge):
-    """Judges the map that the explainer makes as that of the method ``own``, and keeps how it came to be."""
-
-    def __init__(self, explainer: Explainer, picture: Image.Image, own: str, others: Sequence[str]) -> None:
-        settings = MethodSettings(theta=explainer.settings.theta)
-        super().__init__(explainer.subject, [own, *others], settings, _CURVE_STEPS)
-        self.explanation: Explanation | None = None
-
-        def attribute(inputs: Tensor, target: Tensor, _baselines: Tensor) -> Tensor:
-            self.explanation = next(explainer.explain(picture, int(target)))
-            return up(self.explanation.union_cam, inputs.shape[2:])
-
-        self._attribute[own] = attribute
+def _explanation(comparison: Comparison, method: str, settings: Settings) -> Explanation:
+    """What the comparison holds of one method."""
+    judged = comparison.judgements[method]
+    return Explanation(
+        comparison.photo,
+        comparison.class_index,
+        comparison.class_name,
+        comparison.confidence,
+        settings,
+        judged.map,
+        details=judged.details,
+    )
 
 
 def python_lines(explanation: Explanation, name: str, picture: Image.Image, device: str | None) -> str:

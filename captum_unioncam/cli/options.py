@@ -46,9 +46,8 @@ ModelOption = Annotated[
     ),
 ]
 
-
 WeightsOption = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--weights",
         metavar="FILE",
@@ -56,7 +55,6 @@ WeightsOption = Annotated[
         show_default="the model's own, which torchvision downloads",
     ),
 ]
-
 
 LayerOption = Annotated[
     str | None,
@@ -68,12 +66,10 @@ LayerOption = Annotated[
     ),
 ]
 
-
 PreprocessOption = Annotated[
     Preprocess,
     typer.Option("--preprocess", help="As the weights want it, or the paper's: 224x224 in [0, 1], nothing else."),
 ]
-
 
 ThetaOption = Annotated[
     float,
@@ -82,12 +78,10 @@ ThetaOption = Annotated[
     ),
 ]
 
-
 ChannelWeightsOption = Annotated[
     ChannelWeights,
     typer.Option("--channel-weights", help="Weight channels by their score, or by the softmax of all scores."),
 ]
-
 
 MaxChannelsOption = Annotated[
     int | None,
@@ -100,7 +94,6 @@ MaxChannelsOption = Annotated[
     ),
 ]
 
-
 ConfidenceOption = Annotated[
     Confidence,
     typer.Option(
@@ -109,7 +102,6 @@ ConfidenceOption = Annotated[
         "other; none, where they are confidences.",
     ),
 ]
-
 
 DeviceOption = Annotated[
     str | None,
@@ -121,11 +113,9 @@ DeviceOption = Annotated[
     ),
 ]
 
-
 DtypeOption = Annotated[
     Dtype, typer.Option("--dtype", help="Precision that channels are scored in; half of it is faster on many devices.")
 ]
-
 
 BatchSizeOption = Annotated[
     int | None,
@@ -138,6 +128,10 @@ BatchSizeOption = Annotated[
     ),
 ]
 
+MethodOption = Annotated[
+    str,
+    typer.Option("--method", metavar="NAME", help="Method, of those that captum-unioncam methods lists."),
+]
 
 MethodsOption = Annotated[
     str,
@@ -149,23 +143,29 @@ MethodsOption = Annotated[
     ),
 ]
 
+MetricsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--metrics",
+        metavar="NAMES",
+        help="Metrics, with commas between: those that captum-unioncam metrics lists.",
+        show_default="all",
+    ),
+]
 
 TargetOption = Annotated[
     str | None,
     typer.Option("--target", metavar="CLASS", help="Class to explain: index or name.", show_default="predicted"),
 ]
 
-
 StepsOption = Annotated[
     int, typer.Option("--steps", min=1, metavar="N", help="Steps of the insertion and deletion curves.")
 ]
-
 
 SeedOption = Annotated[
     int,
     typer.Option("--seed", min=0, metavar="N", help="Seed of random subsets, and of methods that draw random numbers."),
 ]
-
 
 ProtocolOption = Annotated[
     Protocol,
@@ -176,5 +176,6 @@ ProtocolOption = Annotated[
     ),
 ]
 
-
-OUTPUT_HELP = "Where the files go; made if need be."
+OutputOption = Annotated[
+    Path, typer.Option("--output", "--out", metavar="FOLDER", help="Where the files go; made if need be.")
+]

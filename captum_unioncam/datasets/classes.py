@@ -12,8 +12,8 @@ from typing import Any
 from captum_unioncam.system.errors import WrongArgument, one_line
 
 CLASS_FILE_FORM = (
-    "--classes must hold one line for each output of the model, in order, whose first word is the class's name in the "
-    "data set, as ImageNet's LOC_synset_mapping.txt has, or be .json with the output of each name"
+    "class_file=FILE must hold one line for each output of the model, in order, whose first word is the class's name "
+    "in the data set, as ImageNet's LOC_synset_mapping.txt has, or be .json with the output of each name"
 )
 
 
@@ -50,11 +50,11 @@ class Outputs:
             outputs = self._of_json(json.loads(text)) if path.suffix.lower() == ".json" else self._of_lines(text)
         except (OSError, ValueError, RecursionError) as error:
             problem = getattr(error, "strerror", None) or one_line(error)
-            raise WrongArgument(f"--classes {path}: {problem}; {CLASS_FILE_FORM}.") from error
+            raise WrongArgument(f"class_file={str(path)!r}: {problem}; {CLASS_FILE_FORM}.") from error
         missing = sorted(set(found) - set(outputs))
         if missing:
             raise WrongArgument(
-                f"--classes {path}: does not name {', '.join(missing[:3])} ({len(missing)} of the data set's "
+                f"class_file={str(path)!r}: does not name {', '.join(missing[:3])} ({len(missing)} of the data set's "
                 f"{len(found)} classes), or not only once; {CLASS_FILE_FORM}."
             )
         return {name: outputs[name] for name in found}

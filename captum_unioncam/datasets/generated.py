@@ -10,13 +10,8 @@ from captum_unioncam.demo.data_sets import draw
 from captum_unioncam.demo.pictures import CLASS_NAMES
 
 DEMO_PICTURES = 1000
-
-
 DEMO_SEED = 2024
 """Not one that the demo network was trained on."""
-
-
-# The three kinds of data sets.
 
 
 class GeneratedPictures(DataSet):

@@ -14,7 +14,6 @@ from captum_unioncam.system.errors import Failure, one_line
 # Not all that Pillow knows: for EPS, say, it runs a program on the file.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 
-
 _LARGEST_ASPECT = 50
 
 

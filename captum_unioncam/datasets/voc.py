@@ -20,10 +20,8 @@ VOC_CLASSES = (
 )
 """Pascal VOC's, in the order in which the outputs of models have them."""
 
-
 Box = tuple[int, int, int, int]
 """xmin, ymin, xmax, ymax as Pascal VOC has them: pixels counted from 1, the last one included."""
-
 
 VOC_FOLDER = Path("VOCdevkit", "VOC2007")
 

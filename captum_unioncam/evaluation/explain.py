@@ -35,7 +35,7 @@ class Settings:
         confidence (str): As ``ExplainedModel`` takes it. Default: "softmax"
         dtype (str): What the channels are scored in: "float32", "bfloat16" or "float16". Default: "float32"
         batch_size (int or None): Masked pictures in a forward pass. Default: None, the fastest
-        theta, channel_weights, max_channels: As ``LayerUnionCam.attribute`` takes them.
+        theta, channel_weights, max_channels: As ``MethodSettings`` takes them.
         method (str): As ``captum_unioncam.methods`` knows it. Default: "union_cam"
     """
 
@@ -48,9 +48,19 @@ class Settings:
     dtype: str = "float32"
     batch_size: int | None = None
     theta: float = 10.0
-    channel_weights: str = "score"
+    channel_weights: str | None = "score"
     max_channels: int | None = None
     method: str = "union_cam"
+
+    def subject(self, show_progress: bool = False) -> ExplainedModel:
+        """Loads the model, on the device, with the layer.
+
+        Raises:
+            WrongArgument, Failure: As ``ExplainedModel``.
+        """
+        return ExplainedModel(
+            self.model, self.weights, self.layer, self.preprocess, self.device, show_progress, self.confidence
+        )
 
     def of_methods(self, show_progress: bool = False) -> MethodSettings:
         """What methods are told of it."""
@@ -150,15 +160,7 @@ class Explainer:
     """
 
     def __init__(self, settings: Settings, show_progress: bool = False, subject: ExplainedModel | None = None) -> None:
-        self.subject = subject or ExplainedModel(
-            settings.model,
-            settings.weights,
-            settings.layer,
-            settings.preprocess,
-            settings.device,
-            show_progress,
-            settings.confidence,
-        )
+        self.subject = subject or settings.subject(show_progress)
         self.settings = replace(settings, device=str(self.subject.device), layer=self.subject.layer_name)
         names = dict.fromkeys((settings.method, _COMPARED))
         self._judge = Judge(self.subject, names, settings.of_methods(show_progress), metrics=())

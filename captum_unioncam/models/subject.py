@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import Module
 
-from captum_unioncam.attr.find_layer import find_spatial_layer
+from captum_unioncam.attr.find_layer import find_spatial_layer, spatial_layers
 from captum_unioncam.engine.confidence import CONFIDENCES
 from captum_unioncam.engine.layouts.torchvision import KnownTransforms
 from captum_unioncam.engine.layouts.with_maps import WithMaps
@@ -86,6 +86,10 @@ class ExplainedModel:
         self.layer = self._layer_with_maps(name, self._black)
         self.layer_name = name
 
+    def spatial_layers(self) -> list[str]:
+        """Names of the layers that can be explained, the last to run first."""
+        return list(spatial_layers(self.model, self._black))[::-1]
+
     def class_index(self, target: str) -> int:
         """The class of that index or name.
 
@@ -95,19 +99,19 @@ class ExplainedModel:
         if target.lstrip("-").isdecimal():
             if 0 <= int(target) < self.classes:
                 return int(target)
-            raise WrongArgument(f"--target {target}: there are the classes 0 to {self.classes - 1}.")
+            raise WrongArgument(f"target={target!r}: there are the classes 0 to {self.classes - 1}.")
         names = [name.casefold() for name in self.classifier.class_names or ()]
         indices = [index for index, name in enumerate(names) if name == target.casefold()]
         if len(indices) == 1:
             return indices[0]
         if indices:
-            raise WrongArgument(f"--target {target}: is the name of the classes {indices}; give the index.")
+            raise WrongArgument(f"target={target!r}: is the name of the classes {indices}; give the index.")
         if not names:
             raise WrongArgument(
-                f"--target {target}: the names of this model's classes are not known; give an index from 0 to "
+                f"target={target!r}: the names of this model's classes are not known; give an index from 0 to "
                 f"{self.classes - 1}."
             )
-        raise WrongArgument(f"--target: there is no class {target!r}{suggestion(target.casefold(), names)}")
+        raise WrongArgument(f"target: there is no class {target!r}{suggestion(target.casefold(), names)}")
 
     def shown(self, picture: Image.Image) -> Tensor:
         """What the model sees of a picture in mode RGB, (3, H, W), in [0, 1]."""
@@ -132,8 +136,8 @@ class ExplainedModel:
         except Exception as error:
             # A user's model may raise anything.
             raise Failure(
-                f"--model {self.classifier.name}: cannot run on pictures of shape {tuple(shown.shape)}: "
-                f"{one_line(error)}; try another --preprocess or --device."
+                f"name={self.classifier.name!r}: cannot run on pictures of shape {tuple(shown.shape)}: "
+                f"{one_line(error)}; try another preprocessing or device."
             ) from error
 
     @torch.no_grad()
@@ -148,14 +152,14 @@ class ExplainedModel:
         if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[0] != 1:
             what = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise Failure(
-                f"--model {self.classifier.name}: returned {what} for one picture; give a model that returns a tensor "
+                f"name={self.classifier.name!r}: returned {what} for one picture; give a model that returns a tensor "
                 "of shape (1, classes)."
             )
         output = output.float()
         if self.confidence == "softmax" and _are_probabilities(output):
             raise WrongArgument(
-                f"--model {self.classifier.name}: its outputs are probabilities already, since they sum to 1; give "
-                "--confidence none."
+                f"name={self.classifier.name!r}: its outputs are probabilities already, since they sum to 1; give "
+                "confidence='none'."
             )
         return self.confidence_fn(output)
 
@@ -163,12 +167,12 @@ class ExplainedModel:
         try:
             return find_spatial_layer(self.model, inputs)[0]
         except ValueError as error:
-            raise WrongArgument(f"{one_line(error)} Give --layer.") from error
+            raise WrongArgument(f"{one_line(error)} Give layer=NAME.") from error
 
     def _layer_with_maps(self, name: str, inputs: Tensor) -> Module:
         layers = dict(self.model.named_modules())
         if name not in layers:
-            raise WrongArgument(f"--layer: the model has no layer {name!r}{suggestion(name, layers)}")
+            raise WrongArgument(f"layer: the model has no layer {name!r}{suggestion(name, layers)}")
         layer: Module = layers[name]
         output = self._output_of(layer, inputs)
         transforms = KnownTransforms([self.model])
@@ -176,7 +180,7 @@ class ExplainedModel:
             shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             what = "does not run" if output is None else f"has {shape} as output"
             raise WrongArgument(
-                f"--layer {name}: {what}; give a layer that maps pictures, (1, channels, height, width)."
+                f"layer={name!r}: {what}; give a layer that maps pictures, (1, channels, height, width)."
             )
         transform = transforms[layer]
         if transform(output) is output:
@@ -208,5 +212,5 @@ def _device(name: str | None) -> torch.device:
         # What torch can name need not be there.
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        raise WrongArgument(f"--device {name}: is not there; give cpu, or leave it out.") from error
+        raise WrongArgument(f"device={name!r}: is not there; give cpu, or leave it out.") from error
     return device

@@ -18,10 +18,8 @@ from captum_unioncam.system.errors import Failure
 
 StateDict = dict[str, Tensor]
 
-
 # The heads that GoogLeNet and Inception have for training only; files come with and without them.
 _TRAINING_HEADS = ("aux", "AuxLogits")
-
 
 _MENTIONED_KEYS = 3
 
@@ -46,19 +44,19 @@ def read_state_dict(path: Path) -> StateDict:
                 warnings.simplefilter("ignore")
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise Failure(f"--weights {path}: does not exist; check the path.") from error
+        raise Failure(f"weights={str(path)!r}: does not exist; check the path.") from error
     except Exception as error:
         # What a broken file raises has no common type, and torch.load's own message recommends weights_only=False,
         # which runs whatever the file says.
         raise Failure(
-            f"--weights {path}: is not a file of tensors alone, or is broken; save model.state_dict() as .safetensors "
-            "or with torch.save."
+            f"weights={str(path)!r}: is not a file of tensors alone, or is broken; save model.state_dict() as "
+            ".safetensors or with torch.save."
         ) from error
     for entry in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(entry), Mapping):
             content = content[entry]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise Failure(f"--weights {path}: holds no state dict; save model.state_dict().")
+        raise Failure(f"weights={str(path)!r}: holds no state dict; save model.state_dict().")
     state = dict(content)
     consume_prefix_in_state_dict_if_present(state, "module.")
     return state

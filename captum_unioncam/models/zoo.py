@@ -75,7 +75,9 @@ def load_classifier(
     if state is not None:
         problems = load_weights(classifier.model, state)
         if problems:
-            raise Failure(f"--weights {weights}: does not fit {name}: {problems}. Give the model it was saved from.")
+            raise Failure(
+                f"weights={str(weights)!r}: does not fit {name}: {problems}. Give the model it was saved from."
+            )
     if preprocess == "paper":
         classifier = replace(classifier, preprocessing=PAPER)
     classifier.model.eval()
@@ -128,7 +130,7 @@ def _torchvision_weights(name: str) -> Any:
     names = models.list_models(module=models)
     if name not in names:
         raise WrongArgument(
-            f"--model: there is no model {name!r}{suggestion(name, [DEMO_MODEL, *names])} Give {DEMO_MODEL!r}, a "
+            f"name: there is no model {name!r}{suggestion(name, [DEMO_MODEL, *names])} Give {DEMO_MODEL!r}, a "
             "torchvision classification model, or package.module:function."
         )
     return models.get_model_weights(name).DEFAULT
@@ -141,8 +143,8 @@ def _downloaded(name: str, weights: Any, show_progress: bool) -> Module:
         model: Module = models.get_model(name, weights=weights, progress=show_progress)
     except (OSError, HTTPException, RuntimeError) as error:
         raise Failure(
-            f"--model {name}: cannot download {weights.url} ({getattr(error, 'reason', None) or one_line(error)}); "
-            "without a network, give a file by --weights FILE."
+            f"name={name!r}: cannot download {weights.url} ({getattr(error, 'reason', None) or one_line(error)}); "
+            "without a network, give a file by weights=FILE."
         ) from error
     return model
 
@@ -166,13 +168,13 @@ def _built_for(name: str, state: StateDict) -> tuple[Module, int]:
 
 
 def _made_by_function(name: str) -> Module:
-    function = imported_function(name, f"--model {name}")
+    function = imported_function(name, f"name={name!r}")
     try:
         model = function()
     except Exception as error:
         raise Failure(
-            f"--model {name}: the function, called without arguments, raised {type(error).__name__}: {one_line(error)}"
+            f"name={name!r}: the function, called without arguments, raised {type(error).__name__}: {one_line(error)}"
         ) from error
     if not isinstance(model, Module):
-        raise WrongArgument(f"--model {name}: the function returned {type(model).__name__}, not a torch.nn.Module.")
+        raise WrongArgument(f"name={name!r}: the function returned {type(model).__name__}, not a torch.nn.Module.")
     return model

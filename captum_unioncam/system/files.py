@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from captum_unioncam.system.errors import Failure, one_line
@@ -43,6 +43,17 @@ class FreeNames:
     def __init__(self, folder: Path, taken: Iterable[Path] = ()) -> None:
         self.folder = folder
         self._taken = {_identity(path) for path in taken}
+
+    def write(self, picture: str, class_name: str, contents: Mapping[str, bytes]) -> list[Path]:
+        """Writes the files of a class of a picture, contents by suffix, under a name made of both.
+
+        Raises:
+            Failure: One cannot be written.
+        """
+        paths = self.paths(f"{picture}-{slug(class_name)}", contents)
+        for path, content in zip(paths, contents.values(), strict=True):
+            write_whole(path, content)
+        return paths
 
     def paths(self, name: str, suffixes: Iterable[str]) -> list[Path]:
         """``name`` with each suffix, numbered (``name-2``) where one of those is taken.

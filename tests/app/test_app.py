@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
-from html import unescape
+from html import escape, unescape
 from pathlib import Path
 from signal import SIGTERM, getsignal
 from threading import Thread
@@ -23,6 +23,7 @@ from captum_unioncam import demo
 from captum_unioncam.cli.main import main
 from captum_unioncam.evaluation.explain import Explainer, Settings
 from captum_unioncam.methods import registry
+from captum_unioncam.metrics.table import all_metrics
 from captum_unioncam.models.subject import ExplainedModel
 from captum_unioncam.system.errors import Failure, WrongArgument
 
@@ -91,9 +92,9 @@ def test_the_code_makes_the_map_that_is_shown(workbench, photo, question):
     answer = ask(workbench, photo, question)
     namespace = {}
     exec(answer.code, namespace)
-    torch.testing.assert_close(namespace["attr"], answer.explanation.union_cam)
+    torch.testing.assert_close(namespace["attr"], answer.explanation.map)
     shown = [image for _, image, is_marked in figures(answer.page()) if is_marked]
-    assert shown == [overlay(answer.explanation.photo, answer.explanation.union_cam)]
+    assert shown == [overlay(answer.explanation.photo, answer.explanation.map)]
 
 
 @pytest.mark.parametrize("number", [0, 3])
@@ -106,7 +107,7 @@ def test_the_code_makes_embedded_pictures_itself(workbench, tmp_path, number, mo
     namespace = {}
     exec(answer.code, namespace)
     assert namespace["picture"] == picture
-    torch.testing.assert_close(namespace["attr"], answer.explanation.union_cam)
+    torch.testing.assert_close(namespace["attr"], answer.explanation.map)
 
 
 @pytest.mark.parametrize("question", QUESTIONS.values(), ids=QUESTIONS)
@@ -134,9 +135,12 @@ def test_methods_are_compared_by_map_and_metrics(workbench, photo):
     for name, cells in rows:
         judged = answer.comparison.judgements[name]
         numbers = [float(number) for number in re.findall("<td>(.*?)</td>", cells)]
-        areas = judged.insertion.area.item(), judged.deletion.area.item()
-        values = [judged.drop, judged.increase, *areas, judged.seconds]
-        assert numbers == pytest.approx(values, abs=6e-3)
+        metrics = ("drop", "increase", "insertion", "deletion", "seconds")
+        assert numbers == pytest.approx([judged.values[metric] for metric in metrics], abs=6e-3)
+    # The table of metrics says what is shown, and how.
+    for metric in all_metrics().values():
+        assert (f">{metric.name}\u00a0{metric.arrow}</th>" in page) != metric.needs_objects
+        assert (f"<li>{metric.name} {metric.arrow}: {escape(metric.description)}" in page) != metric.needs_objects
 
 
 def test_a_method_that_fails_keeps_no_other_from_being_shown(workbench, photo, monkeypatch):
@@ -190,7 +194,7 @@ def tiny_swin_transformer():
     ],
 )
 def test_the_layers_to_choose_from_are_those_that_can_be_explained(model, last, first):
-    names = page.spatial_layers(ExplainedModel(model, device="cpu"))
+    names = ExplainedModel(model, device="cpu").spatial_layers()
     explained = []
     for name, _ in ExplainedModel(model, device="cpu", layer=first).model.named_modules():
         with suppress(WrongArgument):
@@ -235,8 +239,8 @@ def test_layers_of_a_transformer_are_explained_one_after_the_other(photo, monkey
         with Image.open(photo) as picture:
             expected = next(fresh.explain(picture.convert("RGB"), answer.explanation.class_index))
         assert answer.explanation.settings.layer == expected.settings.layer
-        torch.testing.assert_close(answer.explanation.union_cam, expected.union_cam)
-        maps[expected.settings.layer] = expected.union_cam
+        torch.testing.assert_close(answer.explanation.map, expected.map)
+        maps[expected.settings.layer] = expected.map
     assert len(maps) == 4
 
 
@@ -280,7 +284,10 @@ MARKER = "imported.txt"
 WRONG = {
     "no picture": ({"file": None}, "there is no picture; drop one, or take an embedded one."),
     "another model": ({"model": "own:function"}, "there is no network 'own:function'; choose one of the list."),
-    "another method": ({"compared": ["own:function"]}, "there is no method 'own:function'; give some of union_cam,"),
+    "another method": (
+        {"compared": ["own:function"]},
+        f"there is no method 'own:function'; give some of {', '.join(registry.names())}.",
+    ),
     "another layer": ({"layer": "nowhere"}, "Layer: the model has no layer 'nowhere'."),
     "a layer without space": ({"layer": "classifier"}, "Layer classifier: has (1, 8) as output; give a layer"),
     "another class": ({"target": "8"}, "Class 8: there are the classes 0 to 7."),

@@ -13,9 +13,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision import models
 
-from captum_unioncam import LayerUnionCam, __version__, demo
+from captum_unioncam import LayerScoreCam, LayerUnionCam, __version__, demo
 from captum_unioncam.cli.main import main
 from captum_unioncam.demo.pictures import CLASS_NAMES
+from captum_unioncam.metrics.table import all_metrics
 
 OWN_MODULES = {
     "own_model": """
@@ -38,6 +39,9 @@ def squeamish():
 def odd():
     return nn.Sequential(nn.Conv2d(3, 4, 32, stride=32))
 
+def certain():
+    return nn.Sequential(*net(), nn.Softmax(1))
+
 def small():
     return nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
 
@@ -51,6 +55,14 @@ def pooled():
     net_ = Pooled(nn.Conv2d(3, 4, 32, stride=32), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Identity())
     net_[3].unused = nn.Conv2d(1, 1, 1)
     return net_
+
+def brightness(model, layer, settings):
+    return lambda inputs, target, baselines: inputs
+
+def broken(model, layer, settings):
+    def attribute(inputs, target, baselines):
+        raise KeyError("not today")
+    return attribute
 
 def flat():
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 224 * 224, 3))
@@ -93,11 +105,13 @@ def one_error(errors):
     return line
 
 
-def own_map(photo, target, function="net", **settings):
+def own_map(photo, target, function="net", cam=LayerUnionCam, **settings):
     model = getattr(importlib.import_module("own_model"), function)().eval()
     pixels = np.asarray(Image.open(photo).resize((224, 224), Image.Resampling.BILINEAR))
     inputs = torch.from_numpy(pixels / np.float32(255)).permute(2, 0, 1).unsqueeze(0)
-    return LayerUnionCam(model, model[1]).attribute(inputs, target, return_details=True, **settings)
+    if cam is LayerUnionCam:
+        settings["return_details"] = True
+    return cam(model, model[1]).attribute(inputs, target, **settings)
 
 
 def test_without_arguments_the_embedded_picture_is_explained(capsys):
@@ -157,7 +171,10 @@ def test_the_installed_command_prints_its_version():
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(capsys, monkeypatch, missing):
     without(missing, monkeypatch)
     for module in ("evaluation.explain", "models.zoo", "models.subject", "models.preprocessing", "datasets.pictures"):
-        monkeypatch.delitem(sys.modules, f"captum_unioncam.{module}", raising=False)
+        wing, _, name = f"captum_unioncam.{module}".rpartition(".")
+        monkeypatch.delitem(sys.modules, f"{wing}.{name}", raising=False)
+        # Else the one that is imported now would stay there, beside the old one in sys.modules.
+        monkeypatch.delattr(sys.modules[wing], name, raising=False)
     weights = ["--weights", "none.safetensors"] if missing == "safetensors" else []
     code, _, errors = run(capsys, "explain", "--model", "squeezenet1_1", *weights)
     assert code == 1
@@ -244,6 +261,7 @@ def test_the_record_holds_numbers_settings_and_versions(capsys, photo):
             "theta": 30.0,
             "channel_weights": "softmax",
             "max_channels": 3,
+            "method": "union_cam",
         },
     }
 
@@ -293,6 +311,41 @@ def test_a_model_that_writes_into_its_input_is_explained_as_any_other(capsys, ph
     assert record["betas"]["union"] != 0
 
 
+@pytest.mark.parametrize("method", ["score_cam", "torchcam:LayerCAM", "own_model:brightness"])
+def test_any_method_is_explained(capsys, photo, method):
+    if method.startswith("torchcam"):
+        pytest.importorskip("torchcam")
+    formats = ["--format", "png", "--format", "npy", *JSON]
+    code, lines, errors = run(capsys, *OWN, photo, "--target", "0", "--method", method, *formats)
+    assert (code, errors) == (0, [])
+    files = [OUTPUT / f"photo-class-0.{suffix}" for suffix in ("png", "npy", "json")]
+    record = json.loads(files[2].read_text())
+    # UnionCAM alone has betas and a choice.
+    assert lines[1] == f"{photo}: class 0 {record['confidence']:.2f}; {', '.join(map(str, files))}"
+    assert record["settings"]["method"] == method
+    assert not {"betas", "choice"} & set(record)
+    heat = np.load(files[1])
+    if method == "score_cam":
+        assert np.allclose(heat, own_map(photo, 0, cam=LayerScoreCam)[0, 0], atol=1e-6)
+    with Image.open(files[0]) as panel:
+        assert panel.width > 700
+
+
+def test_a_method_that_fails_for_a_picture_is_told_with_both(capsys, photo):
+    code, lines, errors = run(capsys, *OWN, photo, "--method", "own_model:broken", *JSON)
+    assert (code, len(lines), output_files()) == (1, 1, [])
+    assert one_error(errors).startswith(f"Error: {photo}: own_model:broken: raised KeyError: 'not today'; ")
+
+
+def test_metrics_lists_what_is_better_and_what_each_says(capsys):
+    code, lines, errors = run(capsys, "metrics")
+    assert (code, errors) == (0, [])
+    assert [line.split(": ")[0] for line in lines] == list(all_metrics())
+    for line, metric in zip(lines, all_metrics().values(), strict=True):
+        better = "larger" if metric.larger_is_better else "smaller"
+        assert line == f"{metric.name}: {better} is better. {metric.description}"
+
+
 def test_top_k_explains_the_most_probable_classes(capsys, photo):
     code, lines, _ = run(capsys, *OWN, photo, "--top-k", "2", "--format", "json")
     records = [json.loads(path.read_text()) for path in OUTPUT.glob("*.json")]
@@ -322,6 +375,8 @@ def test_a_class_is_chosen_by_index_or_name(capsys, photo):
         (["explain", "--target", "-1"], "there are the classes 0 to 7"),
         ([*OWN, "--target", "cat"], "give an index from 0 to 2"),
         ([*OWN, "--target", "1", "--top-k", "2"], "--target and --top-k"),
+        ([*OWN, "--method", "score_camm"], "there is no method 'score_camm'; did you mean score_cam"),
+        ([*OWN, "--method", "own_model:brightnes"], "own_model has no function 'brightnes'; did you mean brightness"),
         ([*OWN, "--top-k", "0"], "--top-k"),
         ([*OWN, "--theta", "101"], "--theta"),
         ([*OWN, "--max-channels", "0"], "--max-channels"),
@@ -341,6 +396,14 @@ def test_a_class_is_chosen_by_index_or_name(capsys, photo):
         (["explain", "--model", "own_model:nett"], "did you mean net?"),
         (["explain", "--model", "own_model:flat"], "--layer"),
         (["explain", "--modell", "demo"], "--modell"),
+        # The library says "name", "layer", "target" and "confidence" where the command has options.
+        (["explain", "--model", "resnet81"], "Error: --model: there is no model 'resnet81'"),
+        ([*OWN, "--layer", "2"], "Error: --layer 2: has (1, 196) as output"),
+        ([*OWN, "--target", "cat"], "Error: --target cat: the names"),
+        (["explain", "--model", "own_model:certain"], "sum to 1; give --confidence none."),
+        (["compare", "--metrics", ","], "--metrics: is empty; give names with commas between."),
+        (["compare", "--metrics", "dropp"], "there is no metric 'dropp'; did you mean drop"),
+        (["compare", "--metrics", "drop,energy"], "--metrics energy: is of the picture's objects"),
         (["explane"], "explane"),
         ([], "Missing command"),
     ],
@@ -350,6 +413,7 @@ def test_wrong_arguments_end_with_exit_code_2_and_one_line(capsys, arguments, me
     assert code == 2
     assert message in one_error(errors)
     assert not OUTPUT.exists()
+    assert not Path("comparison").exists()
 
 
 @pytest.mark.parametrize(
@@ -476,3 +540,11 @@ def test_an_interruption_is_no_traceback(capsys, photo, monkeypatch):
     monkeypatch.setattr(LayerUnionCam, "attribute_targets", interrupt)
     code, _, errors = run(capsys, *OWN, photo)
     assert (code, any(errors), output_files()) == (130, False, [])
+
+
+def test_compare_shows_the_metrics_asked_for(capsys, photo):
+    quick = ["--methods", "grad_cam", "--model", "own_model:net", "--steps", "2"]
+    code, lines, errors = run(capsys, "compare", photo, *quick, "--metrics", "deletion, drop")
+    assert (code, errors) == (0, [])
+    assert lines[1].split() == ["method", "drop", "↓", "deletion", "↓", "seconds", "↓"]
+    assert next(Path("comparison").glob("*.csv")).read_text().startswith("method,drop,deletion,seconds,error\n")

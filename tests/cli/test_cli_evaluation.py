@@ -81,7 +81,7 @@ def test_a_record_for_each_picture_and_method(evaluated):
         (name, method) for name in names for method in methods
     )
     assert {record.method for record in records if record.error} == {"own_code:broken"}
-    assert all(len(record.insertion_curve) == 5 for record in records if not record.error)
+    assert all(len(record.curves["insertion"]) == 5 for record in records if not record.error)
     assert settings(evaluated)["model"] == "demo"
 
 
@@ -95,6 +95,19 @@ def test_started_again_only_what_is_missing_is_done(capsys, evaluation):
     code, _, errors = run(capsys, *again, "grad_cam", "--theta", "20")
     assert code == 2
     assert "theta 10.0 there, 20.0 now" in one_error(errors)
+
+
+def test_metrics_are_those_asked_for_and_the_folders_where_none_are(capsys):
+    some = ["evaluate", "--methods", "grad_cam", "--limit", "2", *QUICK]
+    assert run(capsys, *some, "--metrics", "energy, drop")[0] == 0
+    assert settings()["metrics"] == ["drop", "energy"]
+    assert all(set(record.values) == {"drop", "energy", "seconds"} for record in read_records(OUT))
+    code, _, errors = run(capsys, *some, "--metrics", "drop")
+    assert code == 2
+    assert "metrics ['drop', 'energy'] there, ['drop'] now; give the same" in one_error(errors)
+    code, lines, _ = run(capsys, *some, "--methods", "saliency")
+    assert (code, lines[-1].split(" in ")[0]) == (0, "2 new records of 2 pictures")
+    assert {tuple(record.values) for record in read_records(OUT)} == {("drop", "energy", "seconds")}
 
 
 def test_a_method_that_fails_is_recorded_and_the_exit_code_is_0(capsys):
@@ -153,7 +166,7 @@ def test_the_papers_protocol_is_that_of_what_is_not_given(capsys, monkeypatch, o
         received.update(theta=evaluation.settings.theta, limit=evaluation.limit)
         return Tally()
 
-    monkeypatch.setattr("captum_unioncam.models.subject.ExplainedModel", Subject)
+    monkeypatch.setattr("captum_unioncam.evaluation.explain.ExplainedModel", Subject)
     monkeypatch.setattr("captum_unioncam.evaluation.run.evaluate", evaluate)
     code, _, errors = run(capsys, "evaluate", *options)
     assert (code, errors) == (0, [])
@@ -180,7 +193,7 @@ def test_the_printed_table_holds_means_intervals_counts_and_failures(capsys, eva
     # Not on a terminal a row is a line, whatever its length.
     for metric in METRICS:
         assert metric.heading in heading
-        mean = metric.scale * statistics.fmean(getattr(record, metric.name) for record in records)
+        mean = metric.scale * statistics.fmean(record.values[metric.name] for record in records)
         assert f" {mean:{metric.form}} [" in rows["saliency"]
     assert rows["saliency"].split()[-2:] == ["4", "0"]
     assert rows["own_code:broken"].split()[-2:] == ["0", "4"]
@@ -331,7 +344,7 @@ def test_outputs_that_are_probabilities_are_judged_as_such_and_not_taken_for_log
 def test_the_papers_protocol_takes_all_of_vocs_test_set(capsys, monkeypatch):
     Path("VOCdevkit", "VOC2007").mkdir(parents=True)
     seen = []
-    monkeypatch.setattr("captum_unioncam.models.subject.ExplainedModel", lambda *_: type(
+    monkeypatch.setattr("captum_unioncam.evaluation.explain.ExplainedModel", lambda *_: type(
         "Subject", (), {"layer_name": "features.29", "layer_found": False}))  # fmt: skip
     monkeypatch.setattr(
         "captum_unioncam.evaluation.run.evaluate", lambda evaluation, *_: seen.append(evaluation.limit) or Tally()
@@ -348,6 +361,7 @@ def test_the_papers_protocol_takes_all_of_vocs_test_set(capsys, monkeypatch):
         (["evaluate", "own_code.py"], "own_code.py: is not a folder"),
         (["evaluate", "--methods", ","], "--methods: is empty; give names with commas between."),
         (["evaluate", "--methods", "saliencyy"], "there is no method 'saliencyy'; did you mean saliency"),
+        (["evaluate", "--metrics", "dropp"], "there is no metric 'dropp'; did you mean drop"),
         (["evaluate", "--model", "resnet81"], "did you mean resnet18"),
         (["evaluate", "--classes", "none.txt"], "--classes none.txt: No such file or directory"),
         (["evaluate", "--limit", "0"], "'--limit'"),

@@ -86,7 +86,7 @@ def test_without_a_network_the_file_option_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("torch.hub.urlopen", no_network)
-    with pytest.raises(Failure, match=r"cannot download https://.*\(no network here\); .* --weights FILE"):
+    with pytest.raises(Failure, match=r"cannot download https://.*\(no network here\); .* weights=FILE"):
         load_classifier(NAME)
 
 

@@ -1,0 +1,117 @@
+"""``captum-unioncam evaluate``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from captum_unioncam.cli import options
+from captum_unioncam.cli.shared import layer_line, names_in
+
+
+def evaluate(
+    context: typer.Context,
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA",
+            help="demo, 1000 generated pictures; a folder with one subfolder of pictures for each class (ImageNet's "
+            "layout); or one that holds VOCdevkit/VOC2007.",
+        ),
+    ] = "demo",
+    methods: options.MethodsOption = "union_cam, score_cam, denoised_grad_cam, grad_cam",
+    metrics: options.MetricsOption = None,
+    output: Annotated[
+        Path, typer.Option("--out", "--output", metavar="FOLDER", help="Where the records go; made if need be.")
+    ] = Path("evaluation"),
+    classes: Annotated[
+        Path | None,
+        typer.Option(
+            "--classes",
+            metavar="FILE",
+            help="Which output each class of the data is: one line for each output, its first word the class's name "
+            "in the data (as ImageNet's LOC_synset_mapping.txt), or .json with the output of each name.",
+            show_default="by name or order",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=1, metavar="N", help="A random subset of N pictures.", show_default="all"),
+    ] = None,
+    seed: options.SeedOption = 0,
+    protocol: options.ProtocolOption = options.Protocol.own,
+    model: options.ModelOption = "demo",
+    weights: options.WeightsOption = None,
+    layer: options.LayerOption = None,
+    preprocess: options.PreprocessOption = options.Preprocess.auto,
+    confidence: options.ConfidenceOption = options.Confidence.softmax,
+    theta: options.ThetaOption = 10.0,
+    max_channels: options.MaxChannelsOption = None,
+    device: options.DeviceOption = None,
+    dtype: options.DtypeOption = options.Dtype.float32,
+    batch_size: options.BatchSizeOption = None,
+    steps: options.StepsOption = 100,
+    workers: Annotated[
+        int, typer.Option("--workers", min=0, metavar="N", help="Processes that read pictures ahead.")
+    ] = 2,
+    retry_failures: Annotated[
+        bool, typer.Option("--retry-failures", help="Do again what failed in an earlier start.")
+    ] = False,
+) -> None:
+    """Evaluate methods over a data set, on one process or many.
+
+    One record for each picture, class and method is appended to files in the folder; that of a method that fails is its
+    error. Started again with the same settings, it does only what is missing; report shows what there is.
+
+    For several GPUs or machines, each of which sees the folders:
+
+    \b
+    torchrun --nproc-per-node G --nnodes M -m captum_unioncam evaluate DATA ...
+    """
+    from captum_unioncam.datasets.voc import is_voc
+    from captum_unioncam.evaluation.distributed import is_first_process, local_device
+    from captum_unioncam.evaluation.explain import Settings
+    from captum_unioncam.evaluation.run import Evaluation
+    from captum_unioncam.evaluation.run import evaluate as evaluate_methods
+
+    if protocol is options.Protocol.paper:
+        model = model if _given(context, "model") else "vgg16"
+        preprocess = preprocess if _given(context, "preprocess") else options.Preprocess.paper
+        # Of ImageNet; of Pascal VOC, the whole test set.
+        limit = limit if _given(context, "limit") or is_voc(data) else 2000
+        # Another model has another layer.
+        layer = layer or ("features.29" if model == "vgg16" else None)
+    method_names = names_in("--methods", methods)
+    metric_names = None if metrics is None else names_in("--metrics", metrics)
+    settings = Settings(
+        model=model,
+        weights=weights,
+        layer=layer,
+        preprocess=preprocess.value,
+        device=local_device(device),
+        confidence=confidence.value,
+        dtype=dtype.value,
+        batch_size=batch_size,
+        theta=theta,
+        channel_weights=None,
+        max_channels=max_channels,
+    )
+    subject = settings.subject(sys.stderr.isatty())
+    evaluation = Evaluation(data, classes, limit, seed, steps, settings.of_methods())
+    first = is_first_process()
+    if first:
+        typer.echo(layer_line(subject))
+    tally = evaluate_methods(evaluation, subject, method_names, output, workers, first, retry_failures, metric_names)
+    typer.echo(
+        f"{tally.records} new records of {tally.images} pictures in {output}, {tally.failures} of them failures; "
+        f"captum-unioncam report {output} shows all."
+    )
+
+
+def _given(context: typer.Context, name: str) -> bool:
+    """Whether the option is on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"

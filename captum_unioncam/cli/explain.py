@@ -1,0 +1,139 @@
+"""``captum-unioncam explain``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from captum_unioncam.cli import options
+from captum_unioncam.cli.shared import EMBEDDED, complain, layer_line, opened
+from captum_unioncam.system.errors import Failure, WrongArgument
+from captum_unioncam.system.files import FreeNames, make_folder
+
+if TYPE_CHECKING:
+    from captum_unioncam.evaluation.explain import Explainer, Explanation
+
+
+class Format(StrEnum):
+    png = "png"
+    npy = "npy"
+    json = "json"
+
+
+def explain(
+    images: Annotated[
+        list[Path] | None, typer.Argument(metavar="IMAGES", help="Pictures.", show_default="an embedded one")
+    ] = None,
+    method: options.MethodOption = "union_cam",
+    model: options.ModelOption = "demo",
+    weights: options.WeightsOption = None,
+    layer: options.LayerOption = None,
+    target: options.TargetOption = None,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", min=1, metavar="K", help="Explain the K most probable classes instead.")
+    ] = None,
+    preprocess: options.PreprocessOption = options.Preprocess.auto,
+    confidence: options.ConfidenceOption = options.Confidence.softmax,
+    theta: options.ThetaOption = 10.0,
+    channel_weights: options.ChannelWeightsOption = options.ChannelWeights.score,
+    max_channels: options.MaxChannelsOption = None,
+    device: options.DeviceOption = None,
+    dtype: options.DtypeOption = options.Dtype.float32,
+    batch_size: options.BatchSizeOption = None,
+    output: options.OutputOption = Path("unioncam"),
+    formats: Annotated[
+        list[Format] | None,
+        typer.Option(
+            "--format",
+            metavar="png|npy|json",
+            help="A panel of all maps, the raw map, or the numbers and settings; may be given again for more.",
+            show_default="png",
+        ),
+    ] = None,
+) -> None:
+    """Explain the class that a network sees in each picture.
+
+    For each picture a panel is written: the photo, GradCAM for comparison, and the method's map, with the class and the
+    confidence. UnionCAM's panel has its denoised, region and union maps, and says which was selected.
+
+    Without arguments, an embedded picture is explained with an embedded network, and nothing is downloaded.
+    """
+    if target is not None and top_k is not None:
+        raise WrongArgument("--target and --top-k do not go together; give one of them.")
+    from captum_unioncam.evaluation.explain import Explainer, Settings
+
+    settings = Settings(
+        model=model,
+        weights=weights,
+        layer=layer,
+        preprocess=preprocess.value,
+        device=device,
+        confidence=confidence.value,
+        dtype=dtype.value,
+        batch_size=batch_size,
+        theta=theta,
+        channel_weights=channel_weights.value,
+        max_channels=max_channels,
+        method=method,
+    )
+    explainer = Explainer(settings, show_progress=sys.stderr.isatty())
+    class_index = None if target is None else explainer.subject.class_index(target)
+    all_explained = _explain_pictures(explainer, images or [], class_index, top_k or 1, formats or [Format.png], output)
+    if not all_explained:
+        raise typer.Exit(1)
+
+
+def _explain_pictures(
+    explainer: Explainer, paths: list[Path], target: int | None, top_k: int, formats: list[Format], output: Path
+) -> bool:
+    """Explains the pictures, or the embedded one where there are none, and says whether all could be."""
+    make_folder(output)
+    names = FreeNames(output, taken=paths)
+    typer.echo(layer_line(explainer.subject))
+    all_explained = True
+    for path in paths or (None,):
+        try:
+            for line in _explain_picture(explainer, path, target, top_k, formats, names):
+                typer.echo(line)
+        except BrokenPipeError:
+            # Whoever read what is printed wants no more.
+            raise
+        except Exception as error:
+            # Whatever a user's model raises for one picture, the others are still to be explained.
+            name = str(path or EMBEDDED)
+            problem = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
+            complain(Failure(problem if problem.startswith(name) else f"{name}: {problem}"))
+            all_explained = False
+    return all_explained
+
+
+def _explain_picture(
+    explainer: Explainer, path: Path | None, target: int | None, top_k: int, formats: list[Format], names: FreeNames
+) -> Iterator[str]:
+    """Writes the files of one picture, and says so in a line for each class."""
+    name, stem, picture = opened(path)
+    for explanation in explainer.explain(picture, target, top_k):
+        # Before any file is written: what fails here leaves none.
+        contents = {wanted.value: _content(explanation, name, wanted) for wanted in formats}
+        paths = names.write(stem, explanation.class_name, contents)
+        said = [f"{name}: {explanation.class_name} {explanation.confidence:.2f}"]
+        if explanation.betas is not None:
+            betas = (f"{map_name} {beta:.2f}" for map_name, beta in explanation.betas.items())
+            said += [f"betas: {', '.join(betas)}", f"{explanation.choice} map selected"]
+        yield "; ".join([*said, ", ".join(map(str, paths))])
+
+
+def _content(explanation: Explanation, picture: str, wanted: Format) -> bytes:
+    if wanted is Format.npy:
+        return explanation.npy()
+    if wanted is Format.json:
+        return (json.dumps({"picture": picture, **explanation.record()}, indent=2) + "\n").encode()
+    from captum_unioncam.report.panels import explanation_panel, png
+
+    return png(explanation_panel(explanation))

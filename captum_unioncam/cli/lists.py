@@ -1,0 +1,24 @@
+"""``captum-unioncam methods`` and ``captum-unioncam metrics``."""
+
+from __future__ import annotations
+
+import typer
+
+
+def methods() -> None:
+    """List the methods that explain, compare and evaluate know by name."""
+    from captum_unioncam.methods.registry import names
+
+    for name in names():
+        typer.echo(name)
+    typer.echo("torchcam:NAME, grad_cam:NAME: any CAM of those packages, such as torchcam:LayerCAM")
+    typer.echo("package.module:function: a factory of your own, as captum_unioncam.methods.register takes it")
+
+
+def metrics() -> None:
+    """List the metrics of compare and evaluate."""
+    from captum_unioncam.metrics.table import all_metrics
+
+    for name, metric in all_metrics().items():
+        better = "larger is better" if metric.larger_is_better else "smaller is better"
+        typer.echo(f"{name}: {better}. {metric.description or metric.title}")
