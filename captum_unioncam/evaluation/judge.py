@@ -197,7 +197,7 @@ class Judge:
     ) -> list[Explained]:
         """What the method says of each target: of all in one sweep, or of one after the other, each with its seed."""
         run = self._methods[method]
-        sweeps = [list(targets)] if hasattr(run._run, "each") else [[target] for target in targets]
+        sweeps = [list(targets)] if run.sweeps else [[target] for target in targets]
         explained = []
         for of_sweep in sweeps:
             torch.manual_seed(_seed(self._seed, name, of_sweep[0], method))

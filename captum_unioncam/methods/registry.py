@@ -39,6 +39,11 @@ class Method:
     def __init__(self, name: str, model: Module, run: Any) -> None:
         self.name, self._model, self._run = name, model, run
 
+    @property
+    def sweeps(self) -> bool:
+        """Whether several targets are explained in one sweep, as by this package's CAMs, which draw nothing."""
+        return hasattr(self._run, "each")
+
     def __call__(self, inputs: Tensor, target: Tensor, baselines: Tensor) -> Tensor:
         """Maps (N, 1, H, W) of the targets (N,), upsampled bilinearly to the inputs' size."""
         (explained,) = self.each(inputs, target.unsqueeze(1), baselines)
@@ -63,7 +68,7 @@ class Method:
             evaluation_mode(self._model),
             _gradients_and_seeds(),
         ):
-            if hasattr(self._run, "each"):
+            if self.sweeps:
                 results = self._run.each(inputs.clone(), targets, baselines.clone())
             else:
                 results = [Explained(self._run(inputs.clone(), t, baselines.clone())) for t in targets.unbind(1)]
