@@ -14,7 +14,7 @@ from torch import nn
 
 from captum_unioncam import LayerDenoisedGradCam, LayerScoreCam, LayerUnionCam, methods
 from captum_unioncam.system.errors import Failure, WrongArgument
-from tests.engine.test_model_state import state_of
+from captum_unioncam.testing.state_checks import state_of
 
 CLASSES, CHANNELS, SIZE = 4, 6, (14, 10)
 OWN = {
@@ -304,6 +304,8 @@ def test_a_relu_in_place_behind_the_layer_changes_nothing(name):
 def everything_of(net):
     return {
         **state_of(net),
+        # Methods draw from torch's.
+        "the random generators": None,
         "grads": [id(p.grad) for p in net.parameters()],
         "modules": {name: id(module) for name, module in net.named_modules()},
         "inplace": [module.inplace for module in net.modules() if hasattr(module, "inplace")],
