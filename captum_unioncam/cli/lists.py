@@ -6,7 +6,7 @@ import typer
 
 
 def methods() -> None:
-    """List the methods that explain, compare and evaluate know by name."""
+    """List the methods by name."""
     from captum_unioncam.methods.registry import names
 
     for name in names():
@@ -16,7 +16,7 @@ def methods() -> None:
 
 
 def metrics() -> None:
-    """List the metrics of compare and evaluate."""
+    """List the metrics by name, with what each says."""
     from captum_unioncam.metrics.table import all_metrics
 
     for name, metric in all_metrics().items():

@@ -336,7 +336,7 @@ def test_as_many_folders_as_outputs_are_in_order(tmp_path):
     ],
 )
 def test_classes_without_an_output_are_refused(tmp_path, folders, class_names, unknown):
-    with pytest.raises(WrongArgument, match=rf"classes {unknown}\(of {len(folders)}\).*class_file=FILE must hold one line"):
+    with pytest.raises(WrongArgument, match=rf"classes {unknown}\(of {len(folders)}\).*class_file=FILE must hold"):
         open_data_set(make_folders(tmp_path, *folders), class_names, 3)
 
 
@@ -383,7 +383,7 @@ def test_files_of_classes_that_do_not_do_are_refused(tmp_path, name):
     path = make_folders(tmp_path / "data", "a", "b", "c", "d", "e")
     if content is not None:
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(WrongArgument, match=f"(?s)class_file='.*{name}': .*({problem}).*class_file=FILE must hold one line"):
+    with pytest.raises(WrongArgument, match=f"(?s)class_file='.*{name}': .*({problem}).*class_file=FILE must hold"):
         open_data_set(path, None, 3, tmp_path / name)
 
 
