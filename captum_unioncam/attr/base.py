@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from captum_unioncam.attr.documents import class_document, specialised
 from captum_unioncam.attr.find_layer import Layer, named_layers
 from captum_unioncam.engine._captum import (
     BaselineType,
@@ -26,6 +25,7 @@ from captum_unioncam.engine._captum import (
     format_additional_forward_args,
     format_output,
     format_tensor_into_tuples,
+    log_usage,
 )
 from captum_unioncam.engine.capture import LayerCall
 from captum_unioncam.engine.checks import check_inputs
@@ -35,8 +35,10 @@ from captum_unioncam.engine.maps import clipped, weighted
 from captum_unioncam.engine.model_state import evaluation_mode
 from captum_unioncam.engine.scoring import MaskedScorer, TargetPasses
 from captum_unioncam.engine.tuning import PassTuner
+from captum_unioncam.system.documents import class_document, specialised
 
 LayerT = TypeVar("LayerT", bound=Layer | Sequence[Any])
+Inputs = Tensor | tuple[Tensor, ...]
 Explained = tuple[Tensor, Any]
 """The attributions of one layer output and one target, and how they came about."""
 
@@ -107,15 +109,15 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
         if "name" in cls.__dict__:
             cls._register()
         if "attribute" not in cls.__dict__:
+            template: Any = CamAttribution.attribute
             equations = cls._equations()
-            documented_by = [*(method._equations() for method in cls.made_of), cls._captured, cls._passes, equations]
-            cls.attribute = specialised(  # type: ignore[method-assign]
-                cls,
-                CamAttribution.attribute,
-                [cls._captured, equations, cls._passes],
-                documented_by,
-                hidden=() if cls.gives_details else ("return_details",),
-            )
+            parts: list[Callable[..., Any]] = [cls._captured, equations, cls._passes]
+            shared = [template, *(method._equations() for method in cls.made_of), cls._captured, cls._passes]
+            hidden = () if cls.gives_details else ("return_details",)
+            own = specialised(template, lambda given: template(**given), parts, [*shared, equations], hidden)
+            own.__module__, own.__qualname__ = cls.__module__, f"{cls.__qualname__}.attribute"
+            # NoiseTunnel needs what Captum's decorator leaves.
+            cls.attribute = log_usage(part_of_slo=True)(own)  # type: ignore[method-assign]
         cls.__doc__ = class_document(cls)
 
     @classmethod
@@ -135,39 +137,21 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
 
     @overload
     def attribute(
-        self: CamAttribution[list[Any]],
-        inputs: Tensor | tuple[Tensor, ...],
-        target: TargetType = None,
-        additional_forward_args: Any = None,
-        attribute_to_layer_input: bool = False,
-        relu_attributions: bool = False,
-        attr_dim_summation: bool = True,
-        *more: Any,
-        **options: Any,
+        self: CamAttribution[list[Any]], inputs: Inputs, target: TargetType = None, *args: Any, **options: Any
     ) -> list[Tensor]: ...
 
     @overload
-    def attribute(
-        self,
-        inputs: Tensor | tuple[Tensor, ...],
-        target: TargetType = None,
-        additional_forward_args: Any = None,
-        attribute_to_layer_input: bool = False,
-        relu_attributions: bool = False,
-        attr_dim_summation: bool = True,
-        *more: Any,
-        **options: Any,
-    ) -> Tensor: ...
+    def attribute(self, inputs: Inputs, target: TargetType = None, *args: Any, **options: Any) -> Tensor: ...
 
     def attribute(
         self,
-        inputs: Tensor | tuple[Tensor, ...],
+        inputs: Inputs,
         target: TargetType = None,
         additional_forward_args: Any = None,
         attribute_to_layer_input: bool = False,
         relu_attributions: bool = False,
         attr_dim_summation: bool = True,
-        *more: Any,
+        *args: Any,
         return_details: bool = False,
         **options: Any,
     ) -> Any:
@@ -209,7 +193,7 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
 
     def attribute_targets(
         self,
-        inputs: Tensor | tuple[Tensor, ...],
+        inputs: Inputs,
         targets: Tensor | list[list[int]] | list[list[tuple[int, ...]]],
         additional_forward_args: Any = None,
         **kwargs: Any,
@@ -269,7 +253,7 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
         targets: Sequence[TargetType],
         join: Callable[[list[Explained]], Explained],
         *,
-        inputs: Tensor | tuple[Tensor, ...],
+        inputs: Inputs,
         additional_forward_args: Any,
         attribute_to_layer_input: bool,
         relu_attributions: bool,

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
 import torch
 from torch import Tensor
 
-from captum_unioncam.attr.base import CamDetails, Explained, GradientCam, LayerT, PerturbationCam
+from captum_unioncam.attr.base import CamDetails, Explained, GradientCam, Inputs, LayerT, PerturbationCam
 from captum_unioncam.attr.denoised_grad_cam import LayerDenoisedGradCam, check_theta, denoised_terms
 from captum_unioncam.attr.score_cam import LayerScoreCam, check_region_settings, region_weights
 from captum_unioncam.engine.maps import clipped, divide_or_zero, minmax, spatial_range, weighted
 from captum_unioncam.engine.scoring import TargetPasses
 
-Inputs = Tensor | tuple[Tensor, ...]
 CONFIDENCE_PASSES = 4
 """Of the baseline, and of the denoised, the region and the union map."""
 

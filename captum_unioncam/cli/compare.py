@@ -72,7 +72,7 @@ def compare(
         "csv": comparison.csv(),
         "html": comparison_page(comparison),
     }
-    paths = FreeNames(output, taken=[] if image is None else [image]).write(stem, comparison.class_name, contents)
+    paths = FreeNames(output, taken=[] if image is None else [image]).write(stem, [comparison.class_name], contents)
     typer.echo(f"{name}: {comparison.class_name} {comparison.confidence:.2f}; layer {comparison.layer}")
     if comparison.judgements:
         typer.echo(comparison_text(comparison))

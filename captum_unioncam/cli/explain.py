@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from captum_unioncam.evaluation.explain import Explainer, Explanation
 
 
+_DEFAULT = "union_cam"
+
+
 class Format(StrEnum):
     png = "png"
     npy = "npy"
@@ -30,7 +33,7 @@ def explain(
     images: Annotated[
         list[Path] | None, typer.Argument(metavar="IMAGES", help="Pictures.", show_default="an embedded one")
     ] = None,
-    method: options.MethodOption = "union_cam",
+    method: options.MethodOption = _DEFAULT,
     model: options.ModelOption = "demo",
     weights: options.WeightsOption = None,
     layer: options.LayerOption = None,
@@ -121,7 +124,9 @@ def _explain_picture(
     for explanation in explainer.explain(picture, target, top_k):
         # Before any file is written: what fails here leaves none.
         contents = {wanted.value: _content(explanation, name, wanted) for wanted in formats}
-        paths = names.write(stem, explanation.class_name, contents)
+        # Beside UnionCAM's, not in their place.
+        method = [] if explanation.settings.method == _DEFAULT else [explanation.settings.method]
+        paths = names.write(stem, [explanation.class_name, *method], contents)
         said = [f"{name}: {explanation.class_name} {explanation.confidence:.2f}"]
         if explanation.betas is not None:
             betas = (f"{map_name} {beta:.2f}" for map_name, beta in explanation.betas.items())

@@ -15,6 +15,7 @@ from captum_unioncam.engine._captum import (
     TargetType,
     format_additional_forward_args,
     format_tensor_into_tuples,
+    log_usage,
 )
 from captum_unioncam.engine.checks import check_finite, check_inputs, check_positive
 from captum_unioncam.engine.confidence import ConfidenceFunction
@@ -23,6 +24,7 @@ from captum_unioncam.engine.model_state import evaluation_mode
 from captum_unioncam.engine.perturbations import Chunk, Masks
 from captum_unioncam.engine.scoring import MaskedScorer
 from captum_unioncam.engine.tuning import PassTuner
+from captum_unioncam.system.documents import parameters, specialised
 
 # RISE's substrate: https://github.com/eclique/RISE, evaluation.py.
 _BLUR_PIXELS, _BLUR_SIGMA = 11, 5.0
@@ -50,21 +52,46 @@ class Curve(NamedTuple):
 
 
 class JudgedAttributions:
-    """Attributions with all that it takes to judge them; the arguments are those of :func:`confidence_drop`."""
+    r"""Attributions with all that it takes to judge them.
+
+    Args:
+        forward_func (Callable): The model, or a function of it, run in evaluation mode.
+        inputs (Tensor or tuple[Tensor, ...]): The examples, along dimension 0 of each tensor. Those with as many
+            dimensions as the attributions are masked.
+        attributions (Tensor or tuple[Tensor, ...]): (N, K, \*spatial), at the inputs' resolution or any other. One for
+            all masked inputs, or a tuple of one for each input, of which only the masked inputs' are used.
+        target (int, tuple, Tensor, list or None): The output that was explained, as in Captum. Default: None
+        baselines (number, Tensor, tuple or None): What masked-out places show, as Captum's ``baselines``.
+            Default: None, which is 0, black
+        additional_forward_args (Any): Further arguments of ``forward_func``. Default: None
+        confidence_fn (Callable or None): The output of ``forward_func`` to confidences, not negative, of the same
+            shape. Default: softmax over dimension 1 where there are several classes, the output itself otherwise
+        internal_batch_size (int or None): Batch size of the forward passes. Halved automatically when memory runs out.
+            Default: None, the fastest, learnt from the passes and remembered for ``forward_func`` and inputs of this
+            shape
+
+    Raises:
+        ValueError: No input has the attributions' dimensions, an empty batch, attributions of other examples or not
+            finite, confidences that are negative or not finite, or a batch size below 1.
+        AssertionError: A target or baseline that does not fit, as in Captum.
+    """
 
     def __init__(
         self,
         forward_func: Callable[..., Any],
         inputs: Tensor | tuple[Tensor, ...],
         attributions: Attributions,
-        target: TargetType,
-        additional_forward_args: Any,
-        confidence_fn: ConfidenceFunction | None,
-        internal_batch_size: int | None,
+        target: TargetType = None,
+        baselines: BaselineType = None,
+        additional_forward_args: Any = None,
+        *,
+        confidence_fn: ConfidenceFunction | None = None,
+        internal_batch_size: int | None = None,
     ) -> None:
         self.forward_func = forward_func
         self.inputs = check_inputs(format_tensor_into_tuples(inputs))
         self.target = target
+        self.baselines = baselines
         self.additional_forward_args = format_additional_forward_args(additional_forward_args)
         self.confidence_fn = confidence_fn
         self.internal_batch_size = internal_batch_size
@@ -99,14 +126,14 @@ class JudgedAttributions:
         """RISE's substrate for each input that is masked."""
         return tuple(_blurred(x) if i in self.attributions else 0.0 for i, x in enumerate(self.inputs))
 
-    def whole_and_seen(self, baselines: BaselineType) -> tuple[Tensor, Tensor]:
+    def whole_and_seen(self) -> tuple[Tensor, Tensor]:
         """``y`` and ``o``, each (N,)."""
         masks = {i: minmax(attribution) for i, attribution in self.attributions.items()}
 
         def make(chunk: Chunk, inputs: Tensor, i: int) -> Tensor:
             return torch.where(_column(chunk.numbers == 0, inputs), 1.0, masks[i][chunk.examples.to(inputs.device)])
 
-        confidences = self._confidences(make, 2, baselines)
+        confidences = self._confidences(make, 2, self.baselines)
         negative = (confidences < 0).any(1)
         if negative.any():
             raise ValueError(
@@ -148,6 +175,23 @@ class JudgedAttributions:
                 tuners=_tuners_of(self.forward_func),
             )
             return scorer.masked_confidences(Masks(self.dims, make), count)
+
+
+def judged(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes a function of ``JudgedAttributions`` one of their arguments, called as ``captum.metrics`` are; a decorator.
+
+    The function's keyword-only arguments come last, and its docstring is completed by the shared arguments'.
+    """
+    names = [parameter.name for parameter in parameters(JudgedAttributions)]
+
+    def call(given: dict[str, Any]) -> Any:
+        own = {name: given.pop(name) for name in list(given) if name not in names}
+        return function(JudgedAttributions(**given), **own)
+
+    public = specialised(JudgedAttributions, call, [function], [JudgedAttributions, function])
+    public.__module__, public.__name__, public.__qualname__ = function.__module__, function.__name__, function.__name__
+    metric: Callable[..., Any] = log_usage(part_of_slo=True)(public)
+    return metric
 
 
 def _tuners_of(forward_func: Callable[..., Any]) -> dict[Hashable, PassTuner]:

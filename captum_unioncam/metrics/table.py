@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
-from captum_unioncam.system.errors import WrongArgument, one_line
+from captum_unioncam.system.errors import WrongArgument
 from captum_unioncam.system.imports import suggestion
+from captum_unioncam.system.plugins import load_entry_points
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
@@ -143,13 +142,5 @@ def find_metrics(names: Iterable[str] | None = None) -> list[Metric]:
 
 @cache
 def _load_plugins() -> None:
-    for point in entry_points(group="captum_unioncam.metrics"):
-        try:
-            point.load()
-        except Exception as error:
-            package = point.dist.name if point.dist else point.module
-            warnings.warn(
-                f"{package}: loading its metrics {point.value} raised {type(error).__name__}: "
-                f"{one_line(error).rstrip('.')}; they are left out.",
-                stacklevel=2,
-            )
+    """Other packages' decorators list their metrics as they are loaded."""
+    load_entry_points("captum_unioncam.metrics")

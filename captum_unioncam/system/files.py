@@ -44,13 +44,13 @@ class FreeNames:
         self.folder = folder
         self._taken = {_identity(path) for path in taken}
 
-    def write(self, picture: str, class_name: str, contents: Mapping[str, bytes]) -> list[Path]:
-        """Writes the files of a class of a picture, contents by suffix, under a name made of both.
+    def write(self, picture: str, about: Iterable[str], contents: Mapping[str, bytes]) -> list[Path]:
+        """Writes files about a picture, contents by suffix, under a name made of its and of what they are about.
 
         Raises:
             Failure: One cannot be written.
         """
-        paths = self.paths(f"{picture}-{slug(class_name)}", contents)
+        paths = self.paths("-".join([picture, *map(slug, about)]), contents)
         for path, content in zip(paths, contents.values(), strict=True):
             write_whole(path, content)
         return paths

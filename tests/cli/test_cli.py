@@ -2,6 +2,7 @@ import importlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -318,7 +319,8 @@ def test_any_method_is_explained(capsys, photo, method):
     formats = ["--format", "png", "--format", "npy", *JSON]
     code, lines, errors = run(capsys, *OWN, photo, "--target", "0", "--method", method, *formats)
     assert (code, errors) == (0, [])
-    files = [OUTPUT / f"photo-class-0.{suffix}" for suffix in ("png", "npy", "json")]
+    name = "photo-class-0-" + re.sub(r"[:_]", "-", method)
+    files = [OUTPUT / f"{name}.{suffix}" for suffix in ("png", "npy", "json")]
     record = json.loads(files[2].read_text())
     # UnionCAM alone has betas and a choice.
     assert lines[1] == f"{photo}: class 0 {record['confidence']:.2f}; {', '.join(map(str, files))}"

@@ -225,7 +225,8 @@ def packages(own_table, tmp_path, monkeypatch):
 
 def test_other_packages_add_metrics_and_a_broken_one_is_a_warning(packages):
     with pytest.warns(
-        UserWarning, match=r"^bad-package: loading its metrics bad_metrics raised OSError: no library; "
+        UserWarning,
+        match=r"^bad-package: loading 'bad' of captum_unioncam\.metrics \(bad_metrics\) raised OSError: no library; ",
     ) as told:
         found = all_metrics()
     assert len(told) == 1

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 from torch.nn import Module
@@ -38,8 +38,7 @@ class CamMethod:
         self._arguments = {**_taken_by(self.cam.attribute, given), **fixed}
 
     def __call__(self, inputs: Tensor, target: Tensor, baselines: Tensor) -> Tensor:
-        attributions: Tensor = self.cam.attribute(inputs, target, **self._with(baselines))
-        return attributions
+        return cast(Tensor, self.cam.attribute(inputs, target, **self._with(baselines)))
 
     def each(self, inputs: Tensor, targets: Tensor, baselines: Tensor) -> list[Explained]:
         """What it says of each of the targets (N, T), with details where it has them."""

@@ -9,10 +9,9 @@ from inspect import Parameter
 from textwrap import dedent, fill, indent
 from typing import Any
 
-from captum_unioncam.engine._captum import log_usage
-
 _HEADING = re.compile(r"^(Args|Returns|Raises|Examples?)(::?)$", re.MULTILINE)
 _WIDTH = 108  # within two levels of indentation
+_VARIABLE = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 _ENTRY = re.compile(r"^(?=\S)", re.MULTILINE)
 
 
@@ -30,8 +29,8 @@ def entries(text: str | None, heading: str) -> dict[str, str]:
 
 def parameters(function: Callable[..., Any]) -> list[Parameter]:
     """Those that have a name of their own, without ``self``."""
-    variable = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
-    return [p for p in inspect.signature(function).parameters.values() if p.name != "self" and p.kind not in variable]
+    every = inspect.signature(function).parameters.values()
+    return [p for p in every if p.name != "self" and p.kind not in _VARIABLE]
 
 
 def options(function: Callable[..., Any]) -> list[Parameter]:
@@ -45,7 +44,7 @@ def document(signature: inspect.Signature, functions: Sequence[Callable[..., Any
     Args:
         signature (inspect.Signature): Of what is documented.
         functions (Sequence[Callable]): Their docstrings document the arguments. Of several that document the same, the
-            last counts; the first says what is returned, and the last has the example.
+            last counts, and so of what is returned and of examples. The last says what the function does.
     """
     docs = [function.__doc__ for function in functions]
     known = {name: entry for doc in docs for name, entry in entries(doc, "Args").items()}
@@ -56,48 +55,52 @@ def document(signature: inspect.Signature, functions: Sequence[Callable[..., Any
             raised.setdefault(name, []).append(said[0].lower() + said[1:])
     parts = {
         "Args:": "\n".join(known[name] for name in signature.parameters if name in known),
-        "Returns:": sections(docs[0]).get("Returns", ""),
+        "Returns:": _last("Returns", docs),
         "Raises:": "\n".join(
             fill(f"{name}: {'; '.join(dict.fromkeys(said))}.", _WIDTH, subsequent_indent="    ")
             for name, said in raised.items()
         ),
-        "Examples::": "\n" + next((s["Examples"] for s in map(sections, reversed(docs)) if "Examples" in s), ""),
+        "Examples::": "\n" + _last("Examples", docs),
     }
-    return "\n\n".join(f"{heading}\n{indent(text, '    ')}" for heading, text in parts.items() if text.strip())
+    body = "\n\n".join(f"{heading}\n{indent(text, '    ')}" for heading, text in parts.items() if text.strip())
+    return f"{sections(docs[-1])['']}\n\n{body}".strip()
+
+
+def _last(heading: str, docs: Sequence[str | None]) -> str:
+    return next((found[heading] for found in map(sections, reversed(docs)) if heading in found), "")
 
 
 def specialised(
-    cls: type[Any],
     template: Callable[..., Any],
-    parts: Sequence[Any],
-    documented_by: Sequence[Any],
+    call: Callable[[dict[str, Any]], Any],
+    parts: Sequence[Callable[..., Any]],
+    documented_by: Sequence[Callable[..., Any]],
     hidden: Sequence[str] = (),
-) -> Any:
-    """The template as a method of ``cls``, with further arguments, all of them in its signature and its docstring.
+) -> Callable[..., Any]:
+    """A function of a template's arguments and further ones, all of them in its signature and its docstring.
 
     Args:
-        cls (type): The class.
-        template (Callable): Is called with all arguments by name.
+        template (Callable): Its parameters come first, ``self`` included where it has one.
+        call (Callable): Is called with all arguments by name, defaults included.
         parts (Sequence[Callable]): Whatever has a default in their signatures is a further argument.
         documented_by (Sequence[Callable]): Functions whose docstrings document the arguments, as ``document`` reads
             them.
-        hidden (Sequence[str]): Arguments of the template that the class does not have. Default: none
+        hidden (Sequence[str]): Arguments of the template that are left out. Default: none
     """
-    shown = [p for p in parameters(template) if p.name not in hidden]
-    first = [Parameter("self", Parameter.POSITIONAL_OR_KEYWORD), *(p for p in shown if p.kind != p.KEYWORD_ONLY)]
-    last = [p for p in shown if p.kind == p.KEYWORD_ONLY]
+    shown = [p for p in inspect.signature(template).parameters.values() if p.kind not in _VARIABLE]
+    first = [p for p in shown if p.kind != p.KEYWORD_ONLY and p.name not in hidden]
+    last = [p for p in shown if p.kind == p.KEYWORD_ONLY and p.name not in hidden]
     every = [*first, *(p for part in parts for p in options(part)), *last]
     signature = inspect.Signature(sorted(every, key=lambda parameter: parameter.kind))
 
-    def attribute(*args: Any, **kwargs: Any) -> Any:
+    def function(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind(*args, **kwargs)
         given.apply_defaults()
-        return template(**given.arguments)
+        return call(given.arguments)
 
-    attribute.__signature__ = signature  # type: ignore[attr-defined]
-    attribute.__doc__ = document(signature, [template, *documented_by])
-    attribute.__module__, attribute.__qualname__ = cls.__module__, f"{cls.__qualname__}.{template.__name__}"
-    return log_usage(part_of_slo=True)(attribute)
+    function.__signature__ = signature  # type: ignore[attr-defined]
+    function.__doc__ = document(signature, documented_by)
+    return function
 
 
 def class_document(cls: type[Any]) -> str:
