@@ -175,7 +175,7 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(capsys, monkey
         wing, _, name = f"captum_unioncam.{module}".rpartition(".")
         monkeypatch.delitem(sys.modules, f"{wing}.{name}", raising=False)
         # Else the one that is imported now would stay there, beside the old one in sys.modules.
-        monkeypatch.delattr(sys.modules[wing], name, raising=False)
+        monkeypatch.delattr(importlib.import_module(wing), name, raising=False)
     weights = ["--weights", "none.safetensors"] if missing == "safetensors" else []
     code, _, errors = run(capsys, "explain", "--model", "squeezenet1_1", *weights)
     assert code == 1
