@@ -78,7 +78,7 @@ def explanation_panel(explanation: Explanation) -> Figure:
         *matplotlib.figure.Figure*: An axis for each.
     """
     heat_maps = []
-    if explanation.grad_cam is not None:
+    if explanation.grad_cam is not None and explanation.settings.method != "grad_cam":
         heat_maps.append(HeatMap(explanation.grad_cam, "GradCAM\nfor comparison"))
     if explanation.betas is None:
         heat_maps.append(HeatMap(explanation.map, explanation.settings.method))
