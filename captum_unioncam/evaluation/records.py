@@ -2,14 +2,20 @@
 
 A folder holds ``settings.json`` and ``records/*.jsonl``. Each process appends to a file of its own, one JSON object a
 line, so processes cannot harm each other's records, and a killed one at most its own last line, which is not read.
+Nor is a line that was damaged later: each begins with a checksum of the rest.
 """
 
 from __future__ import annotations
 
+import base64
 import json
+import math
 import os
+import re
 import sys
+import time
 import uuid
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -18,7 +24,7 @@ from types import TracebackType
 from typing import Any
 
 from captum_unioncam.system.errors import Failure, WrongArgument, one_line
-from captum_unioncam.system.files import make_folder, write_new
+from captum_unioncam.system.files import check_regular, make_folder, write_new, write_whole
 
 MAP_SIZE = 16
 """Rows and columns of a record's map."""
@@ -28,6 +34,14 @@ FIRST_METRICS = ("drop", "increase", "insertion", "deletion", "pointing", "energ
 """Of folders that do not say which metrics they hold."""
 
 _FIRST_VALUES = (*FIRST_METRICS, "seconds")
+
+# In front, since a cut that takes it away takes the image's name along or nothing else.
+_CHECKSUM = re.compile(rb'\{"crc":"([0-9a-f]{8})",')
+
+_MOST = 2**31
+"""No model has so many outputs, and no picture such confidences."""
+
+_SECONDS_TO_WRITE_SETTINGS = 1.0
 
 
 EvaluationSettings = dict[str, Any]
@@ -73,9 +87,10 @@ class Record:
         return self.image, self.target, self.method
 
     def line(self) -> bytes:
-        """The record as a line of its file."""
+        """The record as a line of its file, with a checksum."""
         known = {name: value for name, value in asdict(self).items() if value is not None and value != {}}
-        return json.dumps(known, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        line = json.dumps(known, separators=(",", ":"), allow_nan=False).encode()
+        return b'{"crc":"%08x",%b\n' % (zlib.crc32(line), line[1:])
 
 
 class RecordFile:
@@ -100,7 +115,9 @@ class RecordFile:
         written = 0
         try:
             if self._file < 0:
-                self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
+                # Windows would write line ends of its own.
+                binary = getattr(os, "O_BINARY", 0)
+                self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | binary, 0o666)
             while written < len(line):
                 written += os.write(self._file, line[written:])
         except OSError as error:
@@ -109,12 +126,22 @@ class RecordFile:
                 with suppress(OSError):
                     os.ftruncate(self._file, os.fstat(self._file).st_size - written)
             raise self._not_written(error) from error
+        if self._is_deleted():
+            raise self._deleted()
 
     def _not_written(self, error: OSError) -> Failure:
         return Failure(
             f"cannot write {self.path}: {error.strerror or one_line(error)}; make room there and start again: the "
             "records written so far are kept."
         )
+
+    def _is_deleted(self) -> bool:
+        with suppress(OSError):
+            return os.fstat(self._file).st_nlink == 0 and not self.path.exists()
+        return False
+
+    def _deleted(self) -> Failure:
+        return Failure(f"{self.path} was deleted meanwhile, with its records; start again, which does them anew.")
 
     def __enter__(self) -> RecordFile:
         return self
@@ -124,16 +151,19 @@ class RecordFile:
     ) -> None:
         if self._file < 0:
             return
+        deleted = self._is_deleted()
         try:
             os.close(self._file)
         except OSError as at_close:
             # File systems of other machines may say only now that they are full.
             if error is None:
                 raise self._not_written(at_close) from at_close
+        if error is None and deleted:
+            raise self._deleted()
 
 
 def read_records(folder: Path) -> Iterator[Record]:
-    """Reads an evaluation's records, one for each image, target and method, leaving out lines that a crash tore.
+    """Reads an evaluation's records, one for each image, target and method, leaving out lines that are torn or damaged.
 
     Failures come last, and only those that were not made good later.
 
@@ -157,6 +187,8 @@ def read_records(folder: Path) -> Iterator[Record]:
 
 def _records_of(path: Path) -> Iterator[Record]:
     try:
+        # A pipe would be waited for, and a device has no end.
+        check_regular(path)
         with path.open("rb") as file:
             for line in file:
                 record = _parsed(line)
@@ -170,13 +202,24 @@ def _parsed(line: bytes) -> Record | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        known = _without_flat_metrics(json.loads(line))
+        known = _without_flat_metrics(json.loads(_checked(line)))
         # Thousands of records share them.
         image, method = sys.intern(known.pop("image")), sys.intern(known.pop("method"))
         record = Record(image, known.pop("target", None), known.pop("target_name", None), method, **known)
-    except (ValueError, TypeError, AttributeError, KeyError):
+        return record if _is_sound(record) else None
+    except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError):
         return None
-    return record if _is_sound(record) else None
+
+
+def _checked(line: bytes) -> bytes:
+    """The line without its checksum, which version 0.1.0 did not write."""
+    found = _CHECKSUM.match(line)
+    if not found:
+        return line
+    rest = b"{" + line[found.end() : -1]
+    if int(found[1], 16) != zlib.crc32(rest):
+        raise ValueError("damaged")
+    return rest
 
 
 def _without_flat_metrics(known: dict[str, Any]) -> dict[str, Any]:
@@ -189,19 +232,28 @@ def _without_flat_metrics(known: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_sound(record: Record) -> bool:
-    """Whether everything is of its type."""
+    """Whether everything is of its type, and what belongs together is there."""
     texts = record.target_name, record.error, record.map
-    numbers = *record.values.values(), *(() if record.confidence is None else (record.confidence,))
     return (
-        (record.target is None or type(record.target) is int)
+        (record.target is None or (type(record.target) is int and 0 <= record.target < _MOST))
         and all(text is None or isinstance(text, str) for text in texts)
-        and all(map(_is_number, numbers))
-        and all(isinstance(curve, list) and all(map(_is_number, curve)) for curve in record.curves.values())
+        and (record.confidence is None or _is_number(record.confidence))
+        and all(map(_is_number, record.values.values()))
+        and all(_is_curve(curve) for curve in record.curves.values())
+        and (record.map is None or (record.confidence is not None and _is_map(record.map)))
     )
 
 
+def _is_curve(curve: object) -> bool:
+    return isinstance(curve, list) and len(curve) > 0 and all(_is_number(y) and abs(y) < _MOST for y in curve)
+
+
+def _is_map(text: str) -> bool:
+    return len(base64.b64decode(text, validate=True)) == MAP_SIZE**2
+
+
 def _is_number(value: object) -> bool:
-    return type(value) in (int, float)
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
 
 
 def read_settings(folder: Path) -> EvaluationSettings | None:
@@ -212,17 +264,38 @@ def read_settings(folder: Path) -> EvaluationSettings | None:
     """
     path = folder / "settings.json"
     try:
-        settings = json.loads(path.read_bytes())
-        if not isinstance(settings, dict):
-            raise ValueError("it holds no evaluation")
+        check_regular(path)
+        content = path.read_bytes()
+        if _is_unfinished(content, folder):
+            return None
+        settings = json.loads(content)
+        _check_types(settings)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Failure(f"cannot read {path}: {one_line(error)}; give another folder.") from error
-    return settings
+    return dict(settings)
 
 
-def begin_or_go_on(folder: Path, settings: EvaluationSettings) -> None:
+def _is_unfinished(content: bytes, folder: Path) -> bool:
+    """Whether the settings are those of a start that was killed before it wrote anything."""
+    return not content.strip(b"\0") and not any(path.stat().st_size for path in (folder / "records").glob("*.jsonl"))
+
+
+def _check_types(settings: object) -> None:
+    if not isinstance(settings, dict):
+        raise ValueError("it holds no evaluation")
+    versions, metrics = settings.get("versions", {}), settings.get("metrics", [])
+    if not isinstance(versions, dict) or not all(isinstance(version, str) for version in versions.values()):
+        raise ValueError("its versions are not those of packages by name")
+    if not isinstance(metrics, list) or not all(isinstance(metric, str) for metric in metrics):
+        raise ValueError("its metrics are no list of names")
+    records = settings.get("records_of_a_method", 0)
+    if type(records) is not int or records < 0:
+        raise ValueError("its records_of_a_method is no number")
+
+
+def begin_or_go_on(folder: Path, settings: EvaluationSettings, accept_other_versions: bool = False) -> None:
     """Makes the folder an evaluation's with these settings, if it is not one already.
 
     Args:
@@ -230,6 +303,7 @@ def begin_or_go_on(folder: Path, settings: EvaluationSettings) -> None:
         settings (dict): All that the records depend on, as JSON has it. "classes", "weights" and "records_of_a_method"
             are kept with them, and not compared; of "versions", those of packages that were installed before and are
             now.
+        accept_other_versions (bool): Go on also where those differ. Default: False
 
     Raises:
         WrongArgument: The folder holds an evaluation with other settings.
@@ -242,11 +316,11 @@ def begin_or_go_on(folder: Path, settings: EvaluationSettings) -> None:
     before = read_settings(folder)
     if before is None:
         raise Failure(f"cannot read {folder / 'settings.json'}, which was there a moment ago; start again.")
-    differences = differing(before, settings)
+    differences = differing(before, {**settings, "versions": {}} if accept_other_versions else settings)
     if differences:
-        raise WrongArgument(
-            f"{folder} holds an evaluation with other settings: {differences}; give the same, or another folder."
-        )
+        only_versions = not differing(before, {**settings, "versions": {}})
+        how = ", --accept-other-versions, or another folder" if only_versions else ", or another folder"
+        raise WrongArgument(f"{folder} holds an evaluation with other settings: {differences}; give the same{how}.")
 
 
 def _write_if_first(path: Path, content: bytes) -> None:
@@ -256,12 +330,24 @@ def _write_if_first(path: Path, content: bytes) -> None:
         own.write_bytes(content)
         os.link(own, path)
     except FileExistsError:
-        return
+        _finish(path, content)
     except OSError:
         # There are file systems without links. On a full one this says so.
         write_new(path, content)
+        _finish(path, content)
     finally:
-        own.unlink(missing_ok=True)
+        # Where files can only be added, it stays.
+        with suppress(OSError):
+            own.unlink()
+
+
+def _finish(path: Path, content: bytes) -> None:
+    """Writes the file if whoever made it has left it empty, and is not about to write it."""
+    end = time.monotonic() + _SECONDS_TO_WRITE_SETTINGS
+    while path.is_file() and not path.read_bytes().strip(b"\0"):
+        if time.monotonic() >= end:
+            return write_whole(path, content)
+        time.sleep(_SECONDS_TO_WRITE_SETTINGS / 10)
 
 
 def _comparable(settings: EvaluationSettings) -> EvaluationSettings:

@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 import re
+import stat
 import uuid
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from captum_unioncam.system.errors import Failure, one_line
 
 _LONGEST_SLUG = 60
+
+# In bytes: what file systems take, less the number and the suffix.
+_LONGEST_NAME = 255 - 20
+
+
+def check_regular(path: Path) -> None:
+    """Refuses pipes, which would be waited for, and devices, which need not end; links are followed.
+
+    Raises:
+        OSError: It is no file of a disk, or not there.
+    """
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "is a pipe or a device, not a file")
 
 
 def make_folder(folder: Path) -> None:
@@ -29,7 +49,19 @@ def make_folder(folder: Path) -> None:
 
 def slug(name: str) -> str:
     """The letters and digits of ``name`` with hyphens between: safe in a file name, and never empty."""
-    return re.sub(r"[\W_]+", "-", name)[:_LONGEST_SLUG].strip("-") or "unnamed"
+    text = re.sub(r"[\W_]+", "-", name)[:_LONGEST_SLUG]
+    return _cut(text, _LONGEST_SLUG + 20).strip("-") or "unnamed"
+
+
+def _cut(text: str, size: int) -> str:
+    """As much of the text as so many bytes hold."""
+    return os.fsencode(text)[:size].decode(errors="ignore")
+
+
+def _shortened(name: str, size: int) -> str:
+    """The name, or its beginning with a hash of all of it, in no more bytes than that."""
+    content = os.fsencode(name)
+    return name if len(content) <= size else f"{_cut(name, size - 9)}-{hashlib.sha256(content).hexdigest()[:8]}"
 
 
 class FreeNames:
@@ -50,7 +82,8 @@ class FreeNames:
         Raises:
             Failure: One cannot be written.
         """
-        paths = self.paths("-".join([picture, *map(slug, about)]), contents)
+        ending = "-".join(["", *map(slug, about)])
+        paths = self.paths(_shortened(picture, _LONGEST_NAME - len(os.fsencode(ending))) + ending, contents)
         for path, content in zip(paths, contents.values(), strict=True):
             write_whole(path, content)
         return paths
@@ -90,7 +123,8 @@ def write_whole(path: Path, content: bytes) -> None:
             unfinished.write_bytes(content)
             os.replace(unfinished, path)
         finally:
-            unfinished.unlink(missing_ok=True)
+            with suppress(OSError):
+                unfinished.unlink()
     except OSError as error:
         raise _not_writable(path, error) from error
 
@@ -106,8 +140,9 @@ def write_new(path: Path, content: bytes) -> None:
             try:
                 file.write(content)
                 file.flush()
-            except OSError:
-                path.unlink()
+            except BaseException:
+                with suppress(OSError):
+                    path.unlink()
                 raise
     except FileExistsError:
         return

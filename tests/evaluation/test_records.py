@@ -1,17 +1,26 @@
 """Records on disk: whole lines or none, whatever a crash, a full disk or another process does to them."""
 
+import base64
 import errno
 import json
 import os
 import random
-import resource
+import re
+import zlib
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from captum_unioncam.evaluation import records
 from captum_unioncam.evaluation.records import (
     Record,
     RecordFile,
+    _parsed,
     begin_or_go_on,
     differing,
     read_records,
@@ -28,6 +37,9 @@ def folder(tmp_path):
     return tmp_path
 
 
+MAP = base64.b64encode(bytes(range(256))).decode()
+
+
 def record(number, method="grad_cam", **values):
     return Record(f"demo/{number}.png", number, "star", method, **values)
 
@@ -40,14 +52,14 @@ FULL = Record(
     confidence=0.5,
     values={"seconds": 0.25, "drop": 0.125, "increase": 1.0, "insertion": 0.75, "a metric of its own": 0.0},
     curves={"insertion": [0.0, 1.0], "deletion": [1.0]},
-    map="AA==",
+    map=MAP,
 )
 BAD = Record("\udcff.jpg", None, None, "grad_cam", error="\udcff.jpg: is no\npicture")
 
 
-def write(folder, *records):
+def write(folder, *written):
     with RecordFile(folder) as file:
-        for each in records:
+        for each in written:
             file.append(each)
     return file.path
 
@@ -55,6 +67,7 @@ def write(folder, *records):
 @contextmanager
 def files_of_at_most(size):
     """Writing more fails halfway, as on a full disk."""
+    resource = pytest.importorskip("resource", reason="Windows has none")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -71,13 +84,18 @@ def refusing(code):
 
 
 def test_records_are_read_as_they_were_written(folder):
-    written = [FULL, BAD, record(0, values={"energy": 1e-30}, map="AA=="), record(0, "saliency", error="")]
+    written = [
+        FULL,
+        BAD,
+        record(0, values={"energy": 1e-30}, confidence=1e-9, map=MAP),
+        record(0, "saliency", error=""),
+    ]
     write(folder, *written)
     assert list(read_records(folder)) == failures_last(written)
 
 
-def failures_last(records):
-    return sorted(records, key=lambda each: each.error is not None)
+def failures_last(written):
+    return sorted(written, key=lambda each: each.error is not None)
 
 
 def test_a_failure_that_was_made_good_is_none_whatever_the_file_it_is_in(folder):
@@ -88,9 +106,17 @@ def test_a_failure_that_was_made_good_is_none_whatever_the_file_it_is_in(folder)
         assert list(read_records(folder)) == [good]
 
 
+def content_of(each):
+    """What a line says beside its checksum, which is that of the line without it."""
+    content = json.loads(each.line())
+    checksum = content.pop("crc")
+    assert zlib.crc32(each.line().replace(b'"crc":"%s",' % checksum.encode(), b"").rstrip(b"\n")) == int(checksum, 16)
+    return content
+
+
 def test_a_line_is_json_that_says_what_is_known_by_name():
-    assert json.loads(BAD.line()) == {"image": BAD.image, "method": "grad_cam", "error": BAD.error}
-    assert json.loads(FULL.line()) == {
+    assert content_of(BAD) == {"image": BAD.image, "method": "grad_cam", "error": BAD.error}
+    assert content_of(FULL) == {
         "image": "ä b/1.png",
         "target": 3,
         "target_name": "Stern ☆",
@@ -98,7 +124,7 @@ def test_a_line_is_json_that_says_what_is_known_by_name():
         "confidence": 0.5,
         "values": {"seconds": 0.25, "drop": 0.125, "increase": 1.0, "insertion": 0.75, "a metric of its own": 0.0},
         "curves": {"insertion": [0.0, 1.0], "deletion": [1.0]},
-        "map": "AA==",
+        "map": MAP,
     }
     assert FULL.line().count(b"\n") == BAD.line().count(b"\n") == 1
 
@@ -106,12 +132,12 @@ def test_a_line_is_json_that_says_what_is_known_by_name():
 OLD_LINES = b"""\
 {"image":"demo/1.png","target":6,"target_name":"leaf","method":"grad_cam","seconds":0.0043,"confidence":1.0,\
 "drop":0.94,"increase":0.0,"insertion":0.99,"deletion":0.75,"insertion_curve":[0.97,1.0],"deletion_curve":[1.0,0.12],\
-"pointing":0.0,"energy":0.024,"map":"AAAA"}
+"pointing":0.0,"energy":0.024,"map":"%s"}
 {"image":"demo/2.png","target":0,"target_name":"star","method":"grad_cam","seconds":0.5,"confidence":0.5,"drop":0.0,\
-"increase":1.0,"insertion":0.5,"deletion":0.25,"insertion_curve":[0.5],"deletion_curve":[0.25],"map":"AAAA"}
+"increase":1.0,"insertion":0.5,"deletion":0.25,"insertion_curve":[0.5],"deletion_curve":[0.25],"map":"%s"}
 {"image":"demo/3.png","target":1,"target_name":"ring","method":"grad_cam","error":"ValueError: too bright"}
 {"image":"demo/4.png","method":"grad_cam","error":"is not a picture"}
-"""
+""" % (MAP.encode(), MAP.encode())
 
 
 def test_lines_of_version_0_1_0_are_read(folder):
@@ -125,14 +151,14 @@ def test_lines_of_version_0_1_0_are_read(folder):
             confidence=1.0,
             values={**values, "seconds": 0.0043},
             curves={"insertion": [0.97, 1.0], "deletion": [1.0, 0.12]},
-            map="AAAA",
+            map=MAP,
         ),
         Record(
             *("demo/2.png", 0, "star", "grad_cam"),
             confidence=0.5,
             values=fewer,
             curves={"insertion": [0.5], "deletion": [0.25]},
-            map="AAAA",
+            map=MAP,
         ),
         Record("demo/3.png", 1, "ring", "grad_cam", error="ValueError: too bright"),
         Record("demo/4.png", None, None, "grad_cam", error="is not a picture"),
@@ -220,11 +246,156 @@ def test_wherever_a_file_is_torn_its_whole_lines_are_read(folder):
         b'{"image": "a", "method": "m", "curves": {"insertion": [[1]]}}\n',
         b'{"image": "a", "method": "m", "drop": "large"}\n',
         b'{"image": "a", "method": "m", "insertion_curve": 1}\n',
+        b'{"image": "a", "method": "m", "target": -1}\n',
+        b'{"image": "a", "method": "m", "target": 1%s}\n' % (b"0" * 23),
+        b'{"image": "a", "method": "m", "target": 1%s}\n' % (b"0" * 5000),
+        b'{"image": "a", "method": "m", "target": [1]}\n',
+        b'{"image": "a", "method": "m", "target_name": 1}\n',
+        b'{"image": "a", "method": "m", "confidence": NaN}\n',
+        b'{"image": "a", "method": "m", "confidence": true}\n',
+        b'{"image": "a", "method": "m", "confidence": 1, "map": "AAAA"}\n',
+        b'{"image": "a", "method": "m", "confidence": 1, "map": "%s"}\n' % (b"?" * 344),
+        b'{"image": "a", "method": "m", "map": "%s"}\n' % MAP.encode(),
+        b'{"image": "a", "method": "m", "values": {"drop": Infinity}}\n',
+        b'{"image": "a", "method": "m", "values": {"drop": 1%s}}\n' % (b"0" * 400),
+        b'{"image": "a", "method": "m", "curves": [1]}\n',
+        b'{"image": "a", "method": "m", "curves": {"insertion": []}}\n',
+        b'{"image": "a", "method": "m", "curves": {"insertion": [null]}}\n',
+        b'{"image": "a", "method": "m", "curves": {"insertion": [1e300]}}\n',
+        b'{"image": "a", "method": "m", "drop": "0"}\n',
+        b'{"image": "a", "method": "m", "seconds": "abc"}\n',
+        b"[" * 100_000 + b"\n",
+        b'{"image":' * 100_000 + b"\n",
+        b'{"crc":"00000000","image":"a","method":"m"}\n',
+        b'{"crc":0,"image":"a","method":"m"}\n',
     ],
 )
 def test_lines_that_are_no_records_are_left_out(folder, junk):
     (folder / "records" / "a.jsonl").write_bytes(record(0).line() + junk + record(1).line())
     assert list(read_records(folder)) == [record(0), record(1)]
+
+
+# Whatever of these lines is read has to be one of them.
+WRITTEN = [
+    record(0, values={"drop": 0.5, "seconds": 0.25}, curves={"insertion": [0.0, 1.0]}, confidence=0.5, map=MAP),
+    record(12, values={"drop": 0.125}, confidence=0.25),
+    record(0, "saliency", error="too bright"),
+    BAD,
+    FULL,
+]
+CONTENT = b"".join(each.line() for each in WRITTEN)
+PLACE = st.integers(0, len(CONTENT))
+DAMAGES = st.one_of(
+    st.builds(lambda at, byte: lambda old: old[:at] + bytes([byte]) + old[at + 1 :], PLACE, st.integers(0, 255)),
+    st.builds(
+        lambda at, bit: lambda old: old[:at] + flipped(old[at : at + 1], bit) + old[at + 1 :], PLACE, st.integers(0, 7)
+    ),
+    st.builds(lambda at, size: lambda old: old[:at] + old[at + size :], PLACE, st.integers(1, 600)),
+    st.builds(
+        lambda at, size: lambda old: old[:at] + bytes(len(old[at : at + size])) + old[at + size :],
+        PLACE,
+        st.integers(1, 600),
+    ),
+    st.builds(
+        lambda at, size, to: lambda old: old[:to] + old[at : at + size] + old[to:], PLACE, st.integers(1, 600), PLACE
+    ),
+    st.builds(lambda at, junk: lambda old: old[:at] + junk + old[at:], PLACE, st.binary(max_size=40)),
+    st.builds(lambda at: lambda old: old[:at], PLACE),
+)
+
+
+def flipped(byte, bit):
+    return bytes(value ^ (1 << bit) for value in byte)
+
+
+def lines_read(content):
+    return [found for found in map(_parsed, content.splitlines(keepends=True)) if found is not None]
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(DAMAGES, min_size=1, max_size=3))
+def test_no_damage_changes_what_is_read(damages):
+    content = CONTENT
+    for damage in damages:
+        content = damage(content)
+    read = lines_read(content)
+    assert all(each in WRITTEN for each in read)
+    # A line that no damage has reached is read.
+    whole = content.split(b"\n")[:-1]
+    assert all(each in read for each in WRITTEN if each.line()[:-1] in whole)
+
+
+@pytest.mark.parametrize("size", [1, 2, 9, 18, 60])
+def test_no_cut_of_any_place_changes_what_is_read(size):
+    for at in range(len(CONTENT)):
+        assert all(each in WRITTEN for each in lines_read(CONTENT[:at] + CONTENT[at + size :]))
+
+
+def test_no_bit_that_is_flipped_changes_what_is_read():
+    for at in range(len(CONTENT)):
+        damaged = CONTENT[:at] + flipped(CONTENT[at : at + 1], at % 8) + CONTENT[at + 1 :]
+        assert all(each in WRITTEN for each in lines_read(damaged))
+        assert len(lines_read(damaged)) >= len(WRITTEN) - 2
+
+
+class Evaluating(RuleBasedStateMachine):
+    """Starts that write, disks that damage: what is read is always a record as it was written, and done again else."""
+
+    def __init__(self):
+        super().__init__()
+        self.place = TemporaryDirectory()
+        self.folder = Path(self.place.name)
+        (self.folder / "records").mkdir()
+        self.written = {}
+
+    def teardown(self):
+        self.place.cleanup()
+
+    def read(self):
+        return list(read_records(self.folder))
+
+    @rule(numbers=st.lists(st.integers(0, 5), min_size=1, max_size=4), failing=st.booleans())
+    def start(self, numbers, failing):
+        done = {each.key for each in self.read() if each.error is None}
+        new = [
+            record(n, **({"error": "no"} if failing else {"values": {"drop": n / 8}})) for n in dict.fromkeys(numbers)
+        ]
+        write(self.folder, *(each for each in new if each.key not in done))
+        self.written |= {(each.key, each.error): each for each in new}
+        assert {each.key for each in new} <= {each.key for each in self.read()}
+
+    @rule(which=st.integers(0, 99), damage=DAMAGES)
+    def damage(self, which, damage):
+        files = sorted((self.folder / "records").iterdir())
+        if files:
+            path = files[which % len(files)]
+            path.write_bytes(damage(path.read_bytes()))
+
+    @invariant()
+    def what_is_read_is_what_was_written(self):
+        read = self.read()
+        assert len({each.key for each in read}) == len(read)
+        assert all(self.written.get((each.key, each.error)) == each for each in read)
+
+
+TestEvaluating = Evaluating.TestCase
+TestEvaluating.settings = settings(max_examples=40, stateful_step_count=15, deadline=None)
+
+
+def test_a_line_without_a_checksum_is_read(folder):
+    """As version 0.1.0 wrote it."""
+    plain = re.sub(rb'"crc":"\w+",', b"", CONTENT)
+    assert b"crc" not in plain
+    (folder / "records" / "a.jsonl").write_bytes(plain)
+    assert list(read_records(folder)) == failures_last(WRITTEN)
+
+
+@pytest.mark.parametrize("linked", [None, "/dev/zero", "/dev/full", "nothing"])
+def test_pipes_and_devices_are_not_opened(folder, linked):
+    path = folder / "records" / "a.jsonl"
+    path.symlink_to(linked) if linked else os.mkfifo(path)
+    with pytest.raises(Failure, match=r"cannot read .*a\.jsonl: (is a pipe or a device|No such file)"):
+        list(read_records(folder))
 
 
 def test_other_files_are_not_read(folder):
@@ -378,7 +549,84 @@ def test_the_metrics_need_not_be_in_one_order_and_old_settings_do_not_name_them(
     )
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])
+@pytest.mark.parametrize("lost", [b"", b"\0" * 64])
+def test_settings_that_were_never_written_are_none_while_there_are_no_records(tmp_path, lost, monkeypatch):
+    """Where there are no links, a start that is killed may leave them so."""
+    (tmp_path / "records").mkdir()
+    (tmp_path / "settings.json").write_bytes(lost)
+    assert read_settings(tmp_path) is None
+    monkeypatch.setattr(records, "_SECONDS_TO_WRITE_SETTINGS", 0.01)
+    begin_or_go_on(tmp_path, SETTINGS)
+    assert read_settings(tmp_path) == SETTINGS
+    write(tmp_path, record(0))
+    (tmp_path / "settings.json").write_bytes(lost)
+    with pytest.raises(Failure, match=r"cannot read .*settings\.json"):
+        read_settings(tmp_path)
+
+
+def test_settings_that_another_process_is_about_to_write_are_waited_for(tmp_path, monkeypatch):
+    path = tmp_path / "settings.json"
+    path.touch()
+    other = {**SETTINGS, "theta": 20.0}
+    monkeypatch.setattr(records.time, "sleep", lambda _seconds: path.write_text(json.dumps(other)))
+    with pytest.raises(WrongArgument, match=r"theta 20\.0 there, 10\.0 now"):
+        begin_or_go_on(tmp_path, SETTINGS)
+    assert read_settings(tmp_path) == other
+
+
+def test_versions_that_differ_may_be_accepted(tmp_path):
+    before = {**SETTINGS, "versions": {"torch": "2.5.0", "captum": "0.8"}}
+    now = {**SETTINGS, "versions": {"torch": "2.5.1", "captum": "0.8"}}
+    begin_or_go_on(tmp_path, before)
+    with pytest.raises(WrongArgument, match=r"torch version '2.5.0' there, '2.5.1' now; .* --accept-other-versions"):
+        begin_or_go_on(tmp_path, now)
+    begin_or_go_on(tmp_path, now, accept_other_versions=True)
+    assert read_settings(tmp_path) == before
+    with pytest.raises(WrongArgument, match=r"other settings: theta 10\.0 there, 20\.0 now; give the same, or"):
+        begin_or_go_on(tmp_path, {**now, "theta": 20.0}, accept_other_versions=True)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"versions": value} for value in (5, "2.5", [], True, None, {"torch": 2})),
+        *({"metrics": value} for value in (5, "drop", None, [1], {})),
+        *({"records_of_a_method": value} for value in (None, "4", {}, -1, True, 1.5)),
+    ],
+)
+def test_settings_of_wrong_types_are_refused(tmp_path, wrong):
+    (tmp_path / "settings.json").write_text(json.dumps({**SETTINGS, **wrong}))
+    with pytest.raises(
+        Failure, match=rf"cannot read .*settings\.json: its {next(iter(wrong))} .*; give another folder"
+    ):
+        begin_or_go_on(tmp_path, SETTINGS)
+
+
+def test_settings_are_no_pipe(tmp_path):
+    os.mkfifo(tmp_path / "settings.json")
+    with pytest.raises(Failure, match="is a pipe or a device"):
+        begin_or_go_on(tmp_path, SETTINGS)
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ESTALE, errno.EIO])
+def test_what_cannot_be_unlinked_is_left(tmp_path, monkeypatch, code):
+    """As where files can only be added."""
+    monkeypatch.setattr(os, "unlink", refusing(code))
+    begin_or_go_on(tmp_path, SETTINGS)
+    assert read_settings(tmp_path) == SETTINGS
+
+
+def test_a_folder_that_is_deleted_meanwhile_is_told_at_once(folder):
+    file = RecordFile(folder)
+    file.append(record(0))
+    file.path.unlink()
+    with pytest.raises(Failure, match=r"was deleted meanwhile, with its records; start again"):
+        file.append(record(1))
+    with pytest.raises(Failure, match="was deleted meanwhile"):
+        file.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b"[" * 100_000, b"5"])
 def test_settings_that_cannot_be_read_are_refused_and_kept(tmp_path, content):
     path = tmp_path / "settings.json"
     path.write_bytes(content)
