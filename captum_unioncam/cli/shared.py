@@ -41,7 +41,8 @@ def opened(path: Path | None) -> tuple[str, str, Image.Image]:
         return EMBEDDED, "demo", load_picture()
     from captum_unioncam.datasets.pictures import open_picture
 
-    return str(path), path.stem, open_picture(path)
+    # As explain <(curl ...) gives it.
+    return str(path), path.stem, open_picture(path, from_pipes=True)
 
 
 def layer_line(subject: ExplainedModel) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -36,13 +37,28 @@ class Outputs:
         matching = {name: known[_plain(name)] for name in found if _plain(name) in known}
         if len(matching) == len(found):
             return matching
-        if not matching and len(ordered) == self.count:
-            return {name: output for output, name in enumerate(ordered)}
+        if not matching and (places := self._in_order(ordered)):
+            return {name: places[name] for name in found}
         unknown = ", ".join(sorted(set(found) - set(matching))[:3])
         raise WrongArgument(
             f"the data set's classes {unknown} (of {len(ordered)}) are not names of the model's {self.count} outputs; "
             f"{CLASS_FILE_FORM}."
         )
+
+    def _in_order(self, ordered: Sequence[str]) -> dict[str, int] | None:
+        """The output of each class by its number, or else by its place; None where neither can be told."""
+        numbers = {name: int(name) for name in ordered if re.fullmatch("[0-9]{1,9}", name)}
+        if numbers and len(numbers) == len(ordered):
+            if len(set(numbers.values())) < len(numbers):
+                return None
+            first = 1 if set(numbers.values()) == set(range(1, self.count + 1)) else 0
+            if max(numbers.values()) - first < self.count:
+                return {name: number - first for name, number in numbers.items()}
+        if len(ordered) != self.count:
+            return None
+        # class_2 comes before class_10 for people, and behind it for programs.
+        misleads = list(ordered) == sorted(ordered) != sorted(ordered, key=_by_numbers)
+        return None if misleads else {name: output for output, name in enumerate(ordered)}
 
     def _of_class_file(self, found: Collection[str], path: Path) -> dict[str, int]:
         try:
@@ -80,6 +96,11 @@ def _positions(names: Iterable[str]) -> dict[str, int]:
     names = list(names)
     times = Counter(names)
     return {name: position for position, name in enumerate(names) if times[name] == 1}
+
+
+def _by_numbers(name: str) -> list[tuple[str, int]]:
+    """What names are sorted by where the numbers in them count."""
+    return [(text, int(number or 0)) for text, number in re.findall("([^0-9]*)([0-9]*)", name)]
 
 
 def _plain(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,14 +23,17 @@ def open_data_set(
     """Lists the pictures of a data set, and finds the outputs of the model that stand for their classes.
 
     Without ``class_file``, a class is the output of the same name, where upper and lower case, and "_" and space, are
-    the same. If none of the classes is the name of an output, and there are as many classes as outputs, they are the
-    outputs in order: that of the folders' names (ImageNet's 1000), of ``VOC_CLASSES``, of the demo network.
+    the same. If none of the classes is the name of an output, numbers are the outputs of that number, from 0, or from 1
+    where they are all of 1 to the number of outputs. Other names, of as many classes as outputs, are the outputs in
+    order: that of the folders' names (ImageNet's 1000), of ``VOC_CLASSES``, of the demo network. Names like "class_2"
+    and "class_10", whose order as text is not that of their numbers, are refused.
 
     Args:
         path (str): "demo", 1000 generated pictures (a folder of that name is "./demo"); a folder that holds
             ``VOCdevkit/VOC2007``, or one of those two, of which the test set is taken; or a folder with one subfolder
-            for each class, in which pictures are found by their extension, as by torchvision's ``ImageFolder``. Of a
-            VOC picture every annotated class is a target, also where all its objects are marked difficult.
+            for each class, in which pictures are found by their extension, as by torchvision's ``ImageFolder``, but for
+            what is hidden or of the system (".ipynb_checkpoints", "__MACOSX"). Of a VOC picture every annotated class
+            is a target, also where all its objects are marked difficult.
         class_names (Sequence[str] or None): Names of the model's outputs, if they are known.
         classes (int): How many outputs the model has.
         class_file (Path or None): Which output each class of the data set is. Text, with one line for each output, in
@@ -55,8 +59,9 @@ def open_data_set(
     if path == DEMO_DATA:
         return GeneratedPictures(outputs)
     folder = Path(path)
-    if not folder.is_dir():
-        raise no_data_set(folder, "is not a folder" if folder.exists() else "does not exist")
+    # Unlike Path's, they say no to a name that is too long.
+    if not os.path.isdir(folder):
+        raise no_data_set(folder, "is not a folder" if os.path.exists(folder) else "does not exist")
     root = voc_root(folder)
     return ClassFolders(folder, outputs) if root is None else PascalVoc(root, outputs)
 

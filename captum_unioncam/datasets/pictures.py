@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from captum_unioncam.system.errors import Failure, one_line
+from captum_unioncam.system.files import check_regular
 
 # Not all that Pillow knows: for EPS, say, it runs a program on the file.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
@@ -17,7 +18,7 @@ _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF
 _LARGEST_ASPECT = 50
 
 
-def open_picture(path: Path) -> Image.Image:
+def open_picture(path: Path, from_pipes: bool = False) -> Image.Image:
     """Opens a picture as people see it.
 
     It is turned upright as its EXIF data say, transparency shows white, 16 bits a channel are scaled to 8, CMYK,
@@ -25,6 +26,7 @@ def open_picture(path: Path) -> Image.Image:
 
     Args:
         path (Path): A file in one of the usual formats of photos.
+        from_pipes (bool): Read also what is no file of a disk, which may have to be waited for. Default: False
 
     Returns:
         *PIL.Image.Image*: In mode RGB, loaded.
@@ -37,6 +39,8 @@ def open_picture(path: Path) -> Image.Image:
             # Pillow warns of pictures above Image.MAX_IMAGE_PIXELS and refuses twice that: here both are refused.
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
+            if not from_pipes:
+                check_regular(path)
             return _upright_rgb(path)
     except Failure:
         raise
@@ -51,6 +55,8 @@ def open_picture(path: Path) -> Image.Image:
     except UnidentifiedImageError as error:
         raise Failure(f"{path}: is not a picture in a known format; convert it to JPEG or PNG.") from error
     except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise Failure(f"{path}: {error.strerror}; give a picture.") from error
         # What Pillow's decoders raise for broken data has no common type.
         raise Failure(f"{path}: cannot be decoded ({one_line(error)}); save or download it anew.") from error
 

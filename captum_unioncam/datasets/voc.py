@@ -13,6 +13,7 @@ from captum_unioncam.datasets.base import DEMO_DATA, DataSet, Sample, no_data_se
 from captum_unioncam.datasets.classes import Outputs
 from captum_unioncam.datasets.pictures import open_picture
 from captum_unioncam.system.errors import Failure, one_line
+from captum_unioncam.system.files import check_regular
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -70,7 +71,7 @@ def voc_root(folder: Path) -> Path | None:
     folder = Path(os.path.abspath(folder))
     for root in (folder, folder.parent, folder.parent.parent):
         voc = root / VOC_FOLDER
-        if voc.is_dir() and folder in (root, voc.parent, voc):
+        if os.path.isdir(voc) and folder in (root, voc.parent, voc):
             return root
     return None
 
@@ -80,6 +81,7 @@ def _voc_test_files(root: Path) -> list[tuple[Path, Path]]:
     from torchvision import datasets
 
     try:
+        check_regular(root / VOC_FOLDER / "ImageSets" / "Main" / "test.txt")
         voc = datasets.VOCDetection(root, year="2007", image_set="test")
     except (OSError, ValueError) as error:
         raise no_data_set(root, "has no VOCdevkit/VOC2007/ImageSets/Main/test.txt that can be read") from error
@@ -100,6 +102,7 @@ def _voc_boxes(annotation: Path) -> dict[str, list[Box]]:
 
     boxes: dict[str, list[Box]] = {}
     try:
+        check_regular(annotation)
         content = datasets.VOCDetection.parse_voc_xml(ElementTree.parse(annotation).getroot())
         for entry in content["annotation"]["object"]:
             corners = entry["bndbox"]

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import re
 import warnings
-from collections.abc import Mapping
+import zipfile
+from collections import Counter
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
-from captum_unioncam.system.errors import Failure
+from captum_unioncam.system.errors import Failure, one_line
+from captum_unioncam.system.files import check_regular
 
 StateDict = dict[str, Tensor]
 
@@ -23,28 +26,33 @@ _TRAINING_HEADS = ("aux", "AuxLogits")
 
 _MENTIONED_KEYS = 3
 
+# Where training scripts keep the model, the first that is there; averaged weights are only taken where they are alone.
+_ENTRIES = ("state_dict", "model_state_dict", "model", "net", "network", "params", "module", "ema", "model_ema")
+
+# What scripts, parallel models, averaged ones and Lightning put before the names.
+_WRAPPERS = ("module", "model", "net", "network", "_model", "ema", "ema_model")
+
+# What torch.compile and sharding put among them.
+_WITHIN = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+
 
 def read_state_dict(path: Path) -> StateDict:
     """Reads tensors by name from a file, and runs nothing that it may hold besides.
 
     Args:
-        path (Path): ``*.safetensors``; anything else is read by ``torch.load(weights_only=True)``. A checkpoint's
-            entry "state_dict" or "model" is taken, and the prefix "module." of ``DataParallel`` removed.
+        path (Path): ``*.safetensors``; anything else is read by ``torch.load(weights_only=True)``. Of a training
+            checkpoint the model's entry is taken: "state_dict", "model" and the like, or the only one of tensors alone.
 
     Raises:
         Failure: The file cannot be read, or holds something else.
     """
-    from safetensors.torch import load_file
-
     try:
-        if path.suffix.lower() == ".safetensors":
-            content: Any = load_file(path)
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                content = torch.load(path, map_location="cpu", weights_only=True)
+        check_regular(path)
+        content = _read(path)
     except FileNotFoundError as error:
         raise Failure(f"weights={str(path)!r}: does not exist; check the path.") from error
+    except OSError as error:
+        raise Failure(f"weights={str(path)!r}: {error.strerror or one_line(error)}; give a file of weights.") from error
     except Exception as error:
         # What a broken file raises has no common type, and torch.load's own message recommends weights_only=False,
         # which runs whatever the file says.
@@ -52,14 +60,87 @@ def read_state_dict(path: Path) -> StateDict:
             f"weights={str(path)!r}: is not a file of tensors alone, or is broken; save model.state_dict() as "
             ".safetensors or with torch.save."
         ) from error
-    for entry in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(entry), Mapping):
-            content = content[entry]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+    state = _state_dict_in(content)
+    if state is None:
         raise Failure(f"weights={str(path)!r}: holds no state dict; save model.state_dict().")
-    state = dict(content)
-    consume_prefix_in_state_dict_if_present(state, "module.")
+    for name, value in state.items():
+        if value.is_quantized or value.is_complex() or value.layout != torch.strided or value.is_meta:
+            raise Failure(
+                f"weights={str(path)!r}: {name} is quantised, complex, sparse or empty; save the state dict of a plain "
+                "model."
+            )
     return state
+
+
+def _read(path: Path) -> Any:
+    from safetensors.torch import load_file
+
+    if path.suffix.lower() == ".safetensors":
+        return load_file(path)
+    if zipfile.is_zipfile(path):
+        _check_not_compressed(path)
+    with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+        warnings.simplefilter("ignore")
+        # torchvision's training script keeps its arguments beside the model.
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _check_not_compressed(path: Path) -> None:
+    """torch.save never compresses, so that a file is as large as what it holds; a bomb is not."""
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+    if any(part.file_size != part.compress_size for part in parts):
+        raise ValueError("is compressed")
+    if sum(part.file_size for part in parts) > path.stat().st_size:
+        raise ValueError("holds more than its size")
+
+
+def _state_dict_in(content: Any) -> StateDict | None:
+    """The model's tensors by name, of a checkpoint those of its entry."""
+    while isinstance(content, Mapping) and not _is_state_dict(content):
+        entries = [entry for entry in _ENTRIES if isinstance(content.get(entry), Mapping)]
+        alone = [entry for entry, value in content.items() if _is_state_dict(value) and value]
+        if not entries and len(alone) != 1:
+            return None
+        content = content[(entries or alone)[0]]
+    return dict(content) if _is_state_dict(content) else None
+
+
+def _is_state_dict(content: Any) -> bool:
+    return isinstance(content, Mapping) and all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    )
+
+
+def without_wrappers(state: StateDict, names: Collection[str]) -> StateDict:
+    """The weights as the model names them, without what parallel, compiled, averaged or Lightning's models put before.
+
+    Args:
+        state (dict[str, Tensor]): As read.
+        names (Collection[str]): The model's.
+
+    Returns:
+        *dict[str, Tensor]*: As given where some of the names are there, or none behind a common word.
+    """
+    if any(name in state for name in names):
+        return state
+    state = {_WITHIN.sub("", name): value for name, value in state.items()}
+    if any(name in state for name in names):
+        return state
+    names = set(names)
+    prefixes = Counter(
+        name[: dot.end()] for name in state for dot in re.finditer(r"\.", name) if name[dot.end() :] in names
+    )
+    # Beside a wrapped model may be a loss with weights, or averages; what else all names begin with is a wrapper too.
+    usual = {prefix: count for prefix, count in prefixes.items() if prefix.partition(".")[0] in _WRAPPERS}
+    common = {prefix: count for prefix, count in prefixes.items() if all(name.startswith(prefix) for name in state)}
+    found = usual or common
+    if not found:
+        return state
+    most = max(found.values())
+    order = {f"{word}.": place for place, word in enumerate(_WRAPPERS)}
+    prefix = min((prefix for prefix in found if found[prefix] == most), key=lambda each: order.get(each, len(order)))
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def with_current_names(state: StateDict) -> StateDict:
@@ -69,12 +150,19 @@ def with_current_names(state: StateDict) -> StateDict:
 
 def load_weights(model: Module, state: StateDict) -> str:
     """Loads what fits, and says what does not."""
+    own = model.state_dict()
+    for name, value in state.items():
+        if isinstance(own.get(name), Tensor) and own[name].is_floating_point() and not value.is_floating_point():
+            return f"{name} is {value.dtype}, not {own[name].dtype}"
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
         # Below the heading, each line tells of one tensor of another shape.
         heading, *problems = str(error).splitlines()
         return (problems or [heading])[0].strip().rstrip(".")
+    except Exception as error:
+        # A user's model may load by itself.
+        return f"loading raised {type(error).__name__}: {one_line(error)}".rstrip(".")
     missing = [key for key in missing if not key.startswith(_TRAINING_HEADS)]
     return "; ".join(
         f"{what} {_listed(keys)}" for what, keys in (("it lacks", missing), ("it has", unexpected)) if keys

@@ -11,7 +11,13 @@ from typing import Any
 from torch.nn import Module
 
 from captum_unioncam.models.preprocessing import PAPER, Preprocessing, squeezed_to
-from captum_unioncam.models.weights import StateDict, load_weights, read_state_dict, with_current_names
+from captum_unioncam.models.weights import (
+    StateDict,
+    load_weights,
+    read_state_dict,
+    with_current_names,
+    without_wrappers,
+)
 from captum_unioncam.system.errors import Failure, WrongArgument, one_line
 from captum_unioncam.system.imports import imported_function, suggestion
 
@@ -70,9 +76,10 @@ def load_classifier(
     elif ":" in name:
         classifier = Classifier(name, _made_by_function(name), PAPER)
     else:
-        state = state and with_current_names(state)
+        state = None if state is None else with_current_names(state)
         classifier = _torchvision(name, state, show_progress)
     if state is not None:
+        state = without_wrappers(state, classifier.model.state_dict().keys())
         problems = load_weights(classifier.model, state)
         if problems:
             raise Failure(
@@ -157,9 +164,10 @@ def _built_for(name: str, state: StateDict) -> tuple[Module, int]:
         # Of how the weights are initialised, which the file's replace.
         warnings.simplefilter("ignore")
         model: Any = models.get_model(name, weights=None)
-        last, values = list(model.state_dict().items())[-1]
-        classes = state[last].shape[0] if last in state and state[last].dim() else values.shape[0]
-        if classes != values.shape[0]:
+        own = model.state_dict()
+        usual = next(reversed(own.values())).shape[0]
+        classes = _classes_of_head(own, without_wrappers(state, own.keys())) or usual
+        if classes != usual:
             model = models.get_model(name, weights=None, num_classes=classes)
         elif hasattr(model, "transform_input"):
             # torchvision's own weights of GoogLeNet and Inception were trained on pictures normalised otherwise.
@@ -167,11 +175,26 @@ def _built_for(name: str, state: StateDict) -> tuple[Module, int]:
     return model, classes
 
 
+def _classes_of_head(own: StateDict, state: StateDict) -> int | None:
+    """How many classes the file's last layer has; None where it is not one like the model's, with all its numbers."""
+    head = next(reversed(own)).rpartition(".")[0]
+    rows = set()
+    for name in (name for name in own if name.startswith(f"{head}.")):
+        value = state.get(name)
+        if value is None or value.shape[1:] != own[name].shape[1:] or value.dim() != own[name].dim():
+            return None
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            # A file of a kilobyte may claim any number.
+            return None
+        rows.add(value.shape[0])
+    return rows.pop() if len(rows) == 1 else None
+
+
 def _made_by_function(name: str) -> Module:
     function = imported_function(name, f"name={name!r}")
     try:
         model = function()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise Failure(
             f"name={name!r}: the function, called without arguments, raised {type(error).__name__}: {one_line(error)}"
         ) from error

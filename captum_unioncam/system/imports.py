@@ -39,7 +39,8 @@ def imported_function(name: str, asked: str) -> Any:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise WrongArgument(f"{asked}: there is no module {error.name!r}, here or installed.") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        # A script without a guard ends itself.
         raise Failure(f"{asked}: importing it raised {type(error).__name__}: {one_line(error)}") from error
     function = getattr(module, function_name, None)
     if not callable(function):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pickle
 import random
 from pathlib import Path
@@ -322,6 +323,96 @@ def test_as_many_folders_as_outputs_are_in_order(tmp_path):
     path = make_folders(tmp_path, *(f"n{number:03d}" for number in (30, 2, 11)))
     data_set = open_data_set(path, ["tench", "goldfish", "shark"], 3)
     assert targets_of_classes(data_set) == {"n002": (0,), "n011": (1,), "n030": (2,)}
+
+
+@pytest.mark.parametrize(
+    ("numbers", "classes", "first"),
+    [
+        (range(12), 12, 0),
+        (range(12), 1000, 0),
+        ([3, 10, 2], 11, 0),
+        (["00", "01", "02", "10"], 12, 0),
+        (range(1, 13), 12, 1),
+        (range(1, 4), 3, 1),
+        (range(1, 4), 4, 0),
+    ],
+)
+def test_numbers_are_the_outputs_of_that_number(tmp_path, numbers, classes, first):
+    """As ImageNetV2 has them, from 0 to 999."""
+    path = make_folders(tmp_path, *map(str, numbers))
+    for names in (None, ["tench"] * classes):
+        assert targets_of_classes(open_data_set(path, names, classes)) == {
+            str(number): (int(number) - first,) for number in numbers
+        }
+
+
+def test_a_models_own_names_go_before_numbers(tmp_path):
+    data_set = open_data_set(make_folders(tmp_path, "0", "1", "2"), ["2", "1", "0"], 3)
+    assert targets_of_classes(data_set) == {"0": (2,), "1": (1,), "2": (0,)}
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        [f"class_{number}" for number in range(12)],
+        [f"{number}-bird" for number in range(12)],
+        ["1", "01", "2"],
+        [str(number) for number in range(5, 17)],
+        [*map(str, range(11)), "birds"],
+    ],
+)
+def test_numbers_whose_outputs_cannot_be_told_ask_for_a_file_of_classes(tmp_path, folders):
+    with pytest.raises(WrongArgument, match="class_file=FILE must hold"):
+        open_data_set(make_folders(tmp_path, *folders), None, min(len(folders), 12))
+
+
+@pytest.mark.parametrize("hidden", [".ipynb_checkpoints", "__MACOSX", ".git", "@eaDir", "$RECYCLE.BIN", "__pycache__"])
+def test_hidden_and_system_folders_and_files_are_passed_over(tmp_path, hidden):
+    path = make_folders(tmp_path, "cock", "tench")
+    before = open_data_set(path, None, 2).names
+    for place in (tmp_path / hidden, tmp_path / hidden / "below", tmp_path / "cock" / hidden):
+        place.mkdir(exist_ok=True)
+        save(place / "copy.png")
+    save(tmp_path / "cock" / "._1.png")
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini"):
+        (tmp_path / name).touch()
+        (tmp_path / "cock" / name).touch()
+    data_set = open_data_set(path, None, 2)
+    assert data_set.names == before
+    assert targets_of_classes(data_set) == {"cock": (0,), "tench": (1,)}
+
+
+def test_links_in_a_circle_end(tmp_path):
+    path = make_folders(tmp_path, "cock", "tench")
+    before = open_data_set(path, None, 2).names
+    (tmp_path / "cock" / "itself").symlink_to(tmp_path / "cock")
+    (tmp_path / "tench" / "all").symlink_to(tmp_path)
+    assert open_data_set(path, None, 2).names == before
+
+
+def test_pipes_among_pictures_and_annotations_fail_alone(tmp_path):
+    path = make_folders(tmp_path / "folders", "cock", "tench")
+    os.mkfifo(tmp_path / "folders" / "cock" / "pipe.png")
+    data_set = open_data_set(path, None, 2)
+    with pytest.raises(Failure, match=r"pipe\.png: is a pipe or a device, not a file"):
+        data_set.sample("cock/pipe.png")
+    demo.write_voc(tmp_path, 2, seed=0)
+    annotation = tmp_path / "VOCdevkit/VOC2007/Annotations/000001.xml"
+    annotation.unlink()
+    os.mkfifo(annotation)
+    data_set = open_data_set(str(tmp_path), demo.CLASS_NAMES, 8)
+    with pytest.raises(Failure, match=r"000001\.xml: .*is a pipe or a device"):
+        data_set.targets("JPEGImages/000001.jpg")
+    test_list = tmp_path / "VOCdevkit/VOC2007/ImageSets/Main/test.txt"
+    test_list.unlink()
+    os.mkfifo(test_list)
+    with pytest.raises(WrongArgument, match="that can be read"):
+        open_data_set(str(tmp_path), demo.CLASS_NAMES, 8)
+
+
+def test_folders_whose_names_are_too_long_do_not_exist():
+    with pytest.raises(WrongArgument, match="does not exist; give demo"):
+        open_data_set("a" * 300, None, 8)
 
 
 @pytest.mark.parametrize(

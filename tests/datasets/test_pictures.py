@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -101,6 +104,9 @@ BROKEN = {
     "damaged": (damaged, "cannot be decoded"),
     "float": (lambda path: Image.new("F", SIZE, 0.5).save(path, "TIFF"), "more than 16 bits"),
     "negative": (lambda path: Image.new("I", SIZE, -5).save(path, "TIFF"), "more than 16 bits"),
+    "pipe": (os.mkfifo, "is a pipe or a device, not a file"),
+    "device": (lambda path: path.symlink_to("/dev/zero"), "is a pipe or a device, not a file"),
+    "circle": (lambda path: path.symlink_to(path), "Too many levels of symbolic links"),
     "thin": (lambda path: Image.new("L", (1, 900)).save(path, "PNG"), "crop it"),
 }
 
@@ -120,3 +126,20 @@ def test_huge_pictures_are_refused_before_they_are_decoded(tmp_path, monkeypatch
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     with pytest.raises(Failure, match=f"has 6 million pixels, more than {limit // 1_000_000}; shrink it"):
         open_picture(path)
+
+
+def test_names_that_are_too_long_are_refused(tmp_path):
+    with pytest.raises(Failure, match="File name too long"):
+        open_picture(tmp_path / ("a" * 300))
+
+
+def test_a_pipe_is_read_where_it_is_asked_for(tmp_path):
+    """As explain <(...) asks."""
+    saved(Image.new("RGB", SIZE, "red"), tmp_path / "picture.png")
+    reader, writer = os.pipe()
+    os.write(writer, (tmp_path / "picture.png").read_bytes())
+    os.close(writer)
+    try:
+        assert only_colour(open_picture(Path(f"/dev/fd/{reader}"), from_pipes=True)) == (255, 0, 0)
+    finally:
+        os.close(reader)

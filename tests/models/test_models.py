@@ -1,5 +1,11 @@
+import argparse
+import json
+import os
 import pickle
 import re
+import sys
+import warnings
+import zipfile
 from urllib.error import URLError
 
 import pytest
@@ -39,6 +45,28 @@ def classified(classifier, photo):
         return classifier.model(preprocessing.normalized(preprocessing.fit(photo)).unsqueeze(0))
 
 
+def named(state, prefix):
+    return {f"{prefix}{key}": value for key, value in state.items()}
+
+
+def zeros(state):
+    return {key: torch.zeros_like(value) for key, value in state.items()}
+
+
+WEIGHT = nn.Parameter(torch.ones(3))
+OPTIMIZER = torch.optim.Adam([WEIGHT])
+WEIGHT.grad = torch.ones(3)
+OPTIMIZER.step()
+TRAINING = {"epoch": 3, "optimizer": OPTIMIZER.state_dict(), "lr_scheduler": {"last_epoch": 3}, "best": 0.5}
+LIGHTNING = {
+    "pytorch-lightning_version": "2.4",
+    "global_step": 7,
+    "loops": {"fit_loop": {"state_dict": {}}},
+    "optimizer_states": [OPTIMIZER.state_dict()],
+    "hyper_parameters": {"lr": 0.1},
+}
+
+
 @pytest.mark.parametrize(
     ("file", "wrap"),
     [
@@ -47,6 +75,26 @@ def classified(classifier, photo):
         ("weights.pth", lambda state: {f"module.{key}": value for key, value in state.items()}),
         ("checkpoint.pt", lambda state: {"epoch": 3, "state_dict": state}),
         ("checkpoint.bin", lambda state: {"model": {f"module.{key}": value for key, value in state.items()}}),
+        ("compiled.pt", lambda state: named(state, "_orig_mod.")),
+        ("compiled_parallel.pt", lambda state: named(state, "module._orig_mod.")),
+        ("parallel_compiled.safetensors", lambda state: named(state, "_orig_mod.module.")),
+        (
+            "compiled_parts.pt",
+            lambda state: {key.replace(".", "._orig_mod.", 1): value for key, value in state.items()},
+        ),
+        ("averaged.pt", lambda state: {"n_averaged": torch.tensor(3), **named(state, "module.")}),
+        ("lightning.ckpt", lambda state: {**LIGHTNING, "state_dict": named(state, "model.")}),
+        ("lightning_net.ckpt", lambda state: {**LIGHTNING, "state_dict": named(state, "net.")}),
+        ("lightning_own.ckpt", lambda state: {**LIGHTNING, "state_dict": named(state, "classifier_of_mine.")}),
+        ("loss.ckpt", lambda state: {"state_dict": {"loss.weight": torch.ones(3), **named(state, "model.")}}),
+        ("averages.ckpt", lambda state: {"state_dict": {**zeros(named(state, "ema.")), **named(state, "model.")}}),
+        ("model_state_dict.pt", lambda state: {**TRAINING, "model_state_dict": state}),
+        ("net.pt", lambda state: {**TRAINING, "net": state}),
+        ("ema.pt", lambda state: {**TRAINING, "ema": {"module": state, "updates": 3}}),
+        ("model_and_ema.pt", lambda state: {"model_ema": zeros(state), "model": state, **TRAINING}),
+        ("only_one.pt", lambda state: {**TRAINING, "the weights": state}),
+        ("arguments.pth", lambda state: {"args": argparse.Namespace(lr=0.1), "model": state, **TRAINING}),
+        ("nested.pt", lambda state: {"model": {"state_dict": state, "epoch": 1}}),
     ],
 )
 def test_weights_of_three_classes_are_loaded_from_every_kind_of_file(tmp_path, trained, photo, file, wrap):
@@ -164,6 +212,138 @@ def test_weights_that_are_no_state_dict_are_refused(tmp_path, file):
     torch.save([torch.zeros(3)], tmp_path / "list.pt")
     with pytest.raises(Failure, match="holds no state dict"):
         load_classifier(NAME, tmp_path / "list.pt")
+
+
+def unreadable(kind, path):
+    """A file that is no weights, or an attack."""
+    huge = torch.zeros(1).expand(10**12)
+    if kind == "pipe":
+        return os.mkfifo(path)
+    if kind == "device":
+        return path.symlink_to("/dev/zero")
+    if kind == "folder":
+        return path.mkdir()
+    if kind.startswith("bomb"):
+        torch.save({"a": torch.zeros(100_000)}, path)
+        with zipfile.ZipFile(path) as archive:
+            parts = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in parts.items():
+                archive.writestr(name, content)
+        return None
+    contents = {
+        "number": {0: torch.zeros(3)},
+        "none": {None: torch.zeros(3)},
+        "tuple": {(1, 2): torch.zeros(3)},
+        "mixed": {"a": torch.zeros(3), 0: torch.zeros(3)},
+        "inner": {"state_dict": {0: torch.zeros(3)}},
+        "optimizer": TRAINING,
+        "several": {"a": {"x": torch.zeros(1)}, "b": {"x": torch.zeros(1)}},
+        "huge": {"classifier.1.bias": huge, "classifier.1.weight": torch.zeros(1, 1, 1, 1).expand(10**12, 512, 1, 1)},
+        "huge bias": {"classifier.1.bias": huge},
+        "wide": {"classifier.1.bias": torch.zeros(10**6)},
+        "no classes": {"classifier.1.bias": torch.zeros(0), "classifier.1.weight": torch.zeros(0, 512, 1, 1)},
+        "scalar": {"classifier.1.bias": torch.tensor(1.0)},
+        "complex": {"classifier.1.bias": torch.zeros(3, dtype=torch.complex64)},
+        "sparse": {"classifier.1.bias": torch.zeros(3).to_sparse()},
+        "meta": {"classifier.1.bias": torch.zeros(3, device="meta")},
+        "text": {"classifier.1.bias": "weights"},
+    }
+    return torch.save(contents[kind], path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("pipe", "is a pipe or a device, not a file"),
+        ("device", "is a pipe or a device, not a file"),
+        ("folder", "Is a directory"),
+        ("bomb", "is not a file of tensors alone, or is broken"),
+        *((kind, "holds no state dict") for kind in ("number", "none", "tuple", "mixed", "inner", "optimizer")),
+        *((kind, "holds no state dict") for kind in ("several", "text")),
+        *((kind, f"does not fit {NAME}: ") for kind in ("huge", "huge bias", "wide", "no classes", "scalar")),
+        *((kind, "is quantised, complex, sparse or empty") for kind in ("complex", "sparse", "meta")),
+    ],
+)
+def test_files_that_are_no_weights_are_refused_in_a_line(tmp_path, kind, message):
+    path = tmp_path / "weights.pth"
+    unreadable(kind, path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(Failure, match=re.escape(message)) as caught:
+            load_classifier(NAME, path)
+    assert "\n" not in str(caught.value)
+
+
+def test_paths_that_are_too_long_are_refused(tmp_path):
+    with pytest.raises(Failure, match="File name too long"):
+        load_classifier(NAME, tmp_path / ("a" * 300 + ".pth"))
+
+
+def lying(header, size):
+    encoded = json.dumps(header).encode()
+    return len(encoded).to_bytes(8, "little") + encoded + bytes(size)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff" * 8,
+        (10**9).to_bytes(8, "little") + b"{}",
+        lying({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}, 8),
+        lying({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}}, 4),
+        lying({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}}, 20),
+        lying({"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 12]}}, 12),
+        lying({"a": {"dtype": "F99", "shape": [3], "data_offsets": [0, 12]}}, 12),
+        lying([], 12),
+    ],
+)
+def test_safetensors_that_lie_are_refused(tmp_path, content):
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(Failure, match="is not a file of tensors alone, or is broken"):
+        load_classifier(NAME, path)
+
+
+def test_weights_of_another_type_are_refused(tmp_path, trained):
+    state = trained.state_dict()
+    first = next(iter(state))
+    for dtype in (torch.int8, torch.bool):
+        torch.save({**state, first: state[first].to(dtype)}, tmp_path / "weights.pt")
+        with pytest.raises(Failure, match=f"does not fit {NAME}: {first} is {dtype}, not torch.float32"):
+            load_classifier(NAME, tmp_path / "weights.pt")
+
+
+def test_a_models_own_names_are_no_wrappers(tmp_path):
+    """Of a model within a model; and what lacks a name behind a wrapper is told by its own name."""
+    (tmp_path / "own.py").write_text(
+        "from torch import nn\nclass Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.model = nn.Linear(2, 3)\n        self.net = nn.Linear(2, 3)\ndef net(): return Net()\n"
+    )
+    weights = {
+        f"{name}.{part}": torch.rand(3, 2)[:, : 2 if part == "weight" else 1].squeeze(-1)
+        for name in ("model", "net")
+        for part in ("weight", "bias")
+    }
+    for prefix in ("", "module.", "model."):
+        torch.save(named(weights, prefix), tmp_path / "own.pt")
+        loaded = load_classifier("own:net", tmp_path / "own.pt").model.state_dict()
+        assert all(torch.equal(loaded[key], value) for key, value in weights.items())
+    del weights["net.bias"]
+    torch.save(named(weights, "module."), tmp_path / "own.pt")
+    with pytest.raises(Failure, match=r"does not fit own:net: it lacks net\.bias\."):
+        load_classifier("own:net", tmp_path / "own.pt")
+
+
+@pytest.mark.parametrize(
+    "code", ["import sys\nsys.exit(0)", "def net(): exit()", "def net(): raise SystemExit('done')"]
+)
+def test_code_that_ends_the_process_is_a_failure(tmp_path, monkeypatch, code):
+    monkeypatch.delitem(sys.modules, "ending", raising=False)
+    (tmp_path / "ending.py").write_text(code)
+    with pytest.raises(Failure, match="raised SystemExit"):
+        load_classifier("ending:net")
 
 
 def test_weights_of_another_model_are_refused_with_what_differs(tmp_path, trained):
