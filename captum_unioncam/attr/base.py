@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from inspect import signature
-from typing import Any, ClassVar, Generic, Self, TypeVar, overload
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -28,11 +28,12 @@ from captum_unioncam.engine._captum import (
     log_usage,
 )
 from captum_unioncam.engine.capture import LayerCall
-from captum_unioncam.engine.checks import check_inputs
+from captum_unioncam.engine.checks import check_function, check_inputs
 from captum_unioncam.engine.confidence import ConfidenceFunction
 from captum_unioncam.engine.layouts.base import ReshapeTransform
 from captum_unioncam.engine.maps import clipped, weighted
 from captum_unioncam.engine.model_state import evaluation_mode
+from captum_unioncam.engine.outputs import Outputs
 from captum_unioncam.engine.scoring import MaskedScorer, TargetPasses
 from captum_unioncam.engine.tuning import PassTuner
 from captum_unioncam.system.documents import class_document, specialised
@@ -98,6 +99,8 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
         *,
         reshape_transform: ReshapeTransform | None = None,
     ) -> None:
+        check_function("forward_func", forward_func, optional=False)
+        check_function("reshape_transform", reshape_transform)
         LayerAttribution.__init__(self, forward_func, named_layers(layer, forward_func), device_ids)
         for kind in (GradientAttribution, PerturbationAttribution):
             if isinstance(self, kind):
@@ -228,7 +231,7 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
         given = signature(self.attribute).bind(inputs, additional_forward_args=additional_forward_args, **kwargs)
         given.apply_defaults()
         del given.arguments["target"]
-        return self._explain(_by_target(targets, examples), _stacked, **given.arguments)
+        return self._explain(_by_target(targets, examples), _stacked, argument="targets", **given.arguments)
 
     def check(self, *args: Any, **kwargs: Any) -> None:
         """Raises ``ValueError`` for arguments of the method's own that it cannot take, before any forward pass."""
@@ -259,22 +262,26 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
         relu_attributions: bool,
         attr_dim_summation: bool,
         return_details: bool = False,
+        argument: str = "target",
         **options: Any,
     ) -> Any:
         """The template: each layer output explained for each target, in the form in which Captum returns it."""
         own, of_passes, of_capture = (_taken(f, options) for f in (self._equations(), self._passes, self._captured))
         self.check(**own)
         own["summed"] = attr_dim_summation
+        tensors = check_inputs(format_tensor_into_tuples(inputs))
+        outputs = Outputs(targets, tensors[0].shape[0], argument)
         functions = evaluation_mode(self.forward_func, getattr(self, "score_func", None))
         with functions as (forward_func, score_func), torch.no_grad():
             call = LayerCall(
                 forward_func,
                 [self.layer] if isinstance(self.layer, Module) else self.layer,
-                check_inputs(format_tensor_into_tuples(inputs)),
+                tensors,
                 format_additional_forward_args(additional_forward_args),
                 self.device_ids,
                 attribute_to_layer_input,
                 self.reshape_transform,
+                outputs,
             )
             passes = self._passes(call, targets, score_func, **of_passes)
             explained = [
@@ -349,6 +356,8 @@ class PerturbationCam(CamAttribution[LayerT], PerturbationAttribution):
         reshape_transform: ReshapeTransform | None = None,
     ) -> None:
         super().__init__(forward_func, layer, device_ids, reshape_transform=reshape_transform)
+        check_function("confidence_fn", confidence_fn)
+        check_function("score_func", score_func)
         self.confidence_fn = confidence_fn
         self.score_func = score_func
         self._tuners: dict[Hashable, PassTuner] = {}
@@ -364,7 +373,7 @@ class PerturbationCam(CamAttribution[LayerT], PerturbationAttribution):
         score_func: Callable[..., Any] | None,
         *,
         baselines: BaselineType = None,
-        internal_batch_size: int | None = None,
+        internal_batch_size: int | Literal["auto"] | None = None,
         score_dtype: torch.dtype | None = None,
         show_progress: bool = False,
     ) -> list[dict[str, TargetPasses]]:
@@ -373,8 +382,10 @@ class PerturbationCam(CamAttribution[LayerT], PerturbationAttribution):
             baselines (number, Tensor, tuple or None): What masked-out places show, in the space of ``inputs``: a
                 number, a tensor of one or N examples, or a tuple of those for a tuple of inputs. The paper's is a
                 black image: for normalised inputs, that is the normalised black. Default: None, which is 0
-            internal_batch_size (int or None): Batch size of the masked forward passes. Halved automatically when memory
-                runs out. Default: None, the fastest, learnt from the passes and remembered for inputs of this shape
+            internal_batch_size (int, "auto" or None): Batch size of the masked forward passes. Halved automatically
+                when memory runs out. "auto" is the fastest, learnt from the passes and remembered for inputs of this
+                shape: numbers may then differ in the last digits from call to call. Default: None, by a fixed rule of
+                the inputs' size and the device
             score_dtype (torch.dtype or None): ``torch.bfloat16`` or ``torch.float16``: autocast the channels' masked
                 passes. Other confidences keep the model's precision. Weights that are frozen are cast again for each
                 pass. Default: None, the model's own
@@ -396,6 +407,7 @@ class PerturbationCam(CamAttribution[LayerT], PerturbationAttribution):
             score_dtype=score_dtype,
             progress_name=f"{self.get_name()} masked passes" if show_progress else None,
             tuners=self._tuners,
+            outputs=call.outputs,
         )
         return [{"passes": scorer.of_target(t)} for t in range(len(targets))]
 

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from captum_unioncam.engine.maps import minmax, up
+from captum_unioncam.engine.maps import blend, minmax, up
+
+
+class Placed:
+    """A tensor that is moved once to each device where it is asked for, and not once a pass."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self._on = {tensor.device: tensor}
+
+    def on(self, device: torch.device) -> Tensor:
+        """The tensor on ``device``."""
+        if device not in self._on:
+            self._on[device] = self.tensor.to(device)
+        return self._on[device]
 
 
 @dataclass(frozen=True)
@@ -19,17 +33,40 @@ class Chunk:
         examples (Tensor): The example of each row, ascending, (R,), int64.
         numbers (Tensor): Which of the example's masks it has, (R,), int64.
         example_numbers (list[int]): The examples, known without asking the device.
+        on (Callable): A device to the first two there.
     """
 
     examples: Tensor
     numbers: Tensor
     example_numbers: list[int]
+    on: Callable[[torch.device], tuple[Tensor, Tensor]] = field(repr=False)
 
-    def padded(self, rows: int) -> Chunk:
-        """The chunk with its last row repeated until it has ``rows``."""
-        more = rows - len(self.example_numbers)
-        examples, numbers = (torch.cat([x, x[-1:].expand(more)]) for x in (self.examples, self.numbers))
-        return Chunk(examples, numbers, self.example_numbers + self.example_numbers[-1:] * more)
+
+class Queue:
+    """One row for each mask that is ``scored`` (N, M).
+
+    Args:
+        scored (Tensor): bool.
+    """
+
+    def __init__(self, scored: Tensor) -> None:
+        self.examples, self.numbers = scored.nonzero(as_tuple=True)
+        self.example_numbers: list[int] = self.examples.tolist()
+        self._placed = Placed(self.examples), Placed(self.numbers)
+
+    def chunk(self, start: int, count: int, rows: int) -> Chunk:
+        """The ``count`` rows from ``start`` on, the last repeated until there are ``rows``."""
+        more = rows - count
+
+        def part(placed: Placed, device: torch.device) -> Tensor:
+            taken = placed.on(device)[start : start + count]
+            return torch.cat([taken, taken[-1:].expand(more)]) if more > 0 else taken
+
+        def on(device: torch.device) -> tuple[Tensor, Tensor]:
+            return part(self._placed[0], device), part(self._placed[1], device)
+
+        numbers = self.example_numbers[start : start + count]
+        return Chunk(*on(self.examples.device), numbers + numbers[-1:] * more, on)
 
 
 @dataclass(frozen=True)
@@ -48,9 +85,40 @@ class Masks:
     @classmethod
     def of_maps(cls, maps: Tensor) -> Masks:
         """``minmax(up(m))`` for each of the maps (N, M, *spatial), which are of any resolution."""
+        placed = Placed(maps)
 
         def make(chunk: Chunk, inputs: Tensor, _i: int) -> Tensor:
-            rows = maps[chunk.examples.to(maps.device), chunk.numbers.to(maps.device)].unsqueeze(1)
-            return minmax(up(rows.to(inputs.device), inputs.shape[2:]))
+            examples, numbers = chunk.on(inputs.device)
+            return minmax(up(placed.on(inputs.device)[examples, numbers].unsqueeze(1), inputs.shape[2:]))
 
         return cls(maps.dim(), make)
+
+
+def masked_as(inputs: Tensor, mask: Tensor, rows: Tensor, baselines: Tensor) -> Tensor:
+    """The blend in the dtype of ``inputs``; whole numbers are rounded, or every mask would darken."""
+    blended = blend(mask, rows, baselines)
+    return (blended if inputs.is_floating_point() else blended.round()).to(inputs.dtype)
+
+
+def check_maskable(inputs: tuple[Tensor, ...], masked: list[bool]) -> None:
+    """Raises ``ValueError`` for inputs that no mask can go on."""
+    for number, (x, takes_mask) in enumerate(zip(inputs, masked, strict=True)):
+        if takes_mask and x.is_complex():
+            raise ValueError(
+                f"inputs: number {number} is complex ({x.dtype}), and what lies between it and the baseline is not "
+                "known; give real and imaginary parts as channels, and join them in forward_func."
+            )
+
+
+def check_dense(inputs: tuple[Tensor, ...]) -> None:
+    """Raises ``ValueError`` for inputs whose rows cannot be taken."""
+    for number, x in enumerate(inputs):
+        kinds = {
+            "a nested tensor": x.is_nested,
+            "a sparse tensor": x.layout != torch.strided,
+            "quantised": x.is_quantized,
+            "on the meta device, without values": x.is_meta,
+        }
+        what = next((kind for kind, is_it in kinds.items() if is_it), None)
+        if what is not None:
+            raise ValueError(f"inputs: number {number} is {what}; give a dense tensor with values (N, ...).")

@@ -18,16 +18,23 @@ from captum_unioncam.engine._captum import (
     progress,
     run_forward,
     select_targets,
-    validate_input,
-    validate_target,
 )
-from captum_unioncam.engine.checks import check_finite, check_positive, inputs_with_mask
-from captum_unioncam.engine.confidence import ConfidenceFunction, class_confidence
-from captum_unioncam.engine.maps import blend, full_precision, spatial_range
-from captum_unioncam.engine.perturbations import Chunk, Masks
-from captum_unioncam.engine.tuning import PassTuner
+from captum_unioncam.engine.checks import check_baselines, check_finite, check_positive, inputs_with_mask
+from captum_unioncam.engine.confidence import (
+    ConfidenceFunction,
+    class_confidence,
+    confidences_by,
+    refuse_confidences,
+)
+from captum_unioncam.engine.maps import full_precision, spatial_range
+from captum_unioncam.engine.model_state import modules_behind
+from captum_unioncam.engine.outputs import Outputs
+from captum_unioncam.engine.perturbations import Chunk, Masks, Placed, Queue, check_dense, check_maskable, masked_as
+from captum_unioncam.engine.rows import check_model_rows, check_rows_of_arguments, takes_any_format
+from captum_unioncam.engine.tuning import PassTuner, WrongRows, fixed_rows
 
 COMPILED_ROWS = {"cpu": 8, "cuda": 64}
+AUTO = "auto"
 
 
 class MaskedScorer:
@@ -46,13 +53,16 @@ class MaskedScorer:
         confidence_fn (Callable or None): Output to confidences, of the same shape. Default: ``class_confidence``
         score_func (Callable or None): Run in place of ``forward_func`` for channel scores, always with a full chunk of
             rows, since a compiled model is compiled again for another number. Default: None
-        internal_batch_size (int or None): Rows in a forward pass. Default: None, learnt
+        internal_batch_size (int, "auto" or None): Rows in a forward pass; "auto" learns them. Default: None, by the
+            fixed rule of ``fixed_rows``
         score_dtype (torch.dtype or None): Autocast channel scores to this. Default: None, the model's own precision
         progress_name (str or None): Shows a progress bar of this name over channel scores. Default: None
         tuners (dict or None): What earlier calls learnt of the passes, and this one adds to. Default: None, nothing
+        outputs (Outputs or None): What earlier passes of ``forward_func`` say of its outputs. Default: None, nothing
 
     Raises:
-        ValueError: ``internal_batch_size`` below 1, or a ``score_dtype`` that autocast does not know.
+        ValueError: ``internal_batch_size`` below 1, a ``score_dtype`` that autocast does not know or that the replicas
+            of a ``DataParallel`` do not get, inputs without values or rows, a model that normalises over the batch.
         AssertionError: Baselines or targets do not fit the inputs, as in Captum.
     """
 
@@ -66,33 +76,37 @@ class MaskedScorer:
         *,
         confidence_fn: ConfidenceFunction | None = None,
         score_func: Callable[..., Any] | None = None,
-        internal_batch_size: int | None = None,
+        internal_batch_size: int | str | None = None,
         score_dtype: torch.dtype | None = None,
         progress_name: str | None = None,
         tuners: dict[Hashable, PassTuner] | None = None,
+        outputs: Outputs | None = None,
     ) -> None:
-        check_positive("internal_batch_size", internal_batch_size)
+        check_batch_size(internal_batch_size)
         if score_dtype not in (None, torch.bfloat16, torch.float16):
             raise ValueError(
                 f"score_dtype: got {score_dtype}; give torch.bfloat16, torch.float16, or None for the model's own."
             )
+        check_dense(inputs)
+        check_model_rows(forward_func, score_func, score_dtype)
+        check_baselines(baselines, inputs)
         formatted = format_baseline(baselines, inputs)
-        validate_input(inputs, formatted)
-        for target in targets:
-            validate_target(inputs[0].shape[0], target)
+        self._outputs = Outputs(targets, inputs[0].shape[0]) if outputs is None else outputs
         self.forward_func = forward_func
         self.inputs = tuple(x.detach() for x in inputs)
         self.baselines = tuple(
             torch.as_tensor(b, dtype=x.dtype, device=x.device).detach() for b, x in zip(formatted, inputs, strict=True)
         )
-        self.targets = [_as_rows(target, inputs[0].device) for target in targets]
+        self.targets = [_placed(_as_rows(target, inputs[0].device)) for target in targets]
         self.additional_forward_args = additional_forward_args or ()
         self.confidence_fn = class_confidence if confidence_fn is None else confidence_fn
+        self._may_be_confidences = confidence_fn is None
         self.score_func = score_func
         self.internal_batch_size = internal_batch_size
         self.score_dtype = score_dtype
         self.progress_name = progress_name
         self.tuners = {} if tuners is None else tuners
+        self._rows_checked = False
         self._sweeps: dict[Hashable, tuple[Tensor, Tensor, Tensor]] = {}
 
     def confidences(self, maps: Tensor, target: int = 0) -> Tensor:
@@ -163,56 +177,74 @@ class MaskedScorer:
         tuner = self._tuner(forward_func, activations.dim(), self.score_dtype)
         output_fn = _identity if raw else self.confidence_fn
         bar = progress(desc=self.progress_name, total=int(scored.sum())) if self.progress_name else NullProgress()
-        device_type = self.inputs[0].device.type
-        with torch.autocast(device_type, dtype=self.score_dtype) if self.score_dtype else nullcontext(), bar:
+        with (
+            torch.autocast(self._computes_on(forward_func), dtype=self.score_dtype)
+            if self.score_dtype
+            else nullcontext(),
+            bar,
+        ):
             scores = self._scores(Masks.of_maps(activations), scored, self.targets, forward_func, output_fn, tuner, bar)
             return scores.to(activations)
+
+    def _computes_on(self, forward_func: Callable[..., Any]) -> str:
+        """The type of the device of the model's parameters, which may move its inputs there itself."""
+        modules = modules_behind(forward_func) or modules_behind(self.forward_func)
+        parameters = (parameter for module in modules for parameter in module.parameters())
+        device = next((parameter.device for parameter in parameters), self.inputs[0].device)
+        return device.type
 
     def _tuner(self, forward_func: Callable[..., Any], map_dims: int, dtype: torch.dtype | None) -> PassTuner:
         """What is known of the passes of this function for inputs of this kind."""
         masked = inputs_with_mask(self.inputs, map_dims)
+        check_maskable(self.inputs, masked)
         kind = tuple((x.shape[1:], x.dtype, x.device) for x in self.inputs), tuple(masked)
         key = (kind, dtype, forward_func is self.score_func, self.internal_batch_size)
         if key not in self.tuners:
-            rows = self.internal_batch_size
-            formats: tuple[bool, ...] = (False,)
+            device, given, learns = self.inputs[0].device, self.internal_batch_size, self.internal_batch_size == AUTO
+            positions = max(
+                x.shape[2:].numel() for x, takes_mask in zip(self.inputs, masked, strict=True) if takes_mask
+            )
+            rows = given if isinstance(given, int) else fixed_rows(device, positions)
             if forward_func is self.score_func:
                 # Compiled for one size and layout: both stay as they are.
-                rows = rows or COMPILED_ROWS.get(self.inputs[0].device.type)
-            elif map_dims == 4:
-                formats = (True, False)
-            self.tuners[key] = PassTuner(self.inputs[0].device, rows, formats)
+                rows = given if isinstance(given, int) else COMPILED_ROWS.get(device.type, rows)
+                self.tuners[key] = PassTuner(device, rows, constant=True)
+            else:
+                formats = (True, False) if map_dims == 4 and takes_any_format(forward_func) else (False,)
+                self.tuners[key] = PassTuner(device, rows, formats, learns=learns)
         return self.tuners[key]
 
     def _scores(
         self,
         masks: Masks,
         scored: Tensor,
-        targets: Sequence[TargetType],
+        targets: Sequence[Any],
         forward_func: Callable[..., Any],
         output_fn: ConfidenceFunction,
         tuner: PassTuner,
         bar: Any = None,
     ) -> Tensor:
         """The queue: one row for each mask that is ``scored`` (N, M); scores (T, N, M)."""
-        examples, numbers = scored.nonzero(as_tuple=True)
-        example_numbers = examples.tolist()
+        queue = Queue(scored)
         results = []
         start = 0
         with torch.no_grad():
-            while start < len(example_numbers):
+            self._check_arguments(forward_func)
+            while start < len(queue.example_numbers):
                 setting = tuner.next()
-                rows = slice(start, start + setting.rows)
-                chunk = Chunk(examples[rows], numbers[rows], example_numbers[rows])
-                count = len(chunk.example_numbers)
-                if forward_func is self.score_func:
-                    chunk = chunk.padded(setting.rows)
+                count = min(setting.rows, len(queue.example_numbers) - start)
+                chunk = queue.chunk(start, count, tuner.rows_for(setting, count))
+                rows = len(chunk.example_numbers)
+                result = None
                 try:
-                    with tuner.timed(setting, count):
+                    with tuner.timed(setting, rows):
                         result = self._run(masks, chunk, setting.channels_last, targets, forward_func, output_fn)
-                except RuntimeError as error:
-                    if not tuner.recovers(setting, error):
+                except Exception as error:
+                    if not tuner.recovers(setting, error, rows, self.inputs[0].shape[0]):
                         raise
+                if result is None:
+                    # Not within the handler: there, the error's traceback holds all that the pass has made.
+                    tuner.release()
                     continue
                 results.append(result[:, :count])
                 start += count
@@ -222,16 +254,21 @@ class MaskedScorer:
         if results:
             values = torch.cat(results, 1)
             scores = scores.to(values.dtype)
-            scores[:, examples, numbers] = values.to(scores.device)
+            scores[:, queue.examples, queue.numbers] = values.to(scores.device)
         check_finite(scores.transpose(0, 1), "confidences")
         return scores
+
+    def _check_arguments(self, forward_func: Callable[..., Any]) -> None:
+        if not self._rows_checked:
+            check_rows_of_arguments(forward_func, self.inputs, self.additional_forward_args)
+            self._rows_checked = True
 
     def _run(
         self,
         masks: Masks,
         chunk: Chunk,
         channels_last: bool,
-        targets: Sequence[TargetType],
+        targets: Sequence[Any],
         forward_func: Callable[..., Any],
         output_fn: ConfidenceFunction,
     ) -> Tensor:
@@ -241,11 +278,29 @@ class MaskedScorer:
             for i, (x, masked) in enumerate(zip(self.inputs, inputs_with_mask(self.inputs, masks.dims), strict=True))
         )
         additional = tuple(self._rows_of(arg, chunk) for arg in self.additional_forward_args)
-        output = output_fn(full_precision(run_forward(forward_func, inputs, None, additional)))
+        output = self._output(forward_func, inputs, additional)
+        if output_fn is self.confidence_fn:
+            if self._may_be_confidences:
+                refuse_confidences(output, inputs, lambda *x: self._output(forward_func, x, additional))
+                self._may_be_confidences = False
+            output = confidences_by(output_fn, output)
         return torch.stack([self._select(output, target, chunk) for target in targets])
 
-    def _select(self, output: Tensor, target: TargetType, chunk: Chunk) -> Tensor:
-        target = self._rows_of(target, chunk)
+    def _output(
+        self, forward_func: Callable[..., Any], inputs: tuple[Tensor, ...], additional: tuple[Any, ...]
+    ) -> Tensor:
+        """What a pass returns, one row for each of the inputs', half precision as float32."""
+        name = "score_func" if forward_func is self.score_func else "forward_func"
+        rows = inputs[0].shape[0]
+        output = self._outputs.tensor(run_forward(forward_func, inputs, None, additional), rows, name)
+        _check_rows(output, rows)
+        return full_precision(output)
+
+    def _select(self, output: Tensor, target: Any, chunk: Chunk) -> Tensor:
+        if isinstance(target, Placed):
+            # Of N rows, or one for all.
+            values = target.on(output.device)
+            target = values[chunk.on(output.device)[0]] if self._has_a_row_each(values) else values
         if isinstance(target, list):
             target = [target[example] for example in chunk.example_numbers]
         if isinstance(target, Tensor) and output.dim() == 2:
@@ -260,21 +315,25 @@ class MaskedScorer:
 
     def _masked_input(self, i: int, mask: Tensor, chunk: Chunk, channels_last: bool) -> Tensor:
         inputs, baselines = self.inputs[i], self.baselines[i]
-        masked = blend(mask, self._rows_of(inputs, chunk, share=True), self._rows_of(baselines, chunk, share=True))
+        rows, behind = (self._rows_of(values, chunk, share=True) for values in (inputs, baselines))
+        masked = masked_as(inputs, mask, rows, behind)
         memory_format = torch.channels_last if channels_last and masked.dim() == 4 else torch.contiguous_format
-        return masked.to(inputs.dtype).contiguous(memory_format=memory_format)
+        return masked.contiguous(memory_format=memory_format)
+
+    def _has_a_row_each(self, values: Any) -> bool:
+        return isinstance(values, Tensor) and values.dim() > 0 and values.shape[0] == self.inputs[0].shape[0]
 
     def _rows_of(self, values: Any, chunk: Chunk, share: bool = False) -> Any:
         """The rows of ``values`` that belong to the chunk; what has not one row an example is the same for all.
 
         With ``share``, a chunk of one example gets one row, to be broadcast.
         """
-        if not isinstance(values, Tensor) or values.dim() == 0 or values.shape[0] != self.inputs[0].shape[0]:
+        if not self._has_a_row_each(values):
             return values
         first, last = chunk.example_numbers[0], chunk.example_numbers[-1]
         if share and first == last:
             return values[first : first + 1]
-        return values.index_select(0, chunk.examples.to(values.device))
+        return values.index_select(0, chunk.on(values.device)[0])
 
 
 @dataclass(frozen=True)
@@ -321,6 +380,28 @@ def _as_rows(target: TargetType, device: torch.device) -> TargetType:
     if isinstance(target, list) and all(isinstance(index, int) for index in target):
         return torch.tensor(target, device=device)
     return target
+
+
+def _placed(target: TargetType) -> Any:
+    return Placed(target) if isinstance(target, Tensor) else target
+
+
+def _check_rows(output: Any, rows: int) -> None:
+    if isinstance(output, Tensor) and (output.shape[0] if output.dim() else 1) != rows:
+        raise WrongRows(
+            f"forward_func: returned the shape {tuple(output.shape)} for {rows} rows of input; give a function with "
+            "one row of output for each. For one that takes a fixed number of rows, give as many examples, and the "
+            "number as internal_batch_size."
+        )
+
+
+def check_batch_size(value: int | str | None) -> None:
+    """Raises ``ValueError`` unless ``internal_batch_size`` is None, "auto" or a whole number of at least 1."""
+    if isinstance(value, str):
+        if value != AUTO:
+            raise ValueError(f'internal_batch_size: got {value!r}; give a whole number of at least 1, "auto", or None.')
+    else:
+        check_positive("internal_batch_size", value)
 
 
 def _identity(output: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""How masked forward passes are run: rows in a pass and memory format, learnt from the passes that are run anyway."""
+"""How masked forward passes are run: rows in a pass and memory format, by a fixed rule or learnt from the passes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,21 @@ TRIALS = 2  # the first pass of a kind pays for kernels that are chosen and memo
 RETRIALS, PASSES_PER_RETRIAL = 4, 50  # later and rarely, since something else may have kept the machine busy
 RECENT = 5  # the allocator's heap may make a setting slow for good that was fast at first
 WORTHWHILE = 1.03
-FIRST_ROWS = {"cpu": 4, "cuda": 64}
 MOST_ROWS = 1024
 # On a CPU more rows than the caches of its cores hold are never worth their memory, and timings too noisy to tell.
 MOST_ROWS_PER_THREAD = 8
+# Rows of the fixed rule at 224 x 224 positions, measured: MobileNetV2 takes 1.2 times as long with 8 rows on a CPU.
+ROWS_AT_224 = {"cpu": 4, "cuda": 64}
+MOST_FIXED_ROWS = {"cpu": 64, "cuda": 512}
+FEWEST_ROWS = 2
+PASSES_BEFORE_MORE = 16  # that went well after memory ran out; twice as many each time that it runs out again
+
+
+def fixed_rows(device: torch.device, positions: int) -> int:
+    """Rows in a pass of inputs of so many positions: a power of two, of device type and size alone."""
+    rows = ROWS_AT_224.get(device.type, 16) * 224 * 224 // max(positions, 1)
+    most = MOST_FIXED_ROWS.get(device.type, 64)
+    return min(max(1 << max(rows.bit_length() - 1, 0), FEWEST_ROWS), most)
 
 
 @dataclass(frozen=True)
@@ -31,34 +42,56 @@ class PassSetting:
 
 
 class PassTuner:
-    """Chooses the setting of each pass for one model, device and input shape, and remembers what was fastest.
+    """Chooses the setting of each pass for one model, device and input shape, and mends what passes fail of.
 
-    The memory formats are tried first, then twice the rows as long as that gives more rows a second, or half the rows;
-    of a setting's recent passes the median counts.
+    It is the first setting always, or with ``learns`` the fastest. Then the memory formats are tried first, then twice
+    the rows as long as that gives more rows a second, or half the rows; of a setting's recent passes the median counts.
     A pass is timed where it is run: on a GPU by events that are read once they have happened, so nothing waits.
 
+    Where memory runs out, rows are halved, and doubled again after a while without a shortage. Where a model does not
+    take the form of a pass that has not yet gone well, the next is in a plainer one: in the usual memory format, with
+    all the setting's rows where it had fewer, with as many rows as the caller has examples.
+
     Args:
-        device (torch.device): Where the passes run. Neither CPU nor CUDA, or under
-            ``torch.use_deterministic_algorithms``: nothing is timed, and nothing learnt.
-        rows (int or None): Rows in a pass; None to learn.
-        formats (tuple[bool, ...]): Whether channels-last is to be tried, in the order of trial.
+        device (torch.device): Where the passes run.
+        rows (int): Rows in a pass, or in the first.
+        formats (tuple[bool, ...]): Whether channels-last is to be used, in the order of trial.
+        learns (bool): Learn the fastest. Neither on CPU nor CUDA, or under ``torch.use_deterministic_algorithms``:
+            nothing is timed, and nothing learnt. Default: False
+        constant (bool): Every pass has all the setting's rows. Default: False
     """
 
-    def __init__(self, device: torch.device, rows: int | None, formats: tuple[bool, ...]) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        rows: int,
+        formats: tuple[bool, ...] = (False,),
+        *,
+        learns: bool = False,
+        constant: bool = False,
+    ) -> None:
         self.device = device
-        self.learns_rows = rows is None
-        self.rows = rows or FIRST_ROWS.get(device.type, 16)
-        per_device = MOST_ROWS_PER_THREAD * torch.get_num_threads() if device.type == "cpu" else MOST_ROWS
-        self.most_rows = max(self.rows, min(per_device, MOST_ROWS))
-        self.formats = self.all_formats = formats
+        self._given = rows, formats, learns, constant
+        self._start()
+        self.passes_before_more = PASSES_BEFORE_MORE
+        self.gone_well = 0  # since memory ran out
+        self.proven: set[tuple[int, bool]] = set()
         self.started: Counter[PassSetting] = Counter()
         self.seconds: defaultdict[PassSetting, deque[float]] = defaultdict(lambda: deque(maxlen=RECENT))
         self.pending: list[tuple[PassSetting, Any, Any]] = []
 
+    def _start(self) -> None:
+        """As nothing were known."""
+        self.rows, self.formats, self.to_learn, self.constant = self._given
+        per_device = MOST_ROWS_PER_THREAD * torch.get_num_threads() if self.device.type == "cpu" else MOST_ROWS
+        self.limit = max(self.rows, min(per_device, MOST_ROWS)) if self.to_learn else self.rows
+        self.most_rows = self.limit
+        self.fewest_rows = FEWEST_ROWS  # models that squeeze() take the only row for none
+
     @property
     def learns(self) -> bool:
         """Whether passes are timed: another batch size or memory format rounds differently."""
-        return self.device.type in FIRST_ROWS and not torch.are_deterministic_algorithms_enabled()
+        return self.to_learn and self.device.type in ROWS_AT_224 and not torch.are_deterministic_algorithms_enabled()
 
     def next(self) -> PassSetting:
         """The setting of the next pass: one to be tried, or the fastest known."""
@@ -72,8 +105,7 @@ class PassTuner:
                 return setting
             if self._faster(setting, PassSetting(rows, channels_last)):
                 channels_last = other
-        setting = PassSetting(rows, channels_last)
-        return self._climb(setting) if self.learns_rows else setting
+        return self._climb(PassSetting(rows, channels_last))
 
     def _climb(self, start: PassSetting) -> PassSetting:
         best = start
@@ -89,6 +121,10 @@ class PassTuner:
                 break
         return best
 
+    def rows_for(self, setting: PassSetting, count: int) -> int:
+        """The rows of a pass that scores ``count``: the others are copies."""
+        return setting.rows if self.constant else max(count, self.fewest_rows)
+
     def _untried(self, setting: PassSetting) -> bool:
         return self.started[setting] < TRIALS + min(self.started.total() // PASSES_PER_RETRIAL, RETRIALS)
 
@@ -103,7 +139,7 @@ class PassTuner:
 
     @contextmanager
     def timed(self, setting: PassSetting, rows: int) -> Iterator[None]:
-        """Times what is run in its context, if it is a pass of all the setting's rows."""
+        """Runs a pass of so many rows in its context, and times it if they are all the setting's."""
         if not self.learns or rows != setting.rows:
             yield
         elif self.device.type == "cuda":
@@ -119,30 +155,85 @@ class PassTuner:
             yield
             self.seconds[setting].append(time.perf_counter() - begin)
             self.started[setting] += 1
+        self._went_well(setting, rows)
+
+    def _went_well(self, setting: PassSetting, rows: int) -> None:
+        self.proven.add((rows, setting.channels_last))
+        self.gone_well += 1
+        if self.most_rows < self.limit and self.gone_well >= self.passes_before_more:
+            self.most_rows = min(2 * self.most_rows, self.limit)
+            self.gone_well = 0
 
     def _read_events(self) -> None:
         while self.pending and self.pending[0][2].query():
             setting, start, end = self.pending.pop(0)
             self.seconds[setting].append(start.elapsed_time(end) / 1000)
 
-    def recovers(self, setting: PassSetting, error: RuntimeError) -> bool:
-        """Whether a pass that failed with ``error`` can be run again with the next setting."""
+    def recovers(self, setting: PassSetting, error: Exception, rows: int | None = None, examples: int = 0) -> bool:
+        """Whether a pass that failed with ``error`` can be run again with the next setting.
+
+        Args:
+            setting (PassSetting): Of the pass.
+            error (Exception): What it raised.
+            rows (int or None): What it had. Default: None, all the setting's
+            examples (int): How many the caller has: so many rows the model takes. Default: 0, not known
+        """
+        rows = setting.rows if rows is None else rows
         if out_of_memory(error):
-            self.most_rows = max(setting.rows // 2, 1)
-            if self.device.type == "cuda":
-                # What PyTorch keeps free for itself, CUDA's libraries cannot have.
-                torch.cuda.empty_cache()
-            return setting.rows > 1
+            return self._with_fewer(setting, rows)
+        if (rows, setting.channels_last) in self.proven:
+            return False
         if setting.channels_last and False in self.formats:
             # A model that views its feature maps as vectors needs the usual format.
             self.formats = (False,)
             return True
-        # Nor does it run in the usual format: the other was not at fault.
-        self.formats = self.all_formats
+        if (isinstance(error, WrongRows) or _is_about_shapes(error)) and self._with_other_rows(setting, rows, examples):
+            return True
+        if not self.proven:
+            # Nor does it run in any plainer form: none was at fault.
+            self._start()
         return False
 
+    def _with_other_rows(self, setting: PassSetting, rows: int, examples: int) -> bool:
+        """For a model that was made for a number of rows."""
+        if not self.constant and rows < setting.rows and (setting.rows, setting.channels_last) in self.proven:
+            self.constant = True
+        elif self.fewest_rows == rows == FEWEST_ROWS and not self.constant:
+            self.fewest_rows = 1
+        elif examples not in (0, rows) and not self.proven:
+            self.rows = self.limit = self.most_rows = examples
+            self.constant, self.to_learn = True, False
+        else:
+            return False
+        return True
 
-def out_of_memory(error: RuntimeError) -> bool:
+    def _with_fewer(self, setting: PassSetting, rows: int) -> bool:
+        self.passes_before_more *= 2
+        self.gone_well = 0
+        if rows > setting.rows:
+            self.fewest_rows = 1
+            return True
+        self.most_rows = max(setting.rows // 2, 1)
+        return setting.rows > 1
+
+    def release(self) -> None:
+        """Gives the device's free memory back, once nothing refers to the failed pass."""
+        if self.device.type == "cuda":
+            # What PyTorch keeps free for itself, CUDA's libraries cannot have.
+            torch.cuda.empty_cache()
+
+
+class WrongRows(ValueError):
+    """A model's output has not one row for each row of its input."""
+
+
+def out_of_memory(error: Exception) -> bool:
     """Whether ``error`` says that memory ran out; but for CUDA's allocator, all raise a plain ``RuntimeError``."""
     said = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)
+    plain = isinstance(error, RuntimeError) and any(words in str(error) for words in said)
+    return plain or isinstance(error, torch.OutOfMemoryError)
+
+
+def _is_about_shapes(error: Exception) -> bool:
+    said = str(error).lower()
+    return any(word in said for word in ("shape", "size", "dimension", "guard"))

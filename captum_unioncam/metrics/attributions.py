@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -66,9 +66,9 @@ class JudgedAttributions:
         additional_forward_args (Any): Further arguments of ``forward_func``. Default: None
         confidence_fn (Callable or None): The output of ``forward_func`` to confidences, not negative, of the same
             shape. Default: softmax over dimension 1 where there are several classes, the output itself otherwise
-        internal_batch_size (int or None): Batch size of the forward passes. Halved automatically when memory runs out.
-            Default: None, the fastest, learnt from the passes and remembered for ``forward_func`` and inputs of this
-            shape
+        internal_batch_size (int, "auto" or None): Batch size of the forward passes. Halved automatically when memory
+            runs out. "auto" is the fastest, learnt from the passes and remembered for ``forward_func`` and inputs of
+            this shape. Default: None, by a fixed rule of the inputs' size and the device
 
     Raises:
         ValueError: No input has the attributions' dimensions, an empty batch, attributions of other examples or not
@@ -86,7 +86,7 @@ class JudgedAttributions:
         additional_forward_args: Any = None,
         *,
         confidence_fn: ConfidenceFunction | None = None,
-        internal_batch_size: int | None = None,
+        internal_batch_size: int | Literal["auto"] | None = None,
     ) -> None:
         self.forward_func = forward_func
         self.inputs = check_inputs(format_tensor_into_tuples(inputs))

@@ -1,0 +1,134 @@
+"""Whether a model takes rows as the engine gives them: each for itself, in any memory format, with its arguments."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Callable, Iterator
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from captum_unioncam.engine._captum import run_forward
+from captum_unioncam.engine.model_state import modules_behind
+
+# Their layers ask tensors for values alone. Of other classes, the code is looked at.
+_LIBRARIES = ("torch", "torchvision", "timm", "math", "typing", "collections", "functools", "captum_unioncam")
+_LAYOUT_NAMES = ("data_ptr", "stride", "storage", "numpy", "__array", "as_strided", "dlpack", "contiguous", "tobytes")
+_TOLERANCE = 1e-2  # half precision too; a row that meets another's argument is out by more
+
+
+def takes_any_format(forward_func: Callable[..., Any]) -> bool:
+    """Whether pictures with their channels last in memory are safe: in a module of convolutions in known code.
+
+    A function, or a module whose code asks for addresses or calls what is not PyTorch, may read the memory as it
+    pleases, and would take such pictures for others without an error.
+    """
+    if not isinstance(forward_func, Module) or isinstance(forward_func, torch.jit.ScriptModule):
+        return False
+    modules = list(forward_func.modules())
+    convolves = any(isinstance(module, torch.nn.Conv2d) for module in modules)
+    return convolves and all(_is_plain(kind) for kind in {type(module) for module in modules})
+
+
+def _is_plain(kind: type) -> bool:
+    own = [c for c in kind.__mro__ if c.__module__.split(".")[0] not in (*_LIBRARIES, "builtins", "abc")]
+    functions = {name: f for c in own for name, f in vars(c).items() if isinstance(f, FunctionType)}
+    return all(_is_plain_function(f, set()) for name, f in functions.items() if name != "__init__")
+
+
+def _is_plain_function(function: FunctionType, seen: set[CodeType]) -> bool:
+    # What is closed over may be anything; super() closes over the class.
+    names = {"__class__", *function.__globals__}
+    return set(function.__code__.co_freevars) <= names and _is_plain_code(function.__code__, function.__globals__, seen)
+
+
+def _is_plain_code(code: CodeType, names: dict[str, Any], seen: set[CodeType]) -> bool:
+    if code in seen:
+        return True
+    seen.add(code)
+    if any(part in name for name in code.co_names for part in _LAYOUT_NAMES):
+        return False
+    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    used = [names[name] for name in code.co_names if name in names and not hasattr(builtins, name)]
+    return all(_is_known(value, seen) for value in used) and all(_is_plain_code(one, names, seen) for one in inner)
+
+
+def _is_known(value: Any, seen: set[CodeType]) -> bool:
+    if isinstance(value, (int, float, str, torch.dtype)) or (isinstance(value, type) and issubclass(value, Module)):
+        return True
+    name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+    if isinstance(name, str) and name.split(".")[0] in _LIBRARIES:
+        return True
+    return isinstance(value, FunctionType) and _is_plain_function(value, seen)
+
+
+def check_model_rows(
+    forward_func: Callable[..., Any], score_func: Callable[..., Any] | None, score_dtype: torch.dtype | None
+) -> None:
+    """Raises ``ValueError`` for models that the rows of a pass cannot be given to."""
+    for module in _modules(forward_func, score_func):
+        if isinstance(module, _BatchNorm) and module.running_mean is None:
+            raise ValueError(
+                f"forward_func: {module} normalises over the batch, in evaluation mode too, so an example's score "
+                "would depend on the other rows of its pass; give track_running_stats=True, or layers that normalise "
+                "each example."
+            )
+        replicas = isinstance(module, torch.nn.DataParallel) and len(module.device_ids) > 1
+        if replicas and score_dtype not in (None, torch.float16):
+            raise ValueError(
+                f"score_dtype: {score_dtype} does not reach the replicas of a DataParallel, which autocast to float16; "
+                "give torch.float16, or the module within it."
+            )
+
+
+def _modules(*functions: Callable[..., Any] | None) -> Iterator[Module]:
+    for function in functions:
+        for root in modules_behind(function):
+            yield from root.modules()
+
+
+def check_rows_of_arguments(
+    forward_func: Callable[..., Any], inputs: tuple[Tensor, ...], additional_forward_args: tuple[Any, ...]
+) -> None:
+    """Raises ``ValueError`` where an argument happens to have N rows, and the rows do not go with the examples.
+
+    Of two examples, the first has to give what it gives beside a copy of itself: two passes of two rows.
+    """
+    examples = inputs[0].shape[0]
+    going = [number for number, x in enumerate(additional_forward_args) if _rows(x) == examples]
+    if examples < 2 or not going:
+        return
+
+    def outputs_of(other: int) -> Any:
+        values = [x[[0, other]] if _rows(x) == examples else x for x in (*inputs, *additional_forward_args)]
+        return run_forward(forward_func, tuple(values[: len(inputs)]), None, tuple(values[len(inputs) :]))
+
+    try:
+        beside_another, beside_itself = outputs_of(examples - 1), outputs_of(0)
+    except (RuntimeError, IndexError, ValueError, AssertionError):
+        # Made for another number of rows, or at fault: the passes will tell.
+        return
+    tensors = isinstance(beside_another, Tensor) and isinstance(beside_itself, Tensor)
+    if tensors and not _same_row(beside_itself, beside_another):
+        numbers = " and ".join(f"number {number}" for number in going)
+        raise ValueError(
+            f"additional_forward_args: {numbers} has as many rows as there are examples, {examples}, so each row goes "
+            "with its example, but what forward_func gives for an example depends on the other rows; share a value "
+            "among all examples by a closure."
+        )
+
+
+def _rows(value: Any) -> int | None:
+    return value.shape[0] if isinstance(value, Tensor) and value.dim() > 0 else None
+
+
+def _same_row(one: Tensor, other: Tensor) -> bool:
+    if one.shape[1:] != other.shape[1:] or not one.dim():
+        return False
+    scale = other[:1].abs().amax().nan_to_num(0.0, 0.0) if other[:1].numel() else 0.0
+    near = (one[:1] - other[:1]).abs() <= _TOLERANCE * scale
+    return bool((near | ~torch.isfinite(other[:1])).all())
