@@ -38,9 +38,10 @@ from captum_unioncam.engine.scoring import MaskedScorer, TargetPasses
 from captum_unioncam.engine.tuning import PassTuner
 from captum_unioncam.system.documents import class_document, specialised
 
-LayerT = TypeVar("LayerT", bound=Layer | Sequence[Any])
+LayerT = TypeVar("LayerT", bound=Layer | Sequence[Any], covariant=True)
 Inputs = Tensor | tuple[Tensor, ...]
-Explained = tuple[Tensor, Any]
+Targets = Tensor | list[list[int]] | list[list[tuple[int, ...]]]
+CamResult = tuple[Tensor, Any]
 """The attributions of one layer output and one target, and how they came about."""
 
 CAMS: dict[str, type[CamAttribution[Any]]] = {}
@@ -140,11 +141,29 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
 
     @overload
     def attribute(
-        self: CamAttribution[list[Any]], inputs: Inputs, target: TargetType = None, *args: Any, **options: Any
-    ) -> list[Tensor]: ...
+        self: CamAttribution[Layer],
+        inputs: Inputs,
+        target: TargetType = None,
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool = False,
+        relu_attributions: bool = False,
+        attr_dim_summation: bool = True,
+        *args: Any,
+        **options: Any,
+    ) -> Tensor: ...
 
     @overload
-    def attribute(self, inputs: Inputs, target: TargetType = None, *args: Any, **options: Any) -> Tensor: ...
+    def attribute(
+        self,
+        inputs: Inputs,
+        target: TargetType = None,
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool = False,
+        relu_attributions: bool = False,
+        attr_dim_summation: bool = True,
+        *args: Any,
+        **options: Any,
+    ) -> list[Tensor]: ...
 
     def attribute(
         self,
@@ -194,18 +213,32 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
             **options,
         )
 
+    @overload
+    def attribute_targets(
+        self: CamAttribution[Layer],
+        inputs: Inputs,
+        targets: Targets,
+        additional_forward_args: Any = None,
+        **kwargs: Any,
+    ) -> Tensor: ...
+
+    @overload
+    def attribute_targets(
+        self, inputs: Inputs, targets: Targets, additional_forward_args: Any = None, **kwargs: Any
+    ) -> list[Tensor]: ...
+
     def attribute_targets(
         self,
         inputs: Inputs,
-        targets: Tensor | list[list[int]] | list[list[tuple[int, ...]]],
+        targets: Targets,
         additional_forward_args: Any = None,
         **kwargs: Any,
     ) -> Any:
         r"""
         Explains several targets of each example.
 
-        Masks do not depend on the target: the channels' masked passes are run once and serve every target, so that the
-        price is little more than that of one.
+        Masks do not depend on the target: where a method has masked passes, those of the channels are run once and
+        serve every target, so that the price is little more than that of one.
 
         Args:
             inputs (Tensor or tuple[Tensor, ...]): As in ``attribute``.
@@ -216,7 +249,7 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
 
         Returns:
             *Tensor*, *tuple[Tensor, ...]* or *list*: What T calls of ``attribute`` would return, stacked along
-            dimension 1: (N, T, 1, \*spatial). So is every tensor of the details.
+            dimension 1: (N, T, 1, \*spatial). So are the details, as ``UnionCamDetails`` says of its own.
 
         Raises:
             ValueError: ``targets`` that are not T for each of the N examples; and as ``attribute``.
@@ -244,7 +277,7 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
         """The terms (N, K, *spatial) of the sum that is the map."""
         return weighted(self.weights(**kwargs), kwargs["activations"])
 
-    def cam(self, *args: Any, **kwargs: Any) -> Explained:
+    def cam(self, *args: Any, **kwargs: Any) -> CamResult:
         """The map (N, 1, *spatial), or if not ``summed`` its terms (N, K, *spatial), and how it came about."""
         summed = kwargs.pop("summed")
         terms = self.terms(**kwargs)
@@ -254,7 +287,7 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
     def _explain(
         self,
         targets: Sequence[TargetType],
-        join: Callable[[list[Explained]], Explained],
+        join: Callable[[list[CamResult]], CamResult],
         *,
         inputs: Inputs,
         additional_forward_args: Any,
@@ -301,7 +334,7 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
         """What the equations get of each layer, each of its outputs, and each target."""
         return [[[{"activations": a}] * len(targets) for a in of_layer] for of_layer in call.activations()]
 
-    def _formed(self, explained: list[list[Explained]], part: Callable[[Explained], Any]) -> Any:
+    def _formed(self, explained: list[list[CamResult]], part: Callable[[CamResult], Any]) -> Any:
         """Captum's form: the only output of a layer or a tuple of them, a list of those for a list of layers."""
         of_layers = [format_output(len(outputs) > 1, tuple(map(part, outputs))) for outputs in explained]
         return of_layers[0] if isinstance(self.layer, Module) else of_layers
@@ -417,7 +450,7 @@ def _taken(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str
     return {name: value for name, value in options.items() if name in names}
 
 
-def _stacked(each: list[Explained]) -> Explained:
+def _stacked(each: list[CamResult]) -> CamResult:
     attributions, details = zip(*each, strict=True)
     return torch.stack(attributions, 1), None if details[0] is None else type(details[0]).stacked(details)
 

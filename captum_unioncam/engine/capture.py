@@ -15,6 +15,7 @@ from captum_unioncam.engine.layouts.base import ReshapeTransform
 from captum_unioncam.engine.layouts.torchvision import KnownTransforms
 from captum_unioncam.engine.maps import MAX_SPATIAL_DIMS, full_precision
 from captum_unioncam.engine.model_state import modules_behind
+from captum_unioncam.engine.outputs import Outputs, TensorOutput
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class LayerCall:
         device_ids (list[int] or None): The devices of a ``DataParallel`` model that ``forward_func`` wraps.
         attribute_to_layer_input (bool): Look at the layers' inputs in place of their outputs.
         reshape_transform (Callable or None): A layer's output to maps. None: the one that is known for the layer.
+        outputs (Outputs): What the model's outputs have to be like.
     """
 
     forward_func: Callable[..., Any]
@@ -38,11 +40,12 @@ class LayerCall:
     device_ids: list[int] | None
     attribute_to_layer_input: bool
     reshape_transform: ReshapeTransform | None
+    outputs: Outputs
 
     def activations(self) -> list[tuple[Tensor, ...]]:
         """The outputs (or inputs) of each layer, each (N, K, *spatial), checked, half precision as float32."""
         activations = forward_layer_eval(
-            self.forward_func,
+            TensorOutput(self.forward_func, self.outputs, self.inputs[0].shape[0]),
             _copies(self.inputs),
             self.layers,
             self.additional_forward_args,
@@ -56,7 +59,7 @@ class LayerCall:
     ) -> tuple[list[tuple[Tensor, ...]], list[tuple[Tensor, ...]]]:
         """The gradients of the raw target output at each layer, and the activations there."""
         gradients, activations = compute_layer_gradients_and_eval(
-            self.forward_func,
+            TensorOutput(self.forward_func, self.outputs, self.inputs[0].shape[0]),
             self.layers,
             _copies(self.inputs),
             target,

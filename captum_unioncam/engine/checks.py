@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from numbers import Integral
+import math
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
+_INDEX_DTYPES = (torch.int32, torch.int64)
+
+
+def described(value: Any) -> str:
+    """A value in a message: a tensor's or array's type and shape, and other values as they are written."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{type(value).__name__} of shape {tuple(value.shape)} and {value.dtype}"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
 
 def check_inputs(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The inputs, if there is an example among them."""
-    if not inputs or inputs[0].dim() == 0 or inputs[0].shape[0] == 0:
-        shapes = [tuple(x.shape) for x in inputs]
+    """The inputs, if each has the same examples, at least one."""
+    shapes = [tuple(x.shape) for x in inputs]
+    if not inputs or any(x.dim() == 0 or x.numel() == 0 for x in inputs):
         raise ValueError(f"inputs: no example in the shapes {shapes}; give at least one.")
+    if len({shape[0] for shape in shapes}) > 1:
+        raise ValueError(f"inputs: got the shapes {shapes}; give each a row for each of the same examples.")
+    if any(x.is_meta for x in inputs):
+        raise ValueError("inputs: are on the device meta, where nothing has a value; give them on another.")
     return inputs
 
 
@@ -44,3 +61,92 @@ def check_positive(name: str, value: int | None) -> None:
     """Raises ``ValueError`` unless ``value`` is None or a whole number of at least 1."""
     if value is not None and (not isinstance(value, Integral) or isinstance(value, bool) or value < 1):
         raise ValueError(f"{name}: got {value!r}; give a whole number of at least 1, or None.")
+
+
+def check_number(name: str, value: Any, least: float, most: float, what: str) -> None:
+    """Raises ``ValueError`` unless ``value`` is a real number from ``least`` to ``most``; ``what`` would do."""
+    if not isinstance(value, Real) or isinstance(value, bool) or not least <= value <= most:
+        raise ValueError(f"{name}: got {described(value)}; give {what}.")
+
+
+def check_function(name: str, value: Any, *, optional: bool = True) -> None:
+    """Raises ``TypeError`` unless ``value`` can be called, or may be None and is."""
+    if not callable(value) and not (optional and value is None):
+        raise TypeError(f"{name}: got {described(value)}; give a function{', or None' if optional else ''}.")
+
+
+def check_baselines(baselines: Any, inputs: tuple[Tensor, ...]) -> None:
+    """Raises ``ValueError`` or, as Captum does, ``AssertionError`` for baselines that do not fit the inputs."""
+    if baselines is None:
+        return
+    given = baselines if isinstance(baselines, tuple) else (baselines,)
+    if len(given) != len(inputs):
+        raise AssertionError(f"baselines: got {len(given)} for {len(inputs)} inputs; give one for each, or None.")
+    for baseline, x in zip(given, inputs, strict=True):
+        if isinstance(baseline, Tensor):
+            _check_baseline(baseline, x)
+        elif isinstance(baseline, bool) or not isinstance(baseline, (int, float)):
+            raise AssertionError(f"baselines: got {described(baseline)}; give a number, a tensor, or a tuple of those.")
+        elif not math.isfinite(baseline):
+            raise ValueError(f"baselines: got {baseline}; give a finite number.")
+
+
+def _check_baseline(baseline: Tensor, inputs: Tensor) -> None:
+    rows = baseline.dim() == 0 or baseline.shape[0] in (1, inputs.shape[0])
+    broadcast = baseline.dim() in (0, inputs.dim()) and all(
+        one in (1, other) for one, other in zip(baseline.shape[1:], inputs.shape[1:], strict=baseline.dim() > 0)
+    )
+    if not rows or not broadcast:
+        raise AssertionError(
+            f"baselines: got the shape {tuple(baseline.shape)} for an input of shape {tuple(inputs.shape)}; give that "
+            "of the input, or of one example."
+        )
+    if baseline.is_meta or baseline.is_complex():
+        raise ValueError(f"baselines: got {described(baseline)} on {baseline.device}; give real values.")
+    if not torch.isfinite(baseline).all():
+        raise ValueError("baselines: are not finite; give finite values.")
+
+
+def check_target(target: Any, examples: int, form: Sequence[int] | None = None, argument: str = "target") -> None:
+    """Raises ``AssertionError`` for a target that does not choose one number of each example's output.
+
+    Args:
+        target (Any): As Captum's ``target``.
+        examples (int): N.
+        form (Sequence[int] or None): The shape of an example's output. Default: None, not known yet
+        argument (str): What the target is called. Default: "target"
+    """
+
+    def wrong(why: str) -> AssertionError:
+        shape = "" if form is None else f" for outputs of shape {(examples, *form)}"
+        return AssertionError(f"{argument}: got {described(target)}{shape}; {why}.")
+
+    if target is None:
+        if form is not None and math.prod(form) != 1:
+            raise wrong("a target is necessary to choose one number of each example")
+        return
+    if isinstance(target, Tensor):
+        if target.dtype not in _INDEX_DTYPES or target.is_meta:
+            raise wrong("give int64 indices")
+        if target.numel() != 1 and tuple(target.shape) != (examples,):
+            raise wrong(f"give one index, or one for each of the {examples} examples")
+        target = int(target) if target.numel() == 1 else target.tolist()
+    each = target if isinstance(target, list) else [target]
+    if isinstance(target, list) and len(target) != examples:
+        raise wrong(f"give one for each of the {examples} examples")
+    paths = [one if isinstance(one, tuple) else (one,) for one in each]
+    if any(isinstance(i, bool) or not isinstance(i, (int, slice)) for path in paths for i in path):
+        raise wrong("give an index, a tuple of indices, or one of those for each example")
+    if len({isinstance(one, tuple) for one in each}) > 1:
+        raise wrong("give indices, or tuples of indices")
+    listed = isinstance(target, list) and not isinstance(each[0], tuple)
+    if any(isinstance(i, int) and ((i < 0 and listed) or abs(i) >= 2**31) for path in paths for i in path):
+        raise wrong("give indices from 0 on")
+    if form is not None and not all(_chooses_one(path, form) for path in paths):
+        raise wrong(f"give {'an index' if len(form) == 1 else f'a tuple of {len(form)} indices'} of the output's shape")
+
+
+def _chooses_one(path: tuple[Any, ...], form: Sequence[int]) -> bool:
+    if len(path) > len(form) or math.prod(form[len(path) :]) != 1:
+        return False
+    return all(isinstance(i, slice) or -size <= i < size for i, size in zip(path, form, strict=False))

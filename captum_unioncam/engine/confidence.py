@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 ConfidenceFunction = Callable[[Tensor], Tensor]
+
+_OUTPUT_NAMES = ("logits", "out")
 
 
 def class_confidence(output: Tensor) -> Tensor:
@@ -18,8 +21,103 @@ def class_confidence(output: Tensor) -> Tensor:
 
     Returns:
         *Tensor* of the shape of ``output``.
+
+    Raises:
+        ValueError: The only output is negative, and so no confidence.
     """
-    return output.softmax(1) if output.dim() >= 2 and output.shape[1] > 1 else output
+    if output.dim() >= 2 and output.shape[1] > 1:
+        return output.softmax(1)
+    if (output < 0).any():
+        raise ValueError(
+            f"confidence_fn: got none, and the model's one output goes down to {output.min().item():.4g}, which is no "
+            "confidence; give a function that makes it one, such as torch.sigmoid for a model of one logit."
+        )
+    return output
+
+
+def confidences_by(confidence_fn: ConfidenceFunction, output: Tensor) -> Tensor:
+    """What ``confidence_fn`` makes of an output, if it has the output's shape."""
+    made: Any = confidence_fn(output)
+    if not isinstance(made, Tensor) or made.shape != output.shape or made.is_complex():
+        what = f"the shape {tuple(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
+        raise ValueError(
+            f"confidence_fn: returned {what} for outputs of shape {tuple(output.shape)}; return a real tensor of the "
+            "same shape."
+        )
+    return made
+
+
+def refuse_confidences(output: Tensor, inputs: tuple[Tensor, ...], run: Callable[..., Tensor]) -> None:
+    """Raises ``ValueError`` for outputs of several classes that are confidences already: a softmax would go unnoticed.
+
+    Logits may lie in [0, 1] by chance, but not for inputs a thousand times as large and of either sign.
+
+    Args:
+        output (Tensor): (N, C, ...).
+        inputs (tuple[Tensor, ...]): Of which it is the output.
+        run (Callable): Such inputs to their output.
+    """
+    if output.dim() < 2 or output.shape[1] < 2 or not _within_one(output):
+        return
+    sums = bool(((output.sum(1) - 1).abs() < 1e-3).all())
+    if sums or all(_stays_within_one(run, inputs, scale) for scale in (1e3, -1e3)):
+        seen = "are not negative and sum to 1" if sums else "lie in [0, 1], whatever the inputs"
+        raise ValueError(
+            f"confidence_fn: got none, and the model's outputs {seen}: they are confidences already, of which the "
+            "default would take the softmax; give confidence_fn=lambda output: output to take them as they are."
+        )
+
+
+def _within_one(output: Tensor) -> bool:
+    return bool(((output >= 0) & (output <= 1)).all())
+
+
+def _stays_within_one(run: Callable[..., Tensor], inputs: tuple[Tensor, ...], scale: float) -> bool:
+    try:
+        # One more than they are, since nothing becomes of a black picture.
+        return _within_one(run(*(scale * (x + 1) if x.is_floating_point() else x for x in inputs)))
+    except Exception:
+        # A user's function may refuse such inputs in any way; then nothing is known.
+        return False
+
+
+def output_tensor(output: Any, rows: int, function: str = "forward_func") -> Tensor:
+    """The tensor of which targets are chosen: the output, or one that it holds.
+
+    That is the one named "logits" or "out", or else the only one with so many rows.
+
+    Args:
+        output (Any): What a model returned: a tensor, a tuple, a dict, a named tuple, a dataclass.
+        rows (int): How many examples it was given.
+        function (str): Which argument the model is. Default: "forward_func"
+
+    Raises:
+        ValueError: There is no such tensor, or more than one; or it is complex.
+    """
+    parts = {"": output} if isinstance(output, Tensor) else _parts(output)
+    tensors = {name: part for name, part in parts.items() if isinstance(part, Tensor)}
+    named = [tensors[name] for name in _OUTPUT_NAMES if name in tensors][:1]
+    found = named or [part for name, part in tensors.items() if not name or part.shape[:1] == (rows,)]
+    if len(found) != 1:
+        held = ", ".join(f"{name}: {tuple(part.shape)}" for name, part in tensors.items()) or "no tensor"
+        raise ValueError(
+            f"{function}: returned {type(output).__name__} ({held}) for {rows} rows; give a function that returns the "
+            "tensor to explain, such as lambda x: model(x)[0], or lambda x: model(x).logits."
+        )
+    tensor = found[0].dequantize() if found[0].is_quantized else found[0]
+    if tensor.is_complex():
+        raise ValueError(f"{function}: returned complex numbers; give a function of real ones, such as their abs().")
+    return tensor if tensor.is_floating_point() else tensor.float()
+
+
+def _parts(output: Any) -> dict[str, Any]:
+    if isinstance(output, Mapping):
+        return {str(name): part for name, part in output.items()}
+    if hasattr(output, "_asdict"):
+        return dict(output._asdict())
+    if isinstance(output, (tuple, list)):
+        return {f"[{i}]": part for i, part in enumerate(output)}
+    return dict(getattr(output, "__dict__", {}))
 
 
 def _as_they_are(output: Tensor) -> Tensor:

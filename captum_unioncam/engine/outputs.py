@@ -1,0 +1,72 @@
+"""The outputs of one call's passes: each one tensor, which the targets fit, and all of one form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import update_wrapper
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_unioncam.engine._captum import TargetType
+from captum_unioncam.engine.checks import check_target
+from captum_unioncam.engine.confidence import output_tensor
+
+
+class Outputs:
+    """What is known of a model's outputs: the first has to fit the targets, and the others have to be like it.
+
+    Args:
+        targets (Sequence): Each as Captum's ``target``.
+        examples (int): N.
+        argument (str): What the targets are called. Default: "target"
+    """
+
+    def __init__(self, targets: Sequence[TargetType], examples: int, argument: str = "target") -> None:
+        self.targets, self.examples, self.argument = targets, examples, argument
+        self.form: torch.Size | None = None
+        for target in targets:
+            check_target(target, examples, argument=argument)
+
+    def tensor(self, output: Any, rows: int, function: str = "forward_func") -> Tensor:
+        """The tensor that a pass of so many rows returned; one without a row for each is not looked at.
+
+        Raises:
+            ValueError: It holds no such tensor, or one that is not like that of the first pass.
+            AssertionError: A target does not fit it.
+        """
+        tensor = output_tensor(output, rows, function)
+        if tensor.shape[:1] != (rows,):
+            return tensor
+        if self.form is None:
+            for target in self.targets:
+                check_target(target, self.examples, tensor.shape[1:], self.argument)
+            self.form = tensor.shape[1:]
+        elif tensor.shape[1:] != self.form:
+            raise ValueError(
+                f"{function}: returned the shape {tuple(tensor.shape)} for {rows} rows, where the first pass had "
+                f"(rows, {', '.join(map(str, self.form))}); return as many numbers a row in every pass."
+            )
+        return tensor
+
+
+class TensorOutput:
+    """A model that returns one tensor, whatever ``function`` returns.
+
+    Args:
+        function (Callable): The model, or a function of it.
+        outputs (Outputs): Holds the outputs to what is known of them.
+        rows (int): With how many rows it is called.
+    """
+
+    def __init__(self, function: Callable[..., Any], outputs: Outputs, rows: int) -> None:
+        update_wrapper(self, function, updated=())
+        self.function, self.outputs, self.rows = function, outputs, rows
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.outputs.tensor(self.function(*args, **kwargs), self.rows)
+
+    def __getattr__(self, name: str) -> Any:
+        # Captum asks a DataParallel model for its devices.
+        return getattr(self.__dict__["function"], name)
