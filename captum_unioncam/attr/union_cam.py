@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
 import torch
 from torch import Tensor
 
-from captum_unioncam.attr.base import CamDetails, Explained, GradientCam, Inputs, LayerT, PerturbationCam
+from captum_unioncam.attr.base import CamDetails, CamResult, GradientCam, Inputs, LayerT, PerturbationCam
 from captum_unioncam.attr.denoised_grad_cam import LayerDenoisedGradCam, check_theta, denoised_terms
+from captum_unioncam.attr.find_layer import Layer
 from captum_unioncam.attr.score_cam import LayerScoreCam, check_region_settings, region_weights
 from captum_unioncam.engine.maps import clipped, divide_or_zero, minmax, spatial_range, weighted
 from captum_unioncam.engine.scoring import TargetPasses
 
+_Without = Literal[False]
 CONFIDENCE_PASSES = 4
 """Of the baseline, and of the denoised, the region and the union map."""
 
@@ -35,7 +37,7 @@ class UnionCamDetails(CamDetails):
         channel_scores (Tensor): The score of the input seen through each channel, (N, K): class confidences, or raw
             target outputs with ``channel_weights="softmax"``; 0 where the channel was not scored.
         forward_passes (Tensor): Masked forward passes run for the example: its scored channels and the four
-            confidences; (N,), int64.
+            confidences; (N,), int64, also where the details are of several targets.
     """
 
     denoised_map: Tensor
@@ -153,19 +155,26 @@ class LayerUnionCam(GradientCam[LayerT], PerturbationCam[LayerT]):
 
         @overload
         def attribute(
-            self: LayerUnionCam[list[Any]], inputs: Inputs, *args: Any, return_details: Literal[True], **options: Any
-        ) -> tuple[list[Tensor], list[UnionCamDetails]]: ...
+            self: LayerUnionCam[Layer], inputs: Inputs, *args: Any, return_details: _Without = False, **options: Any
+        ) -> Tensor: ...
 
         @overload
-        def attribute(self: LayerUnionCam[list[Any]], inputs: Inputs, *args: Any, **options: Any) -> list[Tensor]: ...
+        def attribute(
+            self: LayerUnionCam[Layer], inputs: Inputs, *args: Any, return_details: Literal[True], **options: Any
+        ) -> tuple[Tensor, UnionCamDetails]: ...
+
+        @overload
+        def attribute(
+            self, inputs: Inputs, *args: Any, return_details: _Without = False, **options: Any
+        ) -> list[Tensor]: ...
 
         @overload
         def attribute(
             self, inputs: Inputs, *args: Any, return_details: Literal[True], **options: Any
-        ) -> tuple[Tensor, UnionCamDetails]: ...
+        ) -> tuple[list[Tensor], list[UnionCamDetails]]: ...
 
         @overload
-        def attribute(self, inputs: Inputs, *args: Any, **options: Any) -> Tensor: ...
+        def attribute(self, inputs: Inputs, *args: Any, return_details: bool, **options: Any) -> Any: ...
 
         def attribute(self, *args: Any, **options: Any) -> Any: ...
 
@@ -183,7 +192,7 @@ class LayerUnionCam(GradientCam[LayerT], PerturbationCam[LayerT]):
         theta: float = 10.0,
         channel_weights: str = "score",
         max_channels: int | None = None,
-    ) -> Explained:
+    ) -> CamResult:
         """
         Args:
             attr_dim_summation (bool): Return the map; without, the terms of the sum that makes it, one a channel,

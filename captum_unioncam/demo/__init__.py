@@ -8,6 +8,8 @@ Example::
     >>> layer = model.get_submodule(demo.EXPLAINED_LAYER)
     >>> union_cam = LayerUnionCam(model, layer)
     >>> attributions = union_cam.attribute(images, target=labels)  # (8, 1, 7, 7)
+
+Imports nothing of the package but system.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ def create(name: str, model: Module, layer: Module, settings: MethodSettings | N
 
 def names() -> list[str]:
     """The names of this package's methods and Captum's, of the registered ones, and of other packages'."""
-    return list(dict.fromkeys([*CAMS, *CAPTUM_METHODS, *_registered, *_plugins()]))
+    return list(_known())
 
 
 def describe(name: str) -> str:
@@ -132,10 +132,7 @@ def describe(name: str) -> str:
     Args:
         name (str): One of ``names()``.
     """
-    cam_class = CAMS.get(name)
-    text = (inspect.getdoc(cam_class or _factory(name)) or "").partition("\n")[0]
-    arguments = cam_class.variants.get(name, {}) if cam_class else {}
-    return text + "".join(f" With {argument}={value!r}." for argument, value in arguments.items())
+    return (inspect.getdoc(_factory(name)) or "").partition("\n")[0]
 
 
 def register(name: str, factory: Factory) -> None:
@@ -180,17 +177,24 @@ def _as_factory(found: Any) -> Factory:
     return cam(found, {}) if is_cam else found
 
 
+def _known() -> dict[str, Factory]:
+    """Every method by name."""
+    # First: a class of another package is listed, with its variants, as it is loaded.
+    plugins = _plugins()
+    cams = {name: cam(cam_class, cam_class.variants.get(name, {})) for name, cam_class in CAMS.items()}
+    return {**cams, **CAPTUM_METHODS, **_registered, **{name: plugins[name] for name in plugins if name not in cams}}
+
+
 def _factory(name: str) -> Factory:
     if ":" in name:
         peer = PEERS.get(name.partition(":")[0])
         return peer.factory(name) if peer else imported_function(name, name)
-    if name in CAMS:
-        return cam(CAMS[name], CAMS[name].variants.get(name, {}))
-    known = {**CAPTUM_METHODS, **_registered, **_plugins()}
+    known = _known()
     if name not in known:
+        peers = "".join(f"{peer}:NAME, " for peer in PEERS)
         raise WrongArgument(
-            f"there is no method {name!r}{suggestion(name, names())} Give one of {', '.join(names())}, torchcam:NAME, "
-            "grad_cam:NAME, or package.module:function."
+            f"there is no method {name!r}{suggestion(name, known)} Give one of {', '.join(known)}, {peers}or "
+            "package.module:function."
         )
     return known[name]
 

@@ -18,15 +18,15 @@ class MethodSettings:
     """What methods can be told; each takes what it knows, and ignores the rest.
 
     Args:
-        theta, max_channels, score_dtype: As ``LayerUnionCam.attribute`` takes them; for this package's methods alone.
+        theta, channel_weights, max_channels, score_dtype: As ``LayerUnionCam.attribute`` takes them; for CAMs alone.
+            Default: None, the method's own
         internal_batch_size (int or None): Batch size of the methods that run many forward passes. Default: None, the
             method's own
-        confidence_fn (Callable or None): As ``LayerUnionCam`` takes it; for this package's methods alone.
-        channel_weights (str or None): As ``LayerUnionCam.attribute`` takes it. Default: None, the method's own
+        confidence_fn (Callable or None): As ``LayerUnionCam`` takes it; for CAMs alone. Default: None, the method's own
         show_progress (bool): Show the progress of methods that run many forward passes. Default: False
     """
 
-    theta: float = 10.0
+    theta: float | None = None
     max_channels: int | None = None
     internal_batch_size: int | None = None
     score_dtype: torch.dtype | None = None

@@ -104,7 +104,10 @@ def specialised(
 
 
 def class_document(cls: type[Any]) -> str:
-    """What a class says of itself, and the arguments of its constructor, which its bases document."""
+    """A class's own docstring, with the arguments of its constructor, which its bases document."""
     known = {name: entry for base in reversed(cls.__mro__) for name, entry in entries(base.__doc__, "Args").items()}
     arguments = "\n".join(known[name] for name in inspect.signature(cls.__init__).parameters if name in known)
-    return f"{sections(cls.__dict__.get('__doc__'))['']}\n\nArgs:\n{indent(arguments, '    ')}"
+    own = sections(cls.__dict__.get("__doc__"))
+    parts = [own.pop(""), f"Args:\n{indent(arguments, '    ')}"]
+    parts += [f"{name}:\n\n{indent(text.strip(), '    ')}" for name, text in own.items() if name != "Args"]
+    return "\n\n".join(part for part in parts if part)

@@ -27,6 +27,12 @@ def test_one_layer_gives_a_tensor_and_several_a_list() -> None:
     assert_type(LayerUnionCam(net, ["features"], confidence_fn=torch.sigmoid).attribute(inputs, 1), "list[Tensor]")
 
 
+def test_several_targets_are_stacked() -> None:
+    net, inputs, targets = TinyNet(), tiny_inputs(), [[0, 1]] * 3
+    assert_type(LayerScoreCam(net, net.features).attribute_targets(inputs, targets), Tensor)
+    assert_type(LayerScoreCam(net, (net.features, "features.0")).attribute_targets(inputs, targets), "list[Tensor]")
+
+
 def test_details_are_known() -> None:
     net, inputs = TinyNet(), tiny_inputs()
     attr, details = LayerUnionCam(net, net.features).attribute(inputs, 1, return_details=True)

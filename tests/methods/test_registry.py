@@ -19,9 +19,11 @@ class LayerPluggedCam(GradientCam):
     '''A plugged CAM.'''
 
     name = "plugged_cam"
+    variants = {"plugged_square": {"power": 2}}
 
-    def terms(self, activations, gradients):
-        return gradients * activations
+    def terms(self, activations, gradients, *, theta: float = 50.0, power: int = 1):
+        assert theta == 50.0
+        return gradients * activations**power
 
 def absolute(model, layer, settings):
     '''Inputs without their sign.'''
@@ -44,15 +46,17 @@ from captum_unioncam import methods
 
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
+    square = methods.describe("plugged_square")
     names = methods.names()
-assert {"plugged_cam", "absolute", "union_cam"} <= set(names) and "broken" not in names, names
+assert square == "A plugged CAM. With power=2.", square
+assert {"plugged_cam", "plugged_square", "absolute", "union_cam"} <= set(names) and "broken" not in names, names
 (warning,) = [str(w.message) for w in caught if "captum_unioncam.methods" in str(w.message)]
 assert warning.startswith("plugged: loading 'broken' of captum_unioncam.methods (no_such_module:method)"), warning
 assert methods.describe("plugged_cam") == "A plugged CAM."
 assert methods.describe("absolute") == "Inputs without their sign."
 model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(36, 2))
 images = torch.rand(2, 3, 8, 8)
-for name in ("plugged_cam", "absolute"):
+for name in ("plugged_cam", "plugged_square", "absolute"):
     maps = methods.create(name, model, model[1])(images, torch.tensor([0, 1]), images[:1] * 0)
     assert maps.shape == (2, 1, 8, 8) and maps.max() > 0, name
 """

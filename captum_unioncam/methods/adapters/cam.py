@@ -6,13 +6,14 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 from torch.nn import Module
 
 from captum_unioncam.attr.base import CamAttribution
 from captum_unioncam.methods.settings import Explained, Factory, MethodSettings
+from captum_unioncam.system.documents import sections
 
 
 class CamMethod:
@@ -38,7 +39,7 @@ class CamMethod:
         self._arguments = {**_taken_by(self.cam.attribute, given), **fixed}
 
     def __call__(self, inputs: Tensor, target: Tensor, baselines: Tensor) -> Tensor:
-        return cast(Tensor, self.cam.attribute(inputs, target, **self._with(baselines)))
+        return self.each(inputs, target.unsqueeze(1), baselines)[0].attributions
 
     def each(self, inputs: Tensor, targets: Tensor, baselines: Tensor) -> list[Explained]:
         """What it says of each of the targets (N, T), with details where it has them."""
@@ -60,4 +61,7 @@ def _taken_by(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[st
 
 def cam(cam_class: type[CamAttribution[Any]], fixed: Mapping[str, Any]) -> Factory:
     """The factory of a CAM class, ``fixed`` being arguments of its ``attribute`` that no settings change."""
-    return partial(CamMethod, cam_class, fixed)
+    factory = partial(CamMethod, cam_class, fixed)
+    with_arguments = "".join(f" With {argument}={value!r}." for argument, value in fixed.items())
+    factory.__doc__ = sections(cam_class.__doc__)[""].partition("\n")[0] + with_arguments
+    return factory
