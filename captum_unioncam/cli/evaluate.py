@@ -60,6 +60,9 @@ def evaluate(
     retry_failures: Annotated[
         bool, typer.Option("--retry-failures", help="Do again what failed in an earlier start.")
     ] = False,
+    accept_other_versions: Annotated[
+        bool, typer.Option("--accept-other-versions", help="Go on though packages have other versions than before.")
+    ] = False,
 ) -> None:
     """Evaluate methods over a data set, on one process or many.
 
@@ -72,7 +75,7 @@ def evaluate(
     torchrun --nproc-per-node G --nnodes M -m captum_unioncam evaluate DATA ...
     """
     from captum_unioncam.datasets.voc import is_voc
-    from captum_unioncam.evaluation.distributed import is_first_process, local_device
+    from captum_unioncam.evaluation.distributed import is_first_process, local_device, shared_gpus
     from captum_unioncam.evaluation.explain import Settings
     from captum_unioncam.evaluation.run import Evaluation
     from captum_unioncam.evaluation.run import evaluate as evaluate_methods
@@ -104,7 +107,10 @@ def evaluate(
     first = is_first_process()
     if first:
         typer.echo(layer_line(subject))
-    tally = evaluate_methods(evaluation, subject, method_names, output, workers, first, retry_failures, metric_names)
+    if line := shared_gpus(settings.device):
+        typer.echo(line, err=True)
+    how = workers, first, retry_failures, metric_names, accept_other_versions
+    tally = evaluate_methods(evaluation, subject, method_names, output, *how)
     typer.echo(
         f"{tally.records} new records of {tally.images} pictures in {output}, {tally.failures} of them failures; "
         f"captum-unioncam report {output} shows all."

@@ -101,16 +101,20 @@ def _explain_pictures(
     typer.echo(layer_line(explainer.subject))
     all_explained = True
     for path in paths or (None,):
-        try:
-            for line in _explain_picture(explainer, path, target, top_k, formats, names):
+        problem = None
+        lines = _explain_picture(explainer, path, target, top_k, formats, names)
+        while problem is None:
+            try:
+                line = next(lines, None)
+            except Exception as error:
+                # Whatever a user's model raises for one picture, the others are still to be explained.
+                problem = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
+            else:
+                if line is None:
+                    break
                 typer.echo(line)
-        except BrokenPipeError:
-            # Whoever read what is printed wants no more.
-            raise
-        except Exception as error:
-            # Whatever a user's model raises for one picture, the others are still to be explained.
+        if problem is not None:
             name = str(path or EMBEDDED)
-            problem = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
             complain(Failure(problem if problem.startswith(name) else f"{name}: {problem}"))
             all_explained = False
     return all_explained

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from contextlib import suppress
+from types import FrameType
+from typing import Annotated, Any
 
 from captum_unioncam import __version__
 from captum_unioncam.system.errors import Failure, WrongArgument
@@ -25,6 +29,8 @@ try:
     from captum_unioncam.cli.shared import complain
 except ModuleNotFoundError:
     sys.exit(f"Error: typer is missing; {_INSTALL}")
+except KeyboardInterrupt:
+    sys.exit(130)
 
 app = typer.Typer(
     pretty_exceptions_enable=False,
@@ -62,16 +68,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         *int*: The exit code: 0, 1 for a failure, 2 for wrong arguments, 130 when interrupted.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # Names of files and methods need not be in its encoding.
-        sys.stdout.reconfigure(errors="backslashreplace")
+    interrupted = _watch_interrupts() if arguments is None else []
     try:
-        return app(arguments, prog_name="captum-unioncam", standalone_mode=False) or 0
+        return _run(arguments)
+    except KeyboardInterrupt:
+        return 130
+    except Exception:
+        # What is interrupted while it is imported may say so in its own way.
+        if interrupted:
+            return 130
+        raise
+    finally:
+        if arguments is None:
+            # All is done but for Python's own end, which would tell of an interrupt in many lines.
+            _ignore_interrupts()
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # Names of files and methods need not be in its encoding.
+            sys.stdout.reconfigure(errors="backslashreplace")
+        code: int = app(arguments, prog_name="captum-unioncam", standalone_mode=False) or 0
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
     except (WrongArgument, Failure) as error:
         complain(error)
         return 2 if isinstance(error, WrongArgument) else 1
     except typer.Abort:
         return 130
+    except SystemExit as error:
+        # Typer's own, for a pipe that nobody reads any more.
+        if isinstance(error.__context__, BrokenPipeError):
+            return _cannot_print(error.__context__)
+        complain(Failure(f"the code of a model or method has ended the process by exit({error.code!r})."))
+        return 1
+    except OSError as error:
+        # Of a file it would have the name.
+        if error.filename is not None:
+            raise
+        return _cannot_print(error)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in _NEEDED:
@@ -86,3 +123,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = context.command_path if context else "captum-unioncam"
         complain(WrongArgument(f"{error.format_message().rstrip('.')}; see {command} --help."))
         return 2
+
+
+def _cannot_print(error: OSError) -> int:
+    # What is left of it would be tried once more, and told in many lines, when Python ends.
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    complain(Failure(f"cannot print: {error.strerror or error}; what was written to files is kept."))
+    return 1
+
+
+def _watch_interrupts() -> list[int]:
+    """Notes each Ctrl-C besides raising it, since some code swallows it, or prints it where it cannot be raised."""
+    interrupts: list[int] = []
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    def unraisable(problem: Any) -> None:
+        if not isinstance(problem.exc_value, KeyboardInterrupt):
+            sys.__unraisablehook__(problem)
+
+    # In another thread than the first, and where it is ignored, as behind nohup, it stays as it is.
+    with suppress(ValueError):
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, interrupt)
+            sys.unraisablehook = unraisable
+    return interrupts
+
+
+def _ignore_interrupts() -> None:
+    with suppress(ValueError):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)

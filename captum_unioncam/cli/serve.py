@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from threading import Event
+from time import sleep
 from typing import Annotated
 
 import typer
@@ -40,4 +40,6 @@ def serve(
 
     with suppress(KeyboardInterrupt), served(Workbench(model, weights, device), host, port) as address:
         typer.echo(f"{address} (Ctrl-C ends it)")
-        Event().wait()
+        while True:
+            # Unlike a wait without end, which Windows does not interrupt.
+            sleep(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ _OPTIONS = {
     "device": "--device",
     "layer": "--layer",
     "name": "--model",
+    "steps": "--steps",
     "target": "--target",
     "weights": "--weights",
 }
@@ -29,8 +31,9 @@ _OPTIONS = {
 
 
 def complain(error: Exception) -> None:
-    """Tells what went wrong in one line on stderr."""
-    typer.echo(f"Error: {in_words(one_line(error), _OPTIONS)}", err=True)
+    """Tells what went wrong in one line on stderr, if that can be written to."""
+    with suppress(OSError):
+        typer.echo(f"Error: {in_words(one_line(error), _OPTIONS)}", err=True)
 
 
 def opened(path: Path | None) -> tuple[str, str, Image.Image]:

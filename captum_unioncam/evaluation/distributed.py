@@ -6,15 +6,27 @@ import os
 
 import torch
 
+from captum_unioncam.system.errors import WrongArgument
+
 # What each process takes.
 
 
 def rank() -> int:
-    return int(os.environ.get("RANK", 0))
+    """This process's number, from 0.
+
+    Raises:
+        WrongArgument: RANK is none of the processes of WORLD_SIZE.
+    """
+    return _number("RANK", 0, world_size() - 1)
 
 
 def world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", 1))
+    """How many processes there are.
+
+    Raises:
+        WrongArgument: WORLD_SIZE is no number from 1.
+    """
+    return _number("WORLD_SIZE", 1, 10**6, default=1)
 
 
 def is_first_process() -> bool:
@@ -23,7 +35,32 @@ def is_first_process() -> bool:
 
 
 def local_device(device: str | None) -> str | None:
-    """This process's own device: under torchrun each takes another GPU, unless one is named, or the CPU."""
+    """This process's own device: under torchrun each takes another GPU, unless one is named, or the CPU.
+
+    Raises:
+        WrongArgument: LOCAL_RANK is no number from 0.
+    """
     if device in (None, "cuda") and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
-        return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
+        index = _number("LOCAL_RANK", 0, 10**6) % torch.cuda.device_count()
+        # For whatever of a user's code says no more than "cuda".
+        torch.cuda.set_device(index)
+        return f"cuda:{index}"
     return device
+
+
+def shared_gpus(device: str | None) -> str | None:
+    """A line where processes of this machine have to share a GPU; None where each has its own."""
+    if device is None or not device.startswith("cuda") or "LOCAL_WORLD_SIZE" not in os.environ:
+        return None
+    processes, gpus = _number("LOCAL_WORLD_SIZE", 1, 10**6), torch.cuda.device_count()
+    if processes <= gpus or _number("LOCAL_RANK", 0, 10**6):
+        return None
+    return f"{processes} processes share {gpus} GPU{'s' if gpus > 1 else ''} here; --nproc-per-node {gpus} is faster."
+
+
+def _number(name: str, least: int, most: int, default: int = 0) -> int:
+    """What torchrun, or whoever starts the processes, has put into the environment."""
+    text = os.environ.get(name, str(default))
+    if text.isascii() and text.isdecimal() and len(text) < 10 and least <= int(text) <= most:
+        return int(text)
+    raise WrongArgument(f"{name}={text!r}: is no number from {least} to {most}; torchrun sets it, or leave it out.")

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_unioncam.engine.tuning import out_of_memory
 from captum_unioncam.methods.registry import create
 from captum_unioncam.methods.settings import Explained, MethodSettings
 from captum_unioncam.metrics.attributions import one_channel
 from captum_unioncam.metrics.table import SECONDS, Metric, find_metrics
 from captum_unioncam.models.subject import ExplainedModel
-from captum_unioncam.system.errors import Failure, one_line
+from captum_unioncam.system.errors import Failure, WrongArgument, one_line
 
 Objects = Mapping[int, Tensor | None]
 """By class: where its objects are, bool, (H, W), or None where that is not known."""
@@ -68,6 +69,11 @@ class Outcome:
         message = one_line(self.error).removeprefix(f"{self.method}: ")
         return message if isinstance(self.error, Failure) else f"{type(self.error).__name__}: {message}"
 
+    @property
+    def is_shortage(self) -> bool:
+        """Whether memory ran out, which is not the picture's fault."""
+        return self.error is not None and any(map(_is_shortage, _chain(self.error)))
+
 
 class Judge:
     """Judges methods on a model.
@@ -85,7 +91,7 @@ class Judge:
         metrics (list[Metric]): Those that are computed, in the order of tables.
 
     Raises:
-        WrongArgument: There is no such method or metric.
+        WrongArgument: There is no such method or metric, or more steps than pixels.
         Failure: A method's package is not installed, or it does not go together with the model.
     """
 
@@ -101,6 +107,10 @@ class Judge:
         self.subject = subject
         self.metrics: list[Metric] = find_metrics(metrics)
         self._seed = seed
+        if steps > subject.pixels and any(metric.has_curve for metric in self.metrics):
+            raise WrongArgument(
+                f"steps={steps}: there are {subject.pixels} pixels, and a step has one or more; give at most as many."
+            )
         settings = replace(settings, confidence_fn=subject.confidence_fn)
         self._methods = {name: create(name, subject.model, subject.layer, settings) for name in method_names}
         self._arguments = {
@@ -136,12 +146,13 @@ class Judge:
             *Iterator[Outcome]*: One for each pair.
         """
         for method, targets in pairs:
+            # Given when the handler is left, which holds what the method had on the device.
+            outcome = Outcome(method, tuple(targets))
             try:
-                judgements = self.judge(method, shown, targets, objects, name, confidences)
+                outcome = replace(outcome, judgements=self.judge(method, shown, targets, objects, name, confidences))
             except Exception as error:
-                yield Outcome(method, tuple(targets), error=error)
-            else:
-                yield Outcome(method, tuple(targets), judgements)
+                outcome = replace(outcome, error=error)
+            yield outcome
 
     def judge(
         self,
@@ -174,7 +185,7 @@ class Judge:
         inputs, black = self.subject.input_and_baseline(shown)
         if confidences is None:
             confidences = self.subject.confidences(inputs)[0]
-        with torch.random.fork_rng([self.subject.device] if self.subject.device.type == "cuda" else []):
+        with torch.random.fork_rng(_seeded_devices()):
             self._warm_up(inputs)
             start = self._now()
             explained = self._explained(method, targets, inputs, black, name)
@@ -225,9 +236,10 @@ class Judge:
         if not self._is_warm:
             with torch.enable_grad():
                 inputs = inputs.clone().requires_grad_()
-                output = self.subject.model(inputs)
+                # A copy, since the model may write into its input, which a leaf forbids.
+                output = self.subject.model(inputs.clone())
                 if output.requires_grad:
-                    torch.autograd.grad(output.sum(), inputs)
+                    torch.autograd.grad(output.sum(), inputs, allow_unused=True)
             self._is_warm = True
 
     def _now(self) -> float:
@@ -235,6 +247,36 @@ class Judge:
         if self.subject.device.type == "cuda":
             torch.cuda.synchronize(self.subject.device)
         return time.perf_counter()
+
+
+def _seeded_devices() -> list[int]:
+    """The GPUs that torch.manual_seed seeds, besides the CPU: all, once one is in use."""
+    in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return list(range(torch.cuda.device_count())) if in_use else []
+
+
+def release(error: BaseException) -> None:
+    """Frees what the frames hold that the error went through, the tensors of a pass among it."""
+    for each in _chain(error):
+        each.__traceback__ = None
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """The error, and those that it came of."""
+    found: list[BaseException] = []
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        each = waiting.pop()
+        if each is not None and each not in found:
+            found.append(each)
+            waiting += [each.__cause__, each.__context__]
+    return found
+
+
+def _is_shortage(error: BaseException) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and not isinstance(error, Failure) and out_of_memory(error)
+    )
 
 
 def _finite(what: str, value: float) -> float:

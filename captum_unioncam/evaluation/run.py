@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import multiprocessing
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,7 +33,7 @@ from captum_unioncam.datasets.open import open_data_set
 from captum_unioncam.engine._captum import NullProgress, progress
 from captum_unioncam.engine.maps import minmax
 from captum_unioncam.evaluation.distributed import rank, world_size
-from captum_unioncam.evaluation.judge import Judge, Judgement
+from captum_unioncam.evaluation.judge import Judge, Judgement, release
 from captum_unioncam.evaluation.records import (
     FIRST_METRICS,
     MAP_SIZE,
@@ -51,6 +53,9 @@ from captum_unioncam.system.errors import Failure, one_line
 from captum_unioncam.system.versions import package_versions
 
 _SECONDS_BETWEEN_LINES = 30
+
+SHORTAGE = "out of memory: "
+"""What the error of a record begins with that is made anew at the next start."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,8 @@ class Evaluation:
             "layer": subject.layer_name,
             "preprocess": subject.preprocess,
             "confidence": subject.confidence,
-            "theta": self.settings.theta,
+            # As the paper has it, where nothing else is said.
+            "theta": 10.0 if self.settings.theta is None else self.settings.theta,
             "max_channels": self.settings.max_channels,
             "dtype": "float32" if dtype is None else str(dtype).removeprefix("torch."),
             "steps": self.steps,
@@ -134,6 +140,7 @@ def evaluate(
     show_progress: bool = True,
     retry_failures: bool = False,
     metric_names: Iterable[str] | None = None,
+    accept_other_versions: bool = False,
 ) -> Tally:
     """Judges the methods on every image and target of which there is no record yet.
 
@@ -144,9 +151,11 @@ def evaluate(
         folder (Path): Where the records go, and those of an earlier start are; made if need be.
         workers (int): Processes that read pictures while the device computes. Default: 2
         show_progress (bool): Show a progress bar on the standard error stream. Default: True
-        retry_failures (bool): Judge anew where a record holds an error. Default: False
+        retry_failures (bool): Judge anew where a record holds an error. Where memory ran out, that is always done.
+            Default: False
         metric_names (Iterable[str] or None): As ``captum_unioncam.metrics.table`` knows them. Default: None, those that
             the folder's evaluation was begun with, or else all
+        accept_other_versions (bool): Go on where packages have other versions than at the first start. Default: False
 
     Returns:
         *Tally*: Of this process.
@@ -161,7 +170,8 @@ def evaluate(
         metric_names = begun.get("metrics", FIRST_METRICS)
     judge = Judge(subject, method_names, evaluation.settings, evaluation.steps, evaluation.seed, metric_names)
     chosen = evaluation.names_and_targets(data_set)
-    begin_or_go_on(folder, evaluation.recorded(subject, chosen, [metric.name for metric in judge.metrics]))
+    settings = evaluation.recorded(subject, chosen, [metric.name for metric in judge.metrics])
+    begin_or_go_on(folder, settings, accept_other_versions)
     # By place among all images, not among the missing: that changes while other processes write.
     share = dict(list(chosen.items())[rank() :: world_size()])
     missing = _missing(folder, share, method_names, retry_failures)
@@ -181,16 +191,19 @@ def evaluate(
     return tally
 
 
-def _reported(loader: Iterable[_Seen]) -> Iterator[_Seen]:
-    """What the workers read; one that was killed is told in a sentence."""
+def _reported(loader: DataLoader[_Seen]) -> Iterator[_Seen]:
+    """What the workers read; one that was killed, or cannot be started, is told in a sentence."""
     try:
+        if loader.num_workers:
+            # Where not even a lock can be shared, the loader would leave itself half made.
+            multiprocessing.Lock()
         yield from loader
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, OSError) as error:
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         raise Failure(
-            f"a process that reads pictures has died ({one_line(error)}); start again with --workers 0, which goes on "
-            "where it was, and fails at the picture."
+            f"a process that reads pictures has died or cannot be started ({one_line(error)}); start again with "
+            "--workers 0, which goes on where it was, and fails at the picture."
         ) from error
 
 
@@ -204,17 +217,21 @@ def _records(judge: Judge, seen: _Seen, keys: Sequence[Key], targets: tuple[int,
         return
     # One class at a time, so that the seconds are those of one.
     pairs = [(method, (target,)) for _, target, method in keys if target is not None]
-    for outcome in judge.run(pairs, seen.shown, seen.objects, seen.name):
+    objects = {target: None if mask is None else torch.from_numpy(mask) for target, mask in seen.objects.items()}
+    for outcome in judge.run(pairs, torch.from_numpy(seen.shown), objects, seen.name):
         (target,) = outcome.targets
         # Whatever a method raises on one image, the others are still to be judged.
-        if outcome.error is not None and not _answers(judge.subject.device):
-            raise Failure(
-                f"{judge.subject.device} has failed while {outcome.method} explained {class_name(target)} of "
-                f"{seen.name} ({one_line(outcome.error.__cause__ or outcome.error)}); start again, which goes on where "
-                "this was."
-            ) from outcome.error
+        if outcome.error is not None:
+            release(outcome.error)
+            if not _answers(judge.subject.device):
+                raise Failure(
+                    f"{judge.subject.device} has failed while {outcome.method} explained {class_name(target)} of "
+                    f"{seen.name} ({one_line(outcome.error.__cause__ or outcome.error)}); start again, which goes on "
+                    "where this was."
+                ) from outcome.error
         found = {} if outcome.error is not None else _numbers(outcome.judgements[0])
-        yield Record(seen.name, target, class_name(target), outcome.method, error=outcome.problem, **found)
+        problem = f"{SHORTAGE}{outcome.problem}" if outcome.is_shortage else outcome.problem
+        yield Record(seen.name, target, class_name(target), outcome.method, error=problem, **found)
 
 
 def _answers(device: torch.device) -> bool:
@@ -252,7 +269,11 @@ def _update_interval() -> float:
     return 0.5 if sys.stderr.isatty() else _SECONDS_BETWEEN_LINES
 
 
-# What the pictures are while the device computes.
+# What the pictures are while the device computes. Arrays are sent through a pipe: tensors would need shared memory, of
+# which a container has 64 MB, and where it is full a worker neither sends its picture nor ends.
+
+
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -260,8 +281,8 @@ class _Seen:
     """An image as the model sees it, and where it sees each target's objects; or why it cannot be read."""
 
     name: str
-    shown: Tensor | None
-    objects: dict[int, Tensor | None]
+    shown: Array | None
+    objects: dict[int, Array | None]
     error: str | None = None
 
 
@@ -288,14 +309,19 @@ class _Pictures(Dataset[_Seen]):
         except Exception as error:
             # An image that cannot be read must not end the worker, and with it the run.
             return _Seen(name, None, {}, one_line(error))
-        return _Seen(name, shown, objects)
+        arrays = {target: None if mask is None else mask.numpy() for target, mask in objects.items()}
+        return _Seen(name, shown.numpy(), arrays)
 
 
 def _missing(
     folder: Path, share: Mapping[str, tuple[int, ...] | Failure], method_names: Sequence[str], retry_failures: bool
 ) -> dict[str, list[Key]]:
-    """The keys of the records that there are not yet, by image."""
-    done = {record.key for record in read_records(folder) if record.error is None or not retry_failures}
+    """The keys of the records that there are not yet, by image; where memory ran out, there may be more now."""
+    done = {
+        record.key
+        for record in read_records(folder)
+        if record.error is None or not (retry_failures or record.error.startswith(SHORTAGE))
+    }
     missing: dict[str, list[Key]] = defaultdict(list)
     for name, targets in share.items():
         for target in (None,) if isinstance(targets, Failure) else targets:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -63,7 +64,7 @@ class ExplainedModel:
         self.weights, self.preprocess = weights, preprocess
         self.confidence, self.confidence_fn = confidence, CONFIDENCES[confidence]
         self._black, self.classes = self._try_out()
-        self.layer_name = ""
+        self._with_maps: WithMaps | None = None
         self.set_layer(layer)
 
     def set_layer(self, name: str | None = None) -> None:
@@ -74,17 +75,33 @@ class ExplainedModel:
                 space
 
         Raises:
-            WrongArgument: There is no such layer, or it has no space; then set another.
+            WrongArgument: There is no such layer, or it has no space; the one before is kept.
         """
-        before = self.model.get_submodule(self.layer_name)
-        if isinstance(before, WithMaps):
+        with_maps = self._with_maps
+        if with_maps is not None:
             # Within it, layers have other names.
-            self.model.set_submodule(self.layer_name, before.layer)
-        name = name or self.classifier.explained_layer
-        self.layer_found = name is None
-        name = name or self._find_layer(self._black)
-        self.layer = self._layer_with_maps(name, self._black)
-        self.layer_name = name
+            self._put(with_maps, with_maps.layer)
+        try:
+            wanted = name or self.classifier.explained_layer
+            found = wanted or self._find_layer(self._black)
+            self.layer, self._with_maps = self._layer_with_maps(found, self._black)
+        except BaseException:
+            if with_maps is not None:
+                self._put(with_maps.layer, with_maps)
+            raise
+        self.layer_found = wanted is None
+        self.layer_name = found
+
+    def _put(self, before: Module, after: Module) -> None:
+        """Puts a module in another's place, under all of its names."""
+        names = [name for name, module in self.model.named_modules(remove_duplicate=False) if module is before]
+        for name in names:
+            self.model.set_submodule(name, after)
+
+    @property
+    def pixels(self) -> int:
+        """How many the model sees."""
+        return self._black.shape[-2] * self._black.shape[-1]
 
     def spatial_layers(self) -> list[str]:
         """Names of the layers that can be explained, the last to run first."""
@@ -97,7 +114,8 @@ class ExplainedModel:
             WrongArgument: There is none, or the name is that of several.
         """
         if target.lstrip("-").isdecimal():
-            if 0 <= int(target) < self.classes:
+            # A number of thousands of digits cannot be read, nor can two dashes.
+            if target.isdecimal() and len(target) < 10 and int(target) < self.classes:
                 return int(target)
             raise WrongArgument(f"target={target!r}: there are the classes 0 to {self.classes - 1}.")
         names = [name.casefold() for name in self.classifier.class_names or ()]
@@ -156,6 +174,8 @@ class ExplainedModel:
                 "of shape (1, classes)."
             )
         output = output.float()
+        if output.shape[1] == 0:
+            raise Failure(f"name={self.classifier.name!r}: tells no classes apart; give another model or weights.")
         if self.confidence == "softmax" and _are_probabilities(output):
             raise WrongArgument(
                 f"name={self.classifier.name!r}: its outputs are probabilities already, since they sum to 1; give "
@@ -169,8 +189,10 @@ class ExplainedModel:
         except ValueError as error:
             raise WrongArgument(f"{one_line(error)} Give layer=NAME.") from error
 
-    def _layer_with_maps(self, name: str, inputs: Tensor) -> Module:
-        layers = dict(self.model.named_modules())
+    def _layer_with_maps(self, name: str, inputs: Tensor) -> tuple[Module, WithMaps | None]:
+        """The layer, or what was put in its place."""
+        # A module may have two names.
+        layers = dict(self.model.named_modules(remove_duplicate=False))
         if name not in layers:
             raise WrongArgument(f"layer: the model has no layer {name!r}{suggestion(name, layers)}")
         layer: Module = layers[name]
@@ -184,10 +206,10 @@ class ExplainedModel:
             )
         transform = transforms[layer]
         if transform(output) is output:
-            return layer
+            return layer, None
         with_maps = WithMaps(layer, transform)
-        self.model.set_submodule(name, with_maps)
-        return with_maps.maps
+        self._put(layer, with_maps)
+        return with_maps.maps, with_maps
 
     def _output_of(self, layer: Module, inputs: Tensor) -> object:
         outputs: list[object] = [None]
@@ -208,9 +230,13 @@ def _device(name: str | None) -> torch.device:
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
-        # What torch can name need not be there.
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
+        with warnings.catch_warnings():
+            # Of devices that are going out of use.
+            warnings.simplefilter("ignore")
+            device = torch.device(name)
+            # What torch can name need not be there.
+            torch.zeros(1, device=device).item()
+    except Exception as error:
+        # Each kind of device fails in its own way: some ask for a package that is not there.
         raise WrongArgument(f"device={name!r}: is not there; give cpu, or leave it out.") from error
     return device

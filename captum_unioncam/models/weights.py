@@ -46,9 +46,11 @@ def read_state_dict(path: Path) -> StateDict:
     Raises:
         Failure: The file cannot be read, or holds something else.
     """
+    from safetensors.torch import load_file
+
     try:
         check_regular(path)
-        content = _read(path)
+        content = load_file(path) if path.suffix.lower() == ".safetensors" else _loaded_by_torch(path)
     except FileNotFoundError as error:
         raise Failure(f"weights={str(path)!r}: does not exist; check the path.") from error
     except OSError as error:
@@ -72,11 +74,7 @@ def read_state_dict(path: Path) -> StateDict:
     return state
 
 
-def _read(path: Path) -> Any:
-    from safetensors.torch import load_file
-
-    if path.suffix.lower() == ".safetensors":
-        return load_file(path)
+def _loaded_by_torch(path: Path) -> Any:
     if zipfile.is_zipfile(path):
         _check_not_compressed(path)
     with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):

@@ -1,5 +1,6 @@
 """A method judged on one picture: against the methods and metrics called by themselves."""
 
+import copy
 import time
 from dataclasses import replace
 
@@ -307,3 +308,76 @@ def test_a_method_that_raises_keeps_no_other_from_being_judged(subject, picture,
     assert failed.problem.startswith("raised MemoryError: too large")
     assert (done.method, done.targets, done.error, done.problem) == ("grad_cam", (target, 0), None, None)
     assert len(done.judgements) == 2
+
+
+class WritesIntoItsInput(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x.mul_(1.0))
+
+
+def test_a_model_may_write_into_its_input(subject, picture):
+    shown, target, objects = picture
+    subject = copy.copy(subject)
+    subject.model = WritesIntoItsInput(subject.model)
+    judge = judge_of(subject, "grad_cam", metric_names=["drop"])
+    (outcome,) = judge.run([("grad_cam", [target])], shown, {target: objects})
+    assert outcome.problem is None
+
+
+def test_a_model_that_does_not_depend_on_its_input_is_warmed_up(subject, picture):
+    class Constant(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bias = torch.nn.Parameter(torch.zeros(1, 8))
+
+        def forward(self, x):
+            return self.bias.expand(len(x), -1)
+
+    judge = judge_of(subject, "grad_cam")
+    judge.subject = copy.copy(subject)
+    judge.subject.model = Constant()
+    judge._warm_up(subject.input_and_baseline(picture[0])[0])
+    assert judge._is_warm
+
+
+def test_more_steps_than_pixels_are_refused(subject):
+    for steps, metric_names in ((112 * 112, None), (112 * 112 + 1, ["drop"]), (112 * 112 + 1, [])):
+        Judge(subject, ["grad_cam"], MethodSettings(), steps, metrics=metric_names)
+    for steps in (112 * 112 + 1, 10**9):
+        with pytest.raises(WrongArgument, match=f"steps={steps}: there are 12544 pixels"):
+            Judge(subject, ["grad_cam"], MethodSettings(), steps)
+
+
+def test_all_generators_that_are_seeded_are_restored(subject, picture, monkeypatch):
+    """torch.manual_seed seeds every GPU, also those that are not computed on."""
+    given = []
+    fork_rng = torch.random.fork_rng
+
+    def watched(devices):
+        given.append(devices)
+        return fork_rng([])
+
+    monkeypatch.setattr(torch.random, "fork_rng", watched)
+    shown, target, _ = picture
+    judge = judge_of(subject, "grad_cam", metric_names=["drop"])
+    judge.judge("grad_cam", shown, [target])
+    assert given[0] == []
+    assert [0, 1, 2] not in given
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    judge.judge("grad_cam", shown, [target])
+    assert [0, 1, 2] in given
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA"), MemoryError(), RuntimeError("out of memory"), None])
+def test_a_shortage_of_memory_is_told_from_other_errors(subject, picture, own, error):
+    def broken(inputs, target, baselines):
+        raise error or RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    own("broken", broken)
+    (outcome,) = judge_of(subject, "broken", metric_names=[]).run([("broken", [0])], picture[0])
+    assert outcome.is_shortage == (error is not None)

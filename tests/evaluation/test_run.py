@@ -6,6 +6,7 @@ Runs are compared record by record, all but the seconds. On one thread, in passe
 
 import contextlib
 import errno
+import gc
 import json
 import multiprocessing
 import os
@@ -16,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -412,14 +414,62 @@ def test_torchrun_starts_killed_processes_again(data, unbroken):
 def test_a_process_under_torchrun_takes_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    taken = []
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     assert distributed.local_device(None) is None
+    assert taken == []
     for rank, device in (("0", "cuda:0"), ("1", "cuda:1"), ("2", "cuda:0")):
         monkeypatch.setenv("LOCAL_RANK", rank)
         assert distributed.local_device(None) == distributed.local_device("cuda") == device
+        assert taken[-1] == int(device[-1])
         assert distributed.local_device("cuda:7") == "cuda:7"
         assert distributed.local_device("cpu") == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert distributed.local_device(None) is None
+
+
+def test_processes_that_share_a_gpu_are_told_once(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert distributed.shared_gpus("cuda:0") is None
+    for processes, rank, device, line in (
+        ("2", "0", "cuda:0", None),
+        ("3", "0", "cuda:0", "3 processes share 2 GPUs here; --nproc-per-node 2 is faster."),
+        ("3", "1", "cuda:1", None),
+        ("3", "0", "cpu", None),
+        ("3", "0", None, None),
+    ):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert distributed.shared_gpus(device) == line
+
+
+@pytest.mark.parametrize(
+    ("environment", "wrong"),
+    [
+        *(
+            ({"RANK": text, "WORLD_SIZE": "2"}, "RANK")
+            for text in ("abc", "", "-1", "2", "5", "1.5", "\u0661", "9" * 5000)
+        ),
+        *(({"RANK": "0", "WORLD_SIZE": text}, "WORLD_SIZE") for text in ("abc", "", "0", "-1", "1_0", " 2")),
+        ({"RANK": "1"}, "RANK"),
+    ],
+)
+def test_ranks_that_are_none_are_wrong_arguments(capsys, pictures, monkeypatch, environment, wrong):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    code, _, err = run(capsys, pictures, OUT, method_names=["saliency"])
+    assert code == 2
+    (line,) = errors_of(err)
+    assert line.startswith(f"Error: {wrong}=")
+    assert not (OUT / "records").exists() or not list((OUT / "records").iterdir())
+
+
+@pytest.mark.parametrize("text", ["abc", "", "-1"])
+def test_a_local_rank_that_is_none_is_a_wrong_argument(monkeypatch, text):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", text)
+    with pytest.raises(WrongArgument, match="LOCAL_RANK="):
+        distributed.local_device(None)
 
 
 # Full and read-only disks.
@@ -646,6 +696,7 @@ def test_a_folder_of_version_0_1_0_goes_on_with_the_metrics_that_there_were(pict
     (path,) = OUT.glob("records/*.jsonl")
     lines = []
     for line in map(json.loads, path.read_text().splitlines()):
+        del line["crc"]
         curves = {f"{name}_curve": curve for name, curve in line.pop("curves").items()}
         lines.append(json.dumps({**line.pop("values"), **curves, **line}) + "\n")
     path.write_text("".join(lines))
@@ -847,6 +898,111 @@ def test_other_versions_are_refused_but_for_packages_that_were_not_there(capsys,
     code, _, err = run(capsys, pictures, OUT, method_names=["saliency"])
     assert code == 2
     assert "captum version '0.0' there, " in err[0]
+
+
+def test_other_versions_are_accepted_when_asked_for(capsys, pictures):
+    run(capsys, pictures, OUT, method_names=["saliency"])
+    path = OUT / "settings.json"
+    settings = json.loads(path.read_text())
+    settings["versions"]["torch"] = "2.0"
+    path.write_text(json.dumps(settings))
+    code, _, err = run(capsys, pictures, OUT, method_names=["saliency", "grad_cam"])
+    assert code == 2
+    assert "torch version '2.0' there, " in err[0]
+    assert "--accept-other-versions" in err[0]
+    code, out, _ = run(capsys, pictures, OUT, "--accept-other-versions", method_names=["saliency", "grad_cam"])
+    assert (code, out[-1].split(" in ")[0]) == (0, "3 new records of 3 pictures")
+
+
+def test_a_damaged_line_is_done_again(capsys, pictures):
+    run(capsys, pictures, OUT, method_names=["saliency"])
+    before = records_in(OUT)
+    (path,) = OUT.glob("records/*.jsonl")
+    first, second, third = path.read_bytes().splitlines(keepends=True)
+    at = second.index(b'"map":"') + 9
+    path.write_bytes(first + second[:at] + second[at + 4 :] + third.replace(b'"confidence":', b'"confidence":1', 1))
+    assert len(list(read_records(OUT))) == 1
+    assert main(["report", str(OUT)]) == 0
+    capsys.readouterr()
+    code, out, _ = run(capsys, pictures, OUT, method_names=["saliency"])
+    assert (code, out[-1].split(" in ")[0]) == (0, "2 new records of 2 pictures")
+    path.unlink()
+    assert {key: before[key] for key in records_in(OUT)} == records_in(OUT)
+
+
+def test_readers_share_no_memory(capsys, pictures, monkeypatch):
+    """A container has 64 MB of it: a worker that cannot share a tensor neither sends its picture nor ends."""
+
+    def full(*_arguments, **_named):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", full, raising=False)
+    monkeypatch.setattr(torch.UntypedStorage, "_share_filename_cpu_", full, raising=False)
+    with processes_started_by("fork"):
+        code, out, _ = run(capsys, pictures, OUT, "--workers", 2, method_names=["saliency"])
+    assert (code, out[-1].split(" in ")[0]) == (0, "3 new records of 3 pictures")
+
+
+def test_readers_that_cannot_be_started_are_told_in_a_sentence(capsys, pictures, monkeypatch):
+    def no_space(*_arguments, **_named):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(multiprocessing, "Lock", no_space)
+    code, _, err = run(capsys, pictures, OUT, "--workers", 1, method_names=["saliency"])
+    assert code == 1
+    (line,) = errors_of(err)
+    assert "cannot be started ([Errno 28] No space left on device); start again with --workers 0" in line
+
+
+def test_a_shortage_of_memory_is_made_good_at_the_next_start(capsys, pictures):
+    short = [True]
+
+    def attribute(inputs, target, baselines):
+        if short and brightest(inputs):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return inputs
+
+    register("failing", attribute)
+    code, out, _ = run(capsys, pictures, OUT, method_names=["failing"])
+    assert (code, ", 1 of them failures" in out[-1]) == (0, True)
+    (failed,) = (record for record in read_records(OUT) if record.error)
+    assert failed.error.startswith("out of memory: ")
+    short.clear()
+    code, out, _ = run(capsys, pictures, OUT, method_names=["failing"])
+    assert (code, out[-1].split(" in ")[0]) == (0, "1 new records of 1 pictures")
+    assert not any(record.error for record in read_records(OUT))
+    assert run(capsys, pictures, OUT, method_names=["failing"])[1][-1].startswith("0 new records")
+
+
+def test_the_device_is_asked_when_what_failed_is_freed(capsys, pictures, monkeypatch):
+    held, alive = [], []
+
+    def attribute(inputs, target, baselines):
+        activations = torch.zeros(8)
+        held.append(weakref.ref(activations))
+        raise RuntimeError("CUDA error: an illegal memory access")
+
+    def answers(_device):
+        gc.collect()
+        alive.append(held[-1]() is not None)
+        return True
+
+    register("failing", attribute)
+    monkeypatch.setattr(evaluation_run, "_answers", answers)
+    assert run(capsys, pictures, OUT, method_names=["failing"])[0] == 0
+    assert alive == [False] * 3
+
+
+def test_a_folder_that_is_deleted_meanwhile_is_no_success(capsys, pictures):
+    def attribute(inputs, target, baselines):
+        if brightest(inputs):
+            shutil.rmtree(OUT)
+        return inputs
+
+    register("deleting", attribute)
+    code, _, err = run(capsys, pictures, OUT, method_names=["deleting"])
+    assert code == 1
+    assert "was deleted meanwhile, with its records; start again" in errors_of(err)[0]
 
 
 def test_a_reader_that_dies_is_told_in_a_sentence(capsys, pictures, monkeypatch):
