@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.utils._pytree import tree_flatten
 
+from captum_unioncam.engine.layouts.probe import MapProbe
 from captum_unioncam.engine.layouts.torchvision import KnownTransforms, last_token_layers
 from captum_unioncam.engine.layouts.with_maps import WithMaps
 from captum_unioncam.engine.model_state import evaluation_mode, modules_behind
@@ -23,10 +25,11 @@ _WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
 
 
 def find_spatial_layer(model: Module, inputs: Tensor | tuple[Tensor, ...]) -> tuple[str, Module]:
-    """Finds the last layer whose output has space, which is the usual one to explain, by running the model once.
+    """Finds the last layer whose output has space, which is the usual one to explain, by running the model a few times.
 
-    A layer's output has space if it has as many spatial dimensions as an input, and more than one position in them.
-    Channels are taken to come first, except in torchvision's networks: name the layer where they come last elsewhere.
+    A layer's output has space if it has as many spatial dimensions as an input, and more than one position in them; if
+    it grows with the input, or answers to each half of it in that half, as tokens, heads of attention and biases do
+    not; and if the model's output depends on it.
     Of nested modules that end with the same output, the outermost is taken. So are the tokens that enter the last
     attention of torchvision's vision transformers, the usual ones to explain: behind it, the class token alone counts.
 
@@ -38,7 +41,7 @@ def find_spatial_layer(model: Module, inputs: Tensor | tuple[Tensor, ...]) -> tu
         *tuple[str, Module]*: The layer's dotted name in the model, and the layer.
 
     Raises:
-        ValueError: No layer has an output with space.
+        ValueError: No layer has an output with space on which the model's output depends.
 
     Examples::
 
@@ -54,18 +57,19 @@ def find_spatial_layer(model: Module, inputs: Tensor | tuple[Tensor, ...]) -> tu
         maps = isinstance(output, Tensor) and output.dim() in dims
         return layer in tokens or (maps and transforms.has_space(layer, output, dims))
 
-    found = _layers_run(model, inputs, is_usual)
+    found = _layers_with_maps(model, inputs, is_usual, transforms)
     if not found:
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
         raise ValueError(
             f"model: for inputs of shape {shapes} no layer has an output of shape (N, K, *spatial) with more than one "
-            "position; name the layer to explain, or give larger inputs."
+            "position; name the layer to explain, with a reshape_transform where its output is tokens or has its "
+            "channels last, or give larger inputs."
         )
     return next(reversed(found.items()))
 
 
 def spatial_layers(model: Module, inputs: Tensor) -> dict[str, Module]:
-    """All layers that can be explained, by running the model once: those whose output has space, tokens included.
+    """All layers that can be explained, by running the model a few times: those whose output has space, and tokens.
 
     Args:
         model (torch.nn.Module): Left as it was found; runs in evaluation mode.
@@ -75,35 +79,96 @@ def spatial_layers(model: Module, inputs: Tensor) -> dict[str, Module]:
         *dict[str, Module]*: By dotted name, in the order in which they run.
     """
     transforms = KnownTransforms([model])
-    return _layers_run(model, (inputs,), lambda layer, output: transforms.has_space(layer, output, {inputs.dim()}))
+    dims = {inputs.dim()}
+    return _layers_with_maps(
+        model, (inputs,), lambda layer, output: transforms.has_space(layer, output, dims), transforms
+    )
 
 
-def _layers_run(
-    model: Module, inputs: tuple[Tensor, ...], is_wanted: Callable[[Module, Any], bool]
+def layer_names(model: Module) -> dict[str, Module]:
+    """The layers by all their dotted names: a layer that a model holds twice has two."""
+    return {name: module for name, module in model.named_modules(remove_duplicate=False) if name}
+
+
+def _layers_with_maps(
+    model: Module,
+    inputs: tuple[Tensor, ...],
+    is_wanted: Callable[[Module, Any], bool],
+    transforms: KnownTransforms,
 ) -> dict[str, Module]:
-    """The layers whose output is wanted, in the order in which they run."""
-    found: dict[str, Module] = {}
+    """The layers whose output is wanted, has maps and counts, in the order in which they run."""
+    modules = dict(model.named_modules())
+    with evaluation_mode(model) as (forward,):
+        outputs = _outputs_that_count(forward, model, inputs)
+        wanted = {name: output for name, output in outputs.items() if is_wanted(modules[name], output)}
+        known = {name for name, output in wanted.items() if transforms[modules[name]](output) is not output}
+
+        def run(others: tuple[Tensor, ...]) -> dict[str, Tensor]:
+            with torch.no_grad():
+                return _outputs(forward, model, others, wanted, stops=False)[0]
+
+        maps = known | MapProbe(run, inputs, {name: wanted[name] for name in wanted if name not in known}).maps()
+    return {name: modules[name] for name in wanted if name in maps}
+
+
+def _outputs_that_count(forward: Callable[..., Any], model: Module, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """The layers' output tensors, but those on which the model's output does not depend, as far as gradients tell."""
+    # What requires a gradient itself, no model may write into.
+    copies = tuple(x.detach().clone().requires_grad_(x.is_floating_point()).clone() for x in inputs)
+    with torch.enable_grad():
+        outputs, result = _outputs(forward, model, copies, dict(model.named_modules()))
+        ends = [x for x in tree_flatten(result)[0] if isinstance(x, Tensor) and x.requires_grad]
+        given = {name: output for name, output in outputs.items() if output.requires_grad}
+        if not ends or not given:
+            return outputs
+        try:
+            total = torch.stack([end.abs().sum().double() for end in ends]).sum()
+            gradients = torch.autograd.grad(total, list(given.values()), allow_unused=True)
+        except RuntimeError:
+            # A layer's output was written into as a part of another tensor, or there is no backward pass.
+            return outputs
+    unused = {name for name, gradient in zip(given, gradients, strict=True) if gradient is None}
+    return {name: output for name, output in outputs.items() if name not in unused}
+
+
+def _outputs(
+    forward: Callable[..., Any],
+    model: Module,
+    inputs: tuple[Tensor, ...],
+    names: Iterable[str],
+    stops: bool = True,
+) -> tuple[dict[str, Tensor], Any]:
+    """The output tensors of the layers in the order in which they run, and the model's.
+
+    Args:
+        stops (bool): What the model raises is raised. Without, there are the outputs before.
+    """
+    found: dict[str, Tensor] = {}
 
     def look(name: str, module: Module) -> Any:
         def hook(_module: Module, _args: Any, output: Any) -> None:
             # Of a layer that runs several times, the last run is what is explained.
             found.pop(name, None)
-            if is_wanted(module, output):
-                found[name] = module
+            if isinstance(output, Tensor):
+                found[name] = output
 
         return module.register_forward_hook(hook)
 
     modules = {name: module for name, module in model.named_modules() if name}
     # What was put around a layer is not in the model as its user knows it.
     within = tuple(f"{name}." for name, module in modules.items() if isinstance(module, WithMaps))
-    handles = [look(name, module) for name, module in modules.items() if not name.startswith(within)]
+    wanted = set(names)
+    handles = [look(name, module) for name, module in modules.items() if name in wanted and not name.startswith(within)]
+    result = None
     try:
-        with evaluation_mode(model), torch.no_grad():
-            model(*(x.detach().clone() for x in inputs))
+        result = forward(*(x.detach().clone() if not x.requires_grad else x for x in inputs))
+    except Exception:
+        if stops:
+            raise
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return found, result
 
 
 def named_layers(layer: Layer | Sequence[Layer], forward_func: Callable[..., Any]) -> Module | list[Module]:
@@ -128,7 +193,7 @@ def _named_layer(layer: Layer, forward_func: Callable[..., Any]) -> Module:
         return layer
     roots = modules_behind(forward_func)
     named: dict[str, Module] = {
-        _WRAPPERS.sub("", name): module for root in roots for name, module in root.named_modules() if name
+        _WRAPPERS.sub("", name): module for root in roots for name, module in layer_names(root).items()
     }
     if not roots:
         raise ValueError(f"layer: cannot look up {layer!r}, since forward_func is a function; give the module itself.")

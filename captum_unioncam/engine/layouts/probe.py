@@ -1,0 +1,126 @@
+"""Which outputs of layers are maps: found out by what they do when the input changes, not by names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Outputs = Mapping[str, Tensor]
+"""The last output of each layer, by name."""
+
+# A model's strides divide it, so that a larger input has all that the smaller one had.
+_STEP = 32
+# How much more a half of a map answers to its own half of the input than to the other: measured, tokens and heads 1.5
+# at most, convolutions from 2 (deep ones, without training) to no end.
+_OWN_OVER_OTHER = 2.0
+
+
+@dataclass(frozen=True)
+class MapProbe:
+    """Tells maps from what merely has their number of dimensions, by running the model on other inputs.
+
+    A map has a row for each example; where the input grows, so does the map, along the same dimensions, and its
+    channels stay. A layer for which that cannot be told, since the model takes inputs of one size alone or pools to a
+    fixed size, has to answer to each half of the input in that half.
+
+    Args:
+        run (Callable): Inputs to the layers' outputs: of those that were reached, where the model raises.
+        inputs (tuple[Tensor, ...]): Examples, each (N, ...).
+        outputs (Outputs): What ``run`` gave for them.
+    """
+
+    run: Callable[[tuple[Tensor, ...]], Outputs]
+    inputs: tuple[Tensor, ...]
+    outputs: Outputs
+
+    def maps(self) -> set[str]:
+        """The names of the layers whose outputs are maps."""
+        examples = self.inputs[0].shape[0]
+        own = {name: output for name, output in self.outputs.items() if output.shape[0] == examples}
+        other = 3 if examples == 2 else 2
+        larger = self.run(tuple(_larger(_of_first(x, other)) for x in self.inputs))
+        said = {name: self._grows(own[name], larger.get(name), other) for name in own}
+        undecided = {name for name, is_map in said.items() if is_map is None}
+        local = self._local(undecided) if undecided else set()
+        return {name for name, is_map in said.items() if is_map} | local
+
+    def _grows(self, output: Tensor, larger: Tensor | None, rows: int) -> bool | None:
+        """Whether an output grows as a map does with the larger inputs; None if that does not tell."""
+        if larger is None:
+            return None
+        if larger.dim() != output.dim() or larger.shape[0] != rows or larger.shape[1] != output.shape[1]:
+            return False
+        before, after = output.shape[2:], larger.shape[2:]
+        if before == after:
+            return None
+        squares = len(before) > 1 and len({*before}) == len({*after}) == 1
+        return not squares and all(a > b or a == b == 1 for a, b in zip(after, before, strict=True))
+
+    def _local(self, names: set[str]) -> set[str]:
+        """The layers whose outputs answer to each half of the inputs, along each dimension, in that half."""
+        masked = next(x for x in self.inputs if x.dim() > 2)
+        if masked.is_meta or not masked.is_floating_point():
+            return names
+        answers = self.run(tuple(_with_changed_halves(x, masked.dim()) for x in self.inputs))
+        rows = 1 + 2 * (masked.dim() - 2)
+        reached = {name: answers[name] for name in names if name in answers}
+        if not reached:
+            # Not even the first layer ran: the model takes a fixed number of rows.
+            return names
+        return {name for name, answer in reached.items() if answer.shape[0] == rows and _answers_locally(answer)}
+
+
+def _of_first(inputs: Tensor, rows: int) -> Tensor:
+    return inputs[:1].expand(rows, *inputs.shape[1:]).clone()
+
+
+def _larger(inputs: Tensor) -> Tensor:
+    """Each spatial dimension longer, by another factor each: a picture's aspect changes."""
+    for dim in range(2, inputs.dim()):
+        size = inputs.shape[dim]
+        more = (dim - 1) * _STEP * -(-size // (4 * _STEP)) if size >= _STEP else (dim - 1) * size
+        index = torch.arange(size + more, device=inputs.device) % size
+        inputs = inputs.index_select(dim, index)
+    return inputs
+
+
+def _with_changed_halves(inputs: Tensor, dims: int) -> Tensor:
+    """The first example; and for each spatial dimension, with its first half changed, and with its second."""
+    rows = _of_first(inputs, 1 + 2 * (dims - 2))
+    if inputs.dim() != dims:
+        return rows
+    deviation = inputs[0].std(correction=0)
+    scale = deviation.where(deviation > 0, 1.0)
+    noise = torch.randn(inputs.shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    changed = rows[0] + scale * noise.to(rows)
+    for dim in range(2, dims):
+        half = inputs.shape[dim] // 2
+        for row, part in ((2 * dim - 3, slice(None, half)), (2 * dim - 2, slice(half, None))):
+            index = (slice(None),) * (dim - 1) + (part,)
+            rows[row][index] = changed[index]
+    return rows
+
+
+def _answers_locally(answer: Tensor) -> bool:
+    """Each half along a dimension to the input's half along the same one, and less so along another."""
+    change = (answer[1:] - answer[:1]).abs().double()
+    dims = range(2, answer.dim())
+    return all(_is_own(change, dim, dims) for dim in dims if answer.shape[dim] > 1)
+
+
+def _is_own(change: Tensor, dim: int, dims: Sequence[int]) -> bool:
+    # A token's place counts row by row: weights of attention answer to the upper half along both dimensions.
+    own, other = _answers(change, dim, dim)
+    crossed = (_answers(change, dim, of_input) for of_input in dims if of_input != dim)
+    return own > _OWN_OVER_OTHER * other and all(own * b > a * other for a, b in crossed)
+
+
+def _answers(change: Tensor, dim: int, of_input: int) -> tuple[float, float]:
+    """How much the halves along ``dim`` answer to the input's halves along ``of_input``: to the same, to the other."""
+    half = change.shape[dim] // 2
+    halves = change.narrow(dim, 0, half), change.narrow(dim, change.shape[dim] - half, half)
+    (a, b), (c, d) = ([float(part[2 * of_input - row].mean()) for part in halves] for row in (4, 3))
+    return a * d, b * c
