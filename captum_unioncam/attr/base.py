@@ -28,7 +28,7 @@ from captum_unioncam.engine._captum import (
     log_usage,
 )
 from captum_unioncam.engine.capture import LayerCall
-from captum_unioncam.engine.checks import check_function, check_inputs
+from captum_unioncam.engine.checks import check_function, check_inputs, check_layer
 from captum_unioncam.engine.confidence import ConfidenceFunction
 from captum_unioncam.engine.layouts.base import ReshapeTransform
 from captum_unioncam.engine.maps import clipped, weighted
@@ -102,6 +102,7 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
     ) -> None:
         check_function("forward_func", forward_func, optional=False)
         check_function("reshape_transform", reshape_transform)
+        check_layer(layer)
         LayerAttribution.__init__(self, forward_func, named_layers(layer, forward_func), device_ids)
         for kind in (GradientAttribution, PerturbationAttribution):
             if isinstance(self, kind):

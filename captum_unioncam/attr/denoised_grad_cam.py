@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from captum_unioncam.attr.base import GradientCam, LayerT
+from captum_unioncam.engine.checks import check_number
 from captum_unioncam.engine.maps import divide_or_zero, spatial_dims
 
 
@@ -47,8 +48,7 @@ def denoised_terms(gradients: Tensor, activations: Tensor, theta: float) -> Tens
 
 def check_theta(theta: float) -> None:
     """Raises ``ValueError`` unless ``theta`` is a percentage."""
-    if not 0 <= theta <= 100:
-        raise ValueError(f"theta: got {theta}; give a percentile from 0 to 100 (the paper's is 10).")
+    check_number("theta", theta, 0, 100, "a percentile from 0 to 100 (the paper's is 10)")
 
 
 class LayerDenoisedGradCam(GradientCam[LayerT]):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from captum_unioncam.engine.checks import check_finite, check_size, described
 from captum_unioncam.engine.maps import minmax, up
 
 
@@ -26,15 +27,22 @@ def fuse(maps: Sequence[Tensor], size: torch.Size | tuple[int, ...]) -> Tensor:
         *Tensor* (N, 1, \*size), in [0, 1]; all zeros where every map is constant.
 
     Raises:
-        ValueError: No maps, or maps that differ in more than their resolution or do not have ``size``'s dimensions.
+        ValueError: No maps, or maps that differ in more than their resolution, do not have ``size``'s dimensions or are
+            not finite; a ``size`` that is not one to three whole numbers of at least 1.
 
     Examples::
 
         >>> maps = LayerUnionCam(model, [model.layer3, model.layer4]).attribute(images, target=3)
         >>> heat = fuse(maps, images.shape[2:])  # (N, 1, 224, 224)
     """
+    size = check_size("size", size)
+    if not isinstance(maps, (list, tuple, Tensor)) or not all(isinstance(m, Tensor) and m.numel() for m in maps):
+        raise ValueError(f"maps: got {described(maps)}; give a tensor with values for each layer.")
     shapes = {(*m.shape[:2], m.dim() - 2) for m in maps}
     if len(shapes) != 1 or shapes.pop()[-1] != len(size):
         given = ", ".join(str(tuple(m.shape)) for m in maps) or "none"
         raise ValueError(f"maps: got {given} for the size {tuple(size)}; give maps that differ in resolution alone.")
+    for m in maps:
+        check_finite(m, "maps")
+    maps = [m if m.is_floating_point() else m.float() for m in maps]
     return minmax(torch.stack([minmax(up(m, size)) for m in maps]).amax(0))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from captum_unioncam.attr.base import LayerT, PerturbationCam
-from captum_unioncam.engine.checks import check_positive
+from captum_unioncam.engine.checks import check_positive, described
 from captum_unioncam.engine.scoring import TargetPasses
 
 CHANNEL_WEIGHTS = ("score", "softmax")
@@ -26,9 +26,9 @@ def region_weights(scores: Tensor, scored: Tensor, channel_weights: str) -> Tens
 
 def check_region_settings(channel_weights: str, max_channels: int | None) -> None:
     """Raises ``ValueError`` for unknown ``channel_weights``, or ``max_channels`` below 1."""
-    if channel_weights not in CHANNEL_WEIGHTS:
+    if not isinstance(channel_weights, str) or channel_weights not in CHANNEL_WEIGHTS:
         known = ", ".join(map(repr, CHANNEL_WEIGHTS))
-        raise ValueError(f"channel_weights: got {channel_weights!r}; give one of {known}.")
+        raise ValueError(f"channel_weights: got {described(channel_weights)}; give one of {known}.")
     check_positive("max_channels", max_channels)
 
 

@@ -9,6 +9,10 @@ from captum.attr import Attribution, LayerAttribution
 from torch import Tensor
 
 from captum_unioncam.engine._captum import format_output, format_tensor_into_tuples, log_usage
+from captum_unioncam.engine.checks import check_inputs, described
+
+MODES = {"linear": 3, "bilinear": 4, "bicubic": 4, "trilinear": 5, "nearest": None, "nearest-exact": None, "area": None}
+"""Of ``torch.nn.functional.interpolate``, each with the dimensions of what it takes; None: any."""
 
 
 class UpsampledAttribution(Attribution):  # type: ignore[misc]
@@ -25,6 +29,10 @@ class UpsampledAttribution(Attribution):  # type: ignore[misc]
     """
 
     def __init__(self, method: LayerAttribution, interpolate_mode: str = "bilinear") -> None:
+        if not isinstance(method, Attribution):
+            raise TypeError(f"method: got {described(method)}; give an attribution method, such as LayerUnionCam.")
+        if not isinstance(interpolate_mode, str) or interpolate_mode not in MODES:
+            raise ValueError(f"interpolate_mode: got {described(interpolate_mode)}; give one of {', '.join(MODES)}.")
         Attribution.__init__(self, method.forward_func)
         self.method = method
         self.interpolate_mode = interpolate_mode
@@ -41,7 +49,7 @@ class UpsampledAttribution(Attribution):  # type: ignore[misc]
             of the input's own shape where it has not the attribution's number of spatial dimensions.
 
         Raises:
-            ValueError: The wrapped method returned other than one attribution.
+            ValueError: The wrapped method returned other than one attribution, no input has the mode's dimensions.
 
         Examples::
 
@@ -50,7 +58,13 @@ class UpsampledAttribution(Attribution):  # type: ignore[misc]
             >>> sensitivity = captum.metrics.sensitivity_max(upsampled.attribute, images, target=3)
         """
         is_inputs_tuple = isinstance(inputs, tuple)
-        inputs = format_tensor_into_tuples(inputs)
+        inputs = check_inputs(format_tensor_into_tuples(inputs))
+        dims = MODES[self.interpolate_mode]
+        if dims is not None and all(x.dim() != dims for x in inputs):
+            raise ValueError(
+                f"interpolate_mode: {self.interpolate_mode!r} is for {dims - 2} spatial dimensions, which none of the "
+                f"inputs of shape {[tuple(x.shape) for x in inputs]} has; give one of {', '.join(MODES)}."
+            )
         attribution = self.method.attribute(inputs if is_inputs_tuple else inputs[0], *args, **kwargs)
         if isinstance(attribution, (tuple, list)):
             if len(attribution) != 1:

@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module
+
+from captum_unioncam.engine.maps import MAX_SPATIAL_DIMS
 
 _INDEX_DTYPES = (torch.int32, torch.int64)
 
@@ -60,13 +63,30 @@ def check_finite(values: Tensor, what: str) -> None:
 def check_positive(name: str, value: int | None) -> None:
     """Raises ``ValueError`` unless ``value`` is None or a whole number of at least 1."""
     if value is not None and (not isinstance(value, Integral) or isinstance(value, bool) or value < 1):
-        raise ValueError(f"{name}: got {value!r}; give a whole number of at least 1, or None.")
+        raise ValueError(f"{name}: got {described(value)}; give a whole number of at least 1, or None.")
 
 
 def check_number(name: str, value: Any, least: float, most: float, what: str) -> None:
     """Raises ``ValueError`` unless ``value`` is a real number from ``least`` to ``most``; ``what`` would do."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not least <= value <= most:
+    if not isinstance(value, Real) or isinstance(value, bool) or not least <= float(value) <= most:
         raise ValueError(f"{name}: got {described(value)}; give {what}.")
+
+
+def check_size(name: str, value: Any, dims: int | None = None) -> tuple[int, ...]:
+    """The spatial size, if it is one to three, or ``dims``, whole numbers of at least 1; ``ValueError`` otherwise."""
+    size = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else ()
+    whole = all(isinstance(length, Integral) and not isinstance(length, bool) and int(length) >= 1 for length in size)
+    if not whole or not (len(size) == dims if dims else 1 <= len(size) <= MAX_SPATIAL_DIMS):
+        wanted = f"{dims} whole numbers" if dims else f"one to {MAX_SPATIAL_DIMS} whole numbers"
+        raise ValueError(f"{name}: got {described(value)}; give {wanted} of at least 1.")
+    return tuple(int(length) for length in size)
+
+
+def check_layer(layer: Any) -> None:
+    """Raises ``TypeError`` unless ``layer`` is a module, a name, or a list of those."""
+    for one in layer if isinstance(layer, (list, tuple)) else [layer]:
+        if not isinstance(one, (Module, str)):
+            raise TypeError(f"layer: got {described(layer)}; give a module, its dotted name, or a list of those.")
 
 
 def check_function(name: str, value: Any, *, optional: bool = True) -> None:

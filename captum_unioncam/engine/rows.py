@@ -13,11 +13,12 @@ from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from captum_unioncam.engine._captum import run_forward
+from captum_unioncam.engine.confidence import output_tensor
 from captum_unioncam.engine.model_state import modules_behind
 
 # Their layers ask tensors for values alone. Of other classes, the code is looked at.
 _LIBRARIES = ("torch", "torchvision", "timm", "math", "typing", "collections", "functools", "captum_unioncam")
-_LAYOUT_NAMES = ("data_ptr", "stride", "storage", "numpy", "__array", "as_strided", "dlpack", "contiguous", "tobytes")
+_LAYOUT_NAMES = ("data_ptr", "stride", "storage", "numpy", "__array", "as_strided", "dlpack", "is_contiguous", "tobytes")
 _TOLERANCE = 1e-2  # half precision too; a row that meets another's argument is out by more
 
 
@@ -96,39 +97,48 @@ def check_rows_of_arguments(
 ) -> None:
     """Raises ``ValueError`` where an argument happens to have N rows, and the rows do not go with the examples.
 
-    Of two examples, the first has to give what it gives beside a copy of itself: two passes of two rows.
+    In batches of copies of one example, with its row of the argument, it has to give what it gives in its own batch: so
+    do the first and the last. Tensors within lists go with no example, and must not need to.
     """
     examples = inputs[0].shape[0]
-    going = [number for number, x in enumerate(additional_forward_args) if _rows(x) == examples]
-    if examples < 2 or not going:
+    doubtful = [
+        number
+        for number, x in enumerate(additional_forward_args)
+        if _rows(x) == examples or isinstance(x, (tuple, list, dict))
+    ]
+    if not doubtful:
         return
 
-    def outputs_of(other: int) -> Any:
-        values = [x[[0, other]] if _rows(x) == examples else x for x in (*inputs, *additional_forward_args)]
-        return run_forward(forward_func, tuple(values[: len(inputs)]), None, tuple(values[len(inputs) :]))
+    def outputs_of(rows: list[int]) -> Tensor:
+        values = [x[rows] if _rows(x) == examples else x for x in (*inputs, *additional_forward_args)]
+        output = run_forward(forward_func, tuple(values[: len(inputs)]), None, tuple(values[len(inputs) :]))
+        return output_tensor(output, len(rows))
 
-    try:
-        beside_another, beside_itself = outputs_of(examples - 1), outputs_of(0)
-    except (RuntimeError, IndexError, ValueError, AssertionError):
-        # Made for another number of rows, or at fault: the passes will tell.
-        return
-    tensors = isinstance(beside_another, Tensor) and isinstance(beside_itself, Tensor)
-    if tensors and not _same_row(beside_itself, beside_another):
-        numbers = " and ".join(f"number {number}" for number in going)
-        raise ValueError(
-            f"additional_forward_args: {numbers} has as many rows as there are examples, {examples}, so each row goes "
-            "with its example, but what forward_func gives for an example depends on the other rows; share a value "
-            "among all examples by a closure."
-        )
+    whole = outputs_of(list(range(examples)))
+    for example in {0, examples - 1}:
+        try:
+            copies = outputs_of([example] * max(examples, 2))
+        except Exception:
+            if examples > 1:
+                raise
+            # Made for one row: the passes will tell.
+            return
+        if not _are_copies(copies, whole[example : example + 1]):
+            numbers = " and ".join(f"number {number}" for number in doubtful)
+            raise ValueError(
+                f"additional_forward_args: {numbers} may have a row for each of the examples, {examples}, but what "
+                "forward_func gives for an example depends on the other rows; share a value among all examples by a "
+                "closure, and give what goes with each of them as a tensor of its own, or among the inputs."
+            )
 
 
 def _rows(value: Any) -> int | None:
     return value.shape[0] if isinstance(value, Tensor) and value.dim() > 0 else None
 
 
-def _same_row(one: Tensor, other: Tensor) -> bool:
-    if one.shape[1:] != other.shape[1:] or not one.dim():
+def _are_copies(copies: Tensor, one: Tensor) -> bool:
+    if copies.shape[1:] != one.shape[1:] or not one.dim():
         return False
-    scale = other[:1].abs().amax().nan_to_num(0.0, 0.0) if other[:1].numel() else 0.0
-    near = (one[:1] - other[:1]).abs() <= _TOLERANCE * scale
-    return bool((near | ~torch.isfinite(other[:1])).all())
+    scale = one.abs().amax().nan_to_num(0.0, 0.0) if one.numel() else 0.0
+    near = (copies - one).abs() <= _TOLERANCE * scale
+    return bool((near | ~torch.isfinite(one)).all())

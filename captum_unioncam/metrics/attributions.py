@@ -17,7 +17,15 @@ from captum_unioncam.engine._captum import (
     format_tensor_into_tuples,
     log_usage,
 )
-from captum_unioncam.engine.checks import check_finite, check_inputs, check_positive
+from captum_unioncam.engine.checks import (
+    check_baselines,
+    check_finite,
+    check_function,
+    check_inputs,
+    check_positive,
+    check_target,
+    described,
+)
 from captum_unioncam.engine.confidence import ConfidenceFunction
 from captum_unioncam.engine.maps import full_precision, minmax, up
 from captum_unioncam.engine.model_state import evaluation_mode
@@ -28,6 +36,8 @@ from captum_unioncam.system.documents import parameters, specialised
 
 # RISE's substrate: https://github.com/eclique/RISE, evaluation.py.
 _BLUR_PIXELS, _BLUR_SIGMA = 11, 5.0
+
+DEFAULT_STEPS = 100
 
 
 # What was learnt of each function's passes, for as long as the function lives.
@@ -65,15 +75,18 @@ class JudgedAttributions:
             Default: None, which is 0, black
         additional_forward_args (Any): Further arguments of ``forward_func``. Default: None
         confidence_fn (Callable or None): The output of ``forward_func`` to confidences, not negative, of the same
-            shape. Default: softmax over dimension 1 where there are several classes, the output itself otherwise
+            shape. Default: softmax over dimension 1 where there are several classes, the output itself otherwise; an
+            error where the outputs are confidences already, or the only one is negative
         internal_batch_size (int, "auto" or None): Batch size of the forward passes. Halved automatically when memory
             runs out. "auto" is the fastest, learnt from the passes and remembered for ``forward_func`` and inputs of
             this shape. Default: None, by a fixed rule of the inputs' size and the device
 
     Raises:
-        ValueError: No input has the attributions' dimensions, an empty batch, attributions of other examples or not
-            finite, confidences that are negative or not finite, or a batch size below 1.
+        ValueError: No input has the attributions' dimensions, an empty batch, attributions that are no real tensors, of
+            other examples or not finite, confidences that are negative or not finite, outputs that hold no tensor with
+            one row an example, or a batch size below 1.
         AssertionError: A target or baseline that does not fit, as in Captum.
+        TypeError: A function that cannot be called.
     """
 
     def __init__(
@@ -88,14 +101,20 @@ class JudgedAttributions:
         confidence_fn: ConfidenceFunction | None = None,
         internal_batch_size: int | Literal["auto"] | None = None,
     ) -> None:
+        check_function("forward_func", forward_func, optional=False)
+        check_function("confidence_fn", confidence_fn)
         self.forward_func = forward_func
         self.inputs = check_inputs(format_tensor_into_tuples(inputs))
+        check_target(target, self.inputs[0].shape[0])
+        check_baselines(baselines, self.inputs)
         self.target = target
         self.baselines = baselines
         self.additional_forward_args = format_additional_forward_args(additional_forward_args)
         self.confidence_fn = confidence_fn
         self.internal_batch_size = internal_batch_size
-        given = format_tensor_into_tuples(attributions)
+        given = attributions if isinstance(attributions, tuple) else (attributions,)
+        for attribution in given:
+            check_map("attributions", attribution)
         if len(given) not in (1, len(self.inputs)):
             raise ValueError(f"attributions: got {len(given)} for {len(self.inputs)} inputs; give one for all or each.")
         self.dims = next((attribution.dim() for attribution in given if attribution.dim() > 2), 0)
@@ -112,6 +131,8 @@ class JudgedAttributions:
                 f"attributions: got the shapes {shapes} for inputs of shape {wanted}; give (N, K, *spatial), of any "
                 "resolution, with as many dimensions as an input."
             )
+        for i in self.attributions:
+            check_finite(self.inputs[i], "inputs")
 
     def _upsampled(self, attribution: Tensor, inputs: Tensor) -> Tensor:
         examples = inputs.shape[0]
@@ -134,17 +155,17 @@ class JudgedAttributions:
             return torch.where(_column(chunk.numbers == 0, inputs), 1.0, masks[i][chunk.examples.to(inputs.device)])
 
         confidences = self._confidences(make, 2, self.baselines)
-        negative = (confidences < 0).any(1)
-        if negative.any():
+        negative = (confidences < 0).any(1).nonzero().flatten().tolist()
+        if negative:
             raise ValueError(
-                f"confidences: negative for the examples {negative.nonzero().flatten().tolist()}, so no share of them "
-                "can drop; give confidence_fn, such as torch.sigmoid for a model of one logit."
+                f"confidence_fn: gave negative confidences for the examples {negative}, of which no share drops; "
+                "give one of no negative values, such as torch.sigmoid."
             )
         return confidences[:, 0], confidences[:, 1]
 
     def curve(self, baselines: BaselineType, steps: int, shown: Callable[[Tensor, Tensor], Tensor]) -> Curve:
         """The curve of inputs whose pixels are shown where ``shown(rank, pixels of the step)``."""
-        check_positive("steps", steps)
+        self._check_steps(steps)
         ranks = {i: _ranks(attribution) for i, attribution in self.attributions.items()}
 
         counts = {
@@ -160,6 +181,16 @@ class JudgedAttributions:
         pixels = next(iter(counts.values()))
         fractions = pixels.to(confidences) / pixels[-1]
         return Curve(torch.trapezoid(confidences, fractions, dim=1), fractions, confidences)
+
+    def _check_steps(self, steps: int) -> None:
+        if steps is None:
+            raise ValueError("steps: got None; give a whole number of at least 1.")
+        check_positive("steps", steps)
+        pixels = max(self.inputs[i].shape[2:].numel() for i in self.attributions)
+        if steps > max(pixels, DEFAULT_STEPS):
+            raise ValueError(
+                f"steps: got {steps}; there are {pixels} pixels, and a step has one or more: give at most as many."
+            )
 
     def _confidences(self, make: Callable[[Chunk, Tensor, int], Tensor], count: int, baselines: BaselineType) -> Tensor:
         """Of ``count`` masks for each example, (N, count)."""
@@ -202,9 +233,18 @@ def _tuners_of(forward_func: Callable[..., Any]) -> dict[Hashable, PassTuner]:
         return {}
 
 
+def check_map(name: str, value: Any) -> None:
+    """Raises ``ValueError`` unless ``value`` is a tensor of real numbers, at least one."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name}: got {described(value)}; give a tensor, such as torch.from_numpy makes of an array.")
+    if value.numel() == 0 or value.is_complex() or value.is_meta:
+        raise ValueError(f"{name}: got {described(value)} on {value.device}; give real values, at least one.")
+
+
 def one_channel(attributions: Tensor, size: torch.Size) -> Tensor:
     """The sum of the channels at ``size``, (N, 1, *spatial)."""
     check_finite(attributions, "attributions")
+    attributions = attributions if attributions.is_floating_point() else attributions.float()
     summed = full_precision(attributions.detach()).sum(1, keepdim=True)
     return summed if summed.shape[2:] == size else up(summed, size)
 
@@ -222,10 +262,11 @@ def _column(values: Tensor, inputs: Tensor) -> Tensor:
 
 def _blurred(inputs: Tensor) -> Tensor:
     reach = _BLUR_PIXELS // 2
-    kernel = torch.arange(-reach, reach + 1, device=inputs.device, dtype=inputs.dtype)
+    dtype = torch.promote_types(inputs.dtype, torch.float32)
+    kernel = torch.arange(-reach, reach + 1, device=inputs.device, dtype=dtype)
     kernel = (-(kernel**2) / (2 * _BLUR_SIGMA**2)).exp()
     kernel /= kernel.sum()
-    blurred = F.pad(inputs.detach(), (reach, reach) * (inputs.dim() - 2), mode="replicate")
+    blurred = F.pad(inputs.detach().to(dtype), (reach, reach) * (inputs.dim() - 2), mode="replicate")
     for dim in range(2, inputs.dim()):
         blurred = blurred.unfold(dim, _BLUR_PIXELS, 1) @ kernel
-    return blurred
+    return (blurred if inputs.is_floating_point() else blurred.round()).to(inputs.dtype)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from captum_unioncam.engine.maps import divide_or_zero
-from captum_unioncam.metrics.attributions import Curve, JudgedAttributions, judged
+from captum_unioncam.metrics.attributions import DEFAULT_STEPS, Curve, JudgedAttributions, judged
 from captum_unioncam.metrics.table import metric
 
 
@@ -80,7 +80,7 @@ def confidence_increase(attr: JudgedAttributions) -> Tensor:
     description="The area under the curve of the confidence as pixels are inserted, the most important first.",
 )
 @judged
-def insertion(attr: JudgedAttributions, *, steps: int = 100, return_curve: bool = False) -> Tensor | Curve:
+def insertion(attr: JudgedAttributions, *, steps: int = DEFAULT_STEPS, return_curve: bool = False) -> Tensor | Curve:
     r"""
     The area under the curve of the class confidence as the input's pixels are inserted, most important first.
 
@@ -91,8 +91,8 @@ def insertion(attr: JudgedAttributions, *, steps: int = 100, return_curve: bool 
     Args:
         baselines (number, Tensor, tuple or None): What shows where nothing is inserted yet. Default: None, the blurred
             input, as in RISE (Gaussian of 5 pixels, 11 wide; the border is repeated, where RISE pads with 0)
-        steps (int): S, at least 1; there are S + 1 forward passes an example. Default: 100, where RISE inserts a row's
-            worth of pixels at a time
+        steps (int): S, at least 1 and, above 100, at most the number of pixels; there are S + 1 forward passes an
+            example. Default: 100, where RISE inserts a row's worth of pixels at a time
         return_curve (bool): Return the curve too. Default: False
 
     Returns:
@@ -115,7 +115,7 @@ def insertion(attr: JudgedAttributions, *, steps: int = 100, return_curve: bool 
     description="The area under the curve of the confidence as pixels are deleted, the most important first.",
 )
 @judged
-def deletion(attr: JudgedAttributions, *, steps: int = 100, return_curve: bool = False) -> Tensor | Curve:
+def deletion(attr: JudgedAttributions, *, steps: int = DEFAULT_STEPS, return_curve: bool = False) -> Tensor | Curve:
     r"""
     The area under the curve of the class confidence as the input's pixels are deleted, most important first.
 
@@ -123,7 +123,7 @@ def deletion(attr: JudgedAttributions, *, steps: int = 100, return_curve: bool =
 
     Args:
         baselines (number, Tensor, tuple or None): What shows where pixels are deleted. Default: None, which is 0, black
-        steps (int): S, at least 1; there are S + 1 forward passes an example. Default: 100
+        steps (int): As for :func:`insertion`. Default: 100
         return_curve (bool): Return the curve too. Default: False
 
     Returns:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from captum_unioncam.engine._captum import log_usage
-from captum_unioncam.engine.maps import divide_or_zero
-from captum_unioncam.metrics.attributions import one_channel
+from captum_unioncam.engine.checks import check_number, check_size, described
+from captum_unioncam.engine.maps import MAX_SPATIAL_DIMS, divide_or_zero
+from captum_unioncam.metrics.attributions import check_map, one_channel
 from captum_unioncam.metrics.table import metric
 
 
@@ -50,8 +53,7 @@ def pointing_game(attributions: Tensor, objects: Tensor, tolerance: float = 0) -
         >>> images, labels, masks = demo.generate(4, seed=0)
         >>> hit = pointing_game(attr, masks)  # (4,)
     """
-    if not tolerance >= 0:
-        raise ValueError(f"tolerance: got {tolerance}; give a distance of at least 0 pixels.")
+    check_number("tolerance", tolerance, 0, math.inf, "a distance of at least 0 pixels")
     attributions, objects = _fitted(attributions, objects)
     size = attributions.shape[2:]
     axes = [torch.arange(length, device=attributions.device) for length in size]
@@ -112,26 +114,50 @@ def box_masks(boxes: Sequence[Tensor | Sequence[Sequence[float]]], size: Sequenc
         *Tensor* (N, 1, height, width), bool.
 
     Raises:
-        ValueError: Boxes are not of four numbers.
+        ValueError: Boxes are not of four numbers, the last two not below the first two, or there is no such size.
 
     Examples::
 
         >>> masks = box_masks([[(10, 20, 50, 80)], [(0, 0, 30, 30), (60, 60, 90, 90)]], images.shape[2:])
     """
-    height, width = size
+    height, width = check_size("size", size, dims=2)
+    if not _is_sequence(boxes) or not all(map(_is_sequence, boxes)):
+        raise ValueError(f"boxes: got {described(boxes)}; give for each example a list of its boxes.")
     y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
     masks = torch.zeros((len(boxes), 1, height, width), dtype=torch.bool)
     for mask, of_example in zip(masks, boxes, strict=True):
         for box in of_example:
-            if len(box) != 4:
-                raise ValueError(f"boxes: got {box}; give left, top, right and bottom.")
-            left, top, right, bottom = (float(value) for value in box)
+            left, top, right, bottom = _corners(box)
             mask |= (left <= x) & (x <= right) & (top <= y) & (y <= bottom)
     return masks
 
 
+def _is_sequence(value: Any) -> bool:
+    of_array = hasattr(value, "shape") and len(value.shape) > 0
+    return of_array or (isinstance(value, Sequence) and not isinstance(value, str))
+
+
+def _corners(box: Any) -> list[float]:
+    try:
+        corners = [float(value) for value in box]
+    except (TypeError, ValueError):
+        corners = []
+    # A comparison with NaN is false.
+    if len(corners) != 4 or not (corners[0] <= corners[2] and corners[1] <= corners[3]):
+        raise ValueError(f"boxes: got {described(box)}; give left, top, right and bottom, in this order.")
+    return corners
+
+
 def _fitted(attributions: Tensor, objects: Tensor) -> tuple[Tensor, Tensor]:
     """Attributions of one channel at the objects' size, and the objects, both (N, 1, *spatial)."""
+    check_map("attributions", attributions)
+    check_map("objects", objects)
+    if not 3 <= attributions.dim() <= 2 + MAX_SPATIAL_DIMS:
+        raise ValueError(f"attributions: got the shape {tuple(attributions.shape)}; give (N, K, *spatial).")
+    if objects.dtype != torch.bool and not ((objects == 0) | (objects == 1)).all():
+        raise ValueError(
+            f"objects: got {described(objects)} with other values than 0 and 1; give bool, as masks > 0 is."
+        )
     if objects.dim() == attributions.dim() - 1:
         objects = objects.unsqueeze(1)
     if objects.dim() != attributions.dim() or objects.shape[:2] != (attributions.shape[0], 1):

@@ -138,8 +138,10 @@ def test_score_dtype_is_for_the_channels_alone():
 def test_class_confidence():
     logits = torch.randn(4, 3, 2)
     assert same(class_confidence(logits), logits.softmax(1))
-    for one_output in (torch.randn(4), torch.randn(4, 1), torch.randn(4, 1, 5)):
+    for one_output in (torch.rand(4), torch.rand(4, 1), torch.rand(4, 1, 5)):
         assert class_confidence(one_output) is one_output
+        with pytest.raises(ValueError, match=r"^confidence_fn: .*sigmoid"):
+            class_confidence(one_output - 1)
 
 
 def test_additional_arguments_go_with_their_example_and_others_pass():
@@ -154,8 +156,8 @@ def test_additional_arguments_go_with_their_example_and_others_pass():
     shared = torch.zeros(2, 7, dtype=torch.float64)
     method = LayerScoreCam(forward, net.features, confidence_fn=lambda output: output)
     terms = method.attribute(inputs, 0, (per_example, shared, 4, None), attr_dim_summation=False, internal_batch_size=4)
-    # Twice two rows to see that the argument goes by row.
-    assert seen[1:] == [(rows, shared.shape, 4, None) for rows in (2, 2, 4, 4, 4, 3)]
+    # The whole batch and copies of two examples, to see that the argument goes by row.
+    assert seen[1:] == [(rows, shared.shape, 4, None) for rows in (3, 3, 3, 4, 4, 4, 3)]
     for i in range(3):
         alone = method.attribute(
             inputs[i : i + 1], 0, (per_example[i : i + 1], shared, 4, None), attr_dim_summation=False

@@ -35,6 +35,10 @@ def attributions(request, model, images):
     return torch.randn(3, 1, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
+def maps(seed=0):
+    return torch.rand(3, 1, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
 softmax = partial(torch.softmax, dim=1)
 
 
@@ -66,7 +70,7 @@ def each(function, model, images, attributions, *args, confidence_fn=softmax):
 @pytest.mark.parametrize("name", ["confidence_drop", "confidence_increase"])
 def test_drop_and_increase_agree_with_plain_loops(model, images, attributions, baseline, name):
     if baseline == "tensor":
-        baseline = torch.randn(1, 2, 1, 1, dtype=torch.float64).expand(1, *images.shape[1:])
+        baseline = torch.tensor([0.7, -0.4], dtype=torch.float64).reshape(1, 2, 1, 1).expand(1, *images.shape[1:])
     black = torch.zeros_like(images) + baseline
     expected = each(getattr(reference, name), model, images, attributions, black)
     assert same(getattr(metrics, name)(model, images, attributions, TARGETS, baselines=baseline), expected)
@@ -154,7 +158,7 @@ def test_the_true_order_of_pixels_has_the_best_curves(images):
         return insertion - metrics.deletion(pixels_sum, positive, attribution)
 
     best, worst = both(positive), both(-positive)
-    other = both(torch.randn_like(positive))
+    other = both(tiny_inputs(seed=6))
     assert (best > other).all()
     assert (other > worst).all()
 
@@ -216,8 +220,8 @@ class TwoInputs(nn.Module):
 
 def test_several_inputs_each_masked_by_its_own_attribution(images):
     model, other, number = TwoInputs(), tiny_inputs(seed=9), torch.tensor([[1.0], [0.5], [2.0]]).double()
-    one_attr, other_attr = (torch.rand(3, 1, 4, 3, dtype=torch.float64) for _ in range(2))
-    bias = torch.randn(3, CLASSES, dtype=torch.float64)
+    one_attr, other_attr = maps(), maps(seed=1)
+    bias = torch.linspace(-2, 2, 3 * CLASSES, dtype=torch.float64).reshape(3, CLASSES)
     found = metrics.confidence_drop(
         model,
         (images, number, other),
@@ -240,7 +244,7 @@ def test_several_inputs_each_masked_by_its_own_attribution(images):
 
 def test_a_confidence_function_is_obeyed(images):
     model = TinyNet(seed=3)
-    attributions = torch.rand(3, 1, 4, 3, dtype=torch.float64)
+    attributions = maps()
     found = metrics.confidence_drop(model, images, attributions, TARGETS, confidence_fn=torch.sigmoid)
     expected = each(
         reference.confidence_drop,
@@ -257,7 +261,7 @@ def test_no_confidence_cannot_drop(images):
     def nothing(x):
         return 0 * x.sum((1, 2, 3))
 
-    attributions = torch.rand(3, 1, 4, 3, dtype=torch.float64)
+    attributions = maps()
     assert metrics.confidence_drop(nothing, images, attributions).tolist() == [0, 0, 0]
     assert metrics.confidence_increase(nothing, images, attributions).tolist() == [0, 0, 0]
 
@@ -266,15 +270,21 @@ def test_negative_confidences_have_no_share_to_lose(images):
     def logit(x):
         return x.mean((1, 2, 3)) - 1
 
-    attributions = torch.rand(3, 1, 4, 3, dtype=torch.float64)
-    with pytest.raises(ValueError, match=r"negative for the examples .* confidence_fn"):
-        metrics.confidence_drop(logit, images, attributions)
+    attributions = maps()
+    for function in FAITHFULNESS:
+        with pytest.raises(ValueError, match=r"^confidence_fn: got none.* torch\.sigmoid"):
+            function(logit, images, attributions)
+    with pytest.raises(ValueError, match=r"^confidence_fn: gave negative confidences for the examples \["):
+        metrics.confidence_drop(logit, images, attributions, confidence_fn=lambda output: output)
+    # A curve may be below 0.
+    area = metrics.insertion(logit, images, attributions, baselines=0, confidence_fn=lambda output: output)
+    assert (area < 0).all()
     assert (metrics.confidence_drop(logit, images, attributions, confidence_fn=torch.sigmoid) >= 0).all()
 
 
 def test_inputs_of_half_precision():
     model, images = TinyNet(seed=3).bfloat16(), tiny_inputs(seed=5).bfloat16()
-    attributions = torch.rand(3, 1, 4, 3)
+    attributions = maps().float()
     for function in FAITHFULNESS:
         values = function(model, images, attributions, TARGETS)
         assert values.dtype == torch.float32
@@ -311,11 +321,11 @@ def test_box_masks_hold_the_pixels_whose_centre_is_inside():
 @pytest.mark.parametrize(
     ("attributions", "said"),
     [
-        (torch.rand(3, 5), "attributions"),
-        (torch.rand(2, 1, 4, 3), "3 examples"),
+        (torch.ones(3, 5), "attributions"),
+        (torch.ones(2, 1, 4, 3), "3 examples"),
         (torch.full((3, 1, 4, 3), torch.nan), "attributions: not finite for the examples"),
-        (torch.rand(3, 1, 4), "with as many dimensions as an input"),
-        ((torch.rand(3, 1, 4, 3),) * 2, "give one for all or each"),
+        (torch.ones(3, 1, 4), "with as many dimensions as an input"),
+        ((maps().float(),) * 2, "give one for all or each"),
     ],
 )
 def test_wrong_attributions_are_named(images, attributions, said):
@@ -324,7 +334,7 @@ def test_wrong_attributions_are_named(images, attributions, said):
 
 
 def test_wrong_arguments_are_named(images):
-    attributions = torch.rand(3, 1, 4, 3)
+    attributions = maps().float()
     for steps in (0, 1.5, True):
         with pytest.raises(ValueError, match="steps"):
             metrics.insertion(TinyNet(), images, attributions, TARGETS, steps=steps)
@@ -344,10 +354,10 @@ def test_wrong_arguments_are_named(images):
 
 def test_what_is_learnt_of_passes_is_remembered_for_the_model_and_no_longer(images):
     model = TinyNet()
-    metrics.deletion(model, images, torch.rand(3, 1, 4, 3), TARGETS)
+    metrics.deletion(model, images, maps().float(), TARGETS, internal_batch_size="auto")
     (tuner,) = _tuners[model].values()
     started = tuner.started.total()
-    metrics.deletion(model, images, torch.rand(3, 1, 4, 3), TARGETS)
+    metrics.deletion(model, images, maps().float(), TARGETS, internal_batch_size="auto")
     assert _tuners[model].popitem()[1].started.total() > started
     del model
     import gc
