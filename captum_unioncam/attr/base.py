@@ -67,7 +67,10 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
     A class activation map: the sum over a layer's channels of terms, one a channel.
 
     Each example is a problem of its own: its map does not depend on its batch. The model is left as it was found, and
-    runs in evaluation mode meanwhile.
+    runs in evaluation mode meanwhile: modes, hooks, gradients, random state, and the buffers and tensors that modules
+    keep, which every pass finds as they were. Its passes have the model's own precision; an autocast or inference mode
+    around the call does not reach them. Threads that share a module take turns, so that one model in several threads
+    gives right maps; a ``forward_func`` that is no module has its turn alone.
 
     Args:
         forward_func (Callable): The model, or a function of it.
@@ -354,10 +357,7 @@ class GradientCam(CamAttribution[LayerT], GradientAttribution):
         Raises:
             ValueError: Gradients that are not finite.
         """
-        gradients = []
-        for target in targets:
-            of_target, activations = call.gradients_and_activations(target, grad_kwargs)
-            gradients.append(of_target)
+        gradients, activations = call.gradients_and_activations(targets, grad_kwargs)
         return [
             [
                 [{"activations": a, "gradients": of_target[layer][output]} for of_target in gradients]

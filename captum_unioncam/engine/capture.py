@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import Module
 
-from captum_unioncam.engine._captum import TargetType, compute_layer_gradients_and_eval, forward_layer_eval
+from captum_unioncam.engine._captum import TargetType, run_forward, select_targets
 from captum_unioncam.engine.checks import check_finite, inputs_with_mask
+from captum_unioncam.engine.gradients import gradients, recurrent_training
 from captum_unioncam.engine.layouts.base import ReshapeTransform
 from captum_unioncam.engine.layouts.torchvision import KnownTransforms
 from captum_unioncam.engine.maps import MAX_SPATIAL_DIMS, full_precision
 from captum_unioncam.engine.model_state import modules_behind
-from captum_unioncam.engine.outputs import Outputs, TensorOutput
+from captum_unioncam.engine.outputs import Outputs
+from captum_unioncam.engine.seen import OTHER_LAYER, SeenLayer, watched
+
+OfLayers = list[tuple[Tensor, ...]]
+"""Each layer's tensors."""
+
+_WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
 
 
 @dataclass(frozen=True)
@@ -42,35 +51,88 @@ class LayerCall:
     reshape_transform: ReshapeTransform | None
     outputs: Outputs
 
-    def activations(self) -> list[tuple[Tensor, ...]]:
+    def activations(self) -> OfLayers:
         """The outputs (or inputs) of each layer, each (N, K, *spatial), checked, half precision as float32."""
-        activations = forward_layer_eval(
-            TensorOutput(self.forward_func, self.outputs, self.inputs[0].shape[0]),
-            _copies(self.inputs),
-            self.layers,
-            self.additional_forward_args,
-            device_ids=self.device_ids,
-            attribute_to_layer_input=self.attribute_to_layer_input,
-        )
-        return self._as_maps(activations, "activations")
+        seen = self._seen(differentiable=False)
+        with torch.no_grad(), watched(list(seen.values())):
+            self._run()
+        return self._as_maps([_gathered(self._parts(seen[layer])) for layer in self.layers], "activations")
 
     def gradients_and_activations(
-        self, target: TargetType, grad_kwargs: dict[str, Any] | None
-    ) -> tuple[list[tuple[Tensor, ...]], list[tuple[Tensor, ...]]]:
-        """The gradients of the raw target output at each layer, and the activations there."""
-        gradients, activations = compute_layer_gradients_and_eval(
-            TensorOutput(self.forward_func, self.outputs, self.inputs[0].shape[0]),
-            self.layers,
-            _copies(self.inputs),
-            target,
-            self.additional_forward_args,
-            device_ids=self.device_ids,
-            attribute_to_layer_input=self.attribute_to_layer_input,
-            grad_kwargs=grad_kwargs,
-        )
-        return self._as_maps(gradients, "gradients"), self._as_maps(activations, "activations")
+        self, targets: Sequence[TargetType], grad_kwargs: dict[str, Any] | None
+    ) -> tuple[list[OfLayers], OfLayers]:
+        """The gradients of each raw target output at each layer, and the activations there, of one forward pass."""
+        try:
+            made, activations = self._differentiated(targets, grad_kwargs or {})
+        except RuntimeError as error:
+            if "use_reentrant" in str(error):
+                raise ValueError(
+                    "forward_func: torch.utils.checkpoint lets no gradient through with use_reentrant=True; give "
+                    "use_reentrant=False, or do not checkpoint in evaluation mode."
+                ) from error
+            if "cudnn RNN backward" not in str(error):
+                raise
+            with recurrent_training(modules_behind(self.forward_func)):
+                made, activations = self._differentiated(targets, grad_kwargs or {})
+        return [self._as_maps(of_target, "gradients") for of_target in made], self._as_maps(activations, "activations")
 
-    def _as_maps(self, of_layers: list[tuple[Tensor, ...]], what: str) -> list[tuple[Tensor, ...]]:
+    def _differentiated(
+        self, targets: Sequence[TargetType], grad_kwargs: dict[str, Any]
+    ) -> tuple[list[OfLayers], OfLayers]:
+        seen = self._seen(differentiable=True)
+        with torch.enable_grad(), watched(list(seen.values())):
+            output = self._run()
+            parts = {layer: self._parts(seen[layer]) for layer in seen}
+            for one in seen.values():
+                # The backward pass runs a checkpointed layer once more.
+                one.recording = False
+            selected = [_selected(output, target) for target in targets]
+            of_targets = []
+            for number, of_target in enumerate(selected, 1):
+                keep = {"retain_graph": True} if number < len(selected) else {}
+                of_targets.append(self._gradients(of_target, parts, {**grad_kwargs, **keep}))
+        return (
+            [[_gathered(of_target[layer]) for layer in self.layers] for of_target in of_targets],
+            [_gathered(parts[layer]) for layer in self.layers],
+        )
+
+    def _gradients(
+        self, selected: Tensor, parts: dict[Module, list[tuple[Tensor, ...]]], grad_kwargs: dict[str, Any]
+    ) -> dict[Module, list[tuple[Tensor, ...]]]:
+        """Of one target: those at each layer, on each device, of each tensor."""
+        if not selected.requires_grad:
+            raise ValueError(
+                "forward_func: its output has no gradient, since it detaches it or runs under torch.no_grad(); call "
+                "the model's forward, or take LayerScoreCam, which needs none."
+            )
+        found = iter(gradients(selected, [x for of in parts.values() for part in of for x in part], grad_kwargs))
+        made = {layer: [tuple(next(found) for _ in part) for part in of_layer] for layer, of_layer in parts.items()}
+        for layer, of_layer in made.items():
+            if any(gradient is None for part in of_layer for gradient in part):
+                raise ValueError(
+                    f"layer: the output does not depend on {self._name(layer)}, or only by detach(); {OTHER_LAYER}, or "
+                    "take LayerScoreCam, which needs no gradient."
+                )
+        return made  # type: ignore[return-value]
+
+    def _run(self) -> Tensor:
+        output = run_forward(self.forward_func, _copies(self.inputs), None, self.additional_forward_args)
+        return self.outputs.tensor(output, self.inputs[0].shape[0])
+
+    def _seen(self, differentiable: bool) -> dict[Module, SeenLayer]:
+        return {layer: SeenLayer(layer, self.attribute_to_layer_input, differentiable) for layer in self.layers}
+
+    def _parts(self, seen: SeenLayer) -> list[tuple[Tensor, ...]]:
+        device_ids = self.device_ids or getattr(self.forward_func, "device_ids", None)
+        return seen.on_each_device(self._name(seen.layer), device_ids)
+
+    def _name(self, layer: Module) -> str:
+        """The layer's name in the model where that is known, and its type."""
+        named = (name for root in modules_behind(self.forward_func) for name, m in root.named_modules() if m is layer)
+        name = _WRAPPERS.sub("", next(named, ""))
+        return f"{name!r} ({type(layer).__name__})" if name else type(layer).__name__
+
+    def _as_maps(self, of_layers: OfLayers, what: str) -> OfLayers:
         return [
             tuple(_checked(value, transform(value), what, self.inputs) for value in values)
             for values, transform in zip(of_layers, self._transforms(), strict=True)
@@ -82,6 +144,22 @@ class LayerCall:
         # Known only after a call: which modules a plain function has called.
         known = KnownTransforms(modules_behind(self.forward_func), self.attribute_to_layer_input)
         return [known[layer] for layer in self.layers]
+
+
+def _selected(output: Tensor, target: TargetType) -> Tensor:
+    selected: Tensor = select_targets(output, target)
+    assert selected[0].numel() == 1, (
+        "Target not provided when necessary, cannot take gradient with respect to multiple outputs."
+    )
+    return selected
+
+
+def _gathered(parts: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """Each tensor of a layer, from all devices."""
+    if len(parts) == 1:
+        return parts[0]
+    device = parts[0][0].device
+    return tuple(torch.cat([tensor.to(device) for tensor in tensors]) for tensors in zip(*parts, strict=True))
 
 
 def _copies(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

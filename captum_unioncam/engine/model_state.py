@@ -1,107 +1,287 @@
-"""A model left as it was found: modes, hooks, gradients and flags."""
+"""A model left as it was found: modes, buffers, hooks, gradients, flags and random numbers; one thread at a time."""
 
 from __future__ import annotations
 
+import functools
 import inspect
+import random
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import update_wrapper
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import Module
-from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.modules.module import _global_forward_pre_hooks
+from torch.utils.hooks import RemovableHandle
+
+from captum_unioncam.engine.turns import Turn
+
+_AUTOCAST = ("cpu", "cuda", "xpu", "mps")
 
 
 @contextmanager
 def evaluation_mode(*functions: Callable[..., Any] | None) -> Iterator[list[Any]]:
-    """Runs the modules behind ``functions`` in evaluation mode, and gives each its own mode back.
+    """Runs the modules behind ``functions`` in evaluation mode, and leaves all as it was found, after Ctrl-C too.
 
     In training mode, thousands of masked images would go into the running statistics of batch normalisation, and
-    an example's map would depend on its batch. Only flags change: ``Module.eval`` may be overridden.
+    an example's map would depend on its batch. Only flags change: ``Module.eval`` may be overridden. Buffers, and
+    tensors that modules keep as attributes, are in each pass what they were before the first, and so are the random
+    generators. Neither autocast nor inference mode reaches in from outside. Threads that share a module take turns.
 
     Args:
         functions (Callable or None): Modules, methods of modules, or any functions that call modules. What a plain
-            function calls cannot be known beforehand: its modules are switched when it is first called.
+            function calls cannot be known beforehand: its modules are switched when it is first called, and no other
+            thread has a turn meanwhile.
 
     Yields:
         *list[Callable or None]*: What to call in place of each.
     """
-    switched: list[Module] = []
+    given = [function for function in functions if function is not None]
+    known = all(_is_known(function) for function in given)
+    turn = Turn([root for function in given for root in modules_behind(function)] if known else None)
+    found = _Found()
+    try:
+        try:
+            turn.wait()
+            with _outside_inference_mode():
+                found.without_autocast()
+                for function in given:
+                    for root in modules_behind(function):
+                        found.evaluate(root)
+                yield [None if function is None else EvaluatedFunction(function, found) for function in functions]
+        finally:
+            found.give_back()
+            turn.end()
+    finally:
+        # Ctrl-C may have come between any two lines of the first time.
+        found.give_back()
+        turn.end()
 
-    def switch(root: Module) -> None:
+
+def _outside_inference_mode() -> AbstractContextManager[Any]:
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+
+
+class _Found:
+    """What was found, and is given back."""
+
+    def __init__(self) -> None:
+        self.running = True
+        self.modules: dict[int, Module] = {}
+        self.training: list[Module] = []
+        self.tensors: list[_FoundTensor] = []
+        self.hooks: list[RemovableHandle] = []
+        self.autocast: list[str] = []
+        self.random: list[tuple[Callable[[Any], Any], Any]] = []
+        self.gradients = torch.is_grad_enabled()
+
+    def without_autocast(self) -> None:
+        for device_type in _AUTOCAST:
+            if torch.is_autocast_enabled(device_type):
+                self.autocast.append(device_type)
+                torch.set_autocast_enabled(device_type, False)
+
+    def evaluate(self, root: Module) -> None:
+        """Switches ``root`` to evaluation mode."""
         for module in root.modules():
+            if id(module) not in self.modules:
+                self.modules[id(module)] = module
+                self.tensors += _tensors_kept_by(module)
             # Frozen TorchScript has no flag.
             if getattr(module, "training", False):
+                self.training.append(module)
                 module.training = False
-                switched.append(module)
 
-    def in_evaluation_mode(function: Any) -> Any:
-        for module in modules_behind(function):
-            switch(module)
-        known = function is None or isinstance(function, Module) or _uncompiled(function) is not function
-        return function if known else _SwitchingFunction(function, switch)
+    def reset_tensors(self, thoroughly: bool = False) -> None:
+        for tensor in self.tensors:
+            tensor.reset(thoroughly)
 
+    def reset_random_state(self) -> None:
+        while self.random:
+            set_state, state = self.random[-1]
+            set_state(state)
+            self.random.pop()
+
+    def give_back(self) -> None:
+        """Does what is left to do; may be called again."""
+        self.running = False
+        for handle in self.hooks:
+            handle.remove()
+        while self.training:
+            self.training[-1].training = True
+            self.training.pop()
+        self.reset_tensors(thoroughly=True)
+        self.reset_random_state()
+        while self.autocast:
+            torch.set_autocast_enabled(self.autocast[-1], True)
+            self.autocast.pop()
+        torch.set_grad_enabled(self.gradients)
+
+
+class _FoundTensor:
+    """A tensor that a module keeps, or None in its place: the tensor, and what it held.
+
+    Args:
+        place (dict): The module's buffers or attributes.
+        name (str): In these.
+        traced (bool): Whether whatever writes to the tensor counts its version up, as writing to ``tensor.data`` does
+            not.
+    """
+
+    def __init__(self, place: dict[str, Any], name: str, traced: bool) -> None:
+        self.place, self.name, self.tensor, self.traced = place, name, place[name], traced
+        self.content = None if self.tensor is None else self.tensor.detach().clone()
+        self.version = _version(self.tensor)
+
+    def reset(self, thoroughly: bool) -> None:
+        """Gives the tensor back if it was replaced or written to; looks at its values if ``thoroughly``."""
+        now = self.place.get(self.name)
+        if now is not self.tensor and (self.tensor is not None or isinstance(now, (Tensor, tuple))):
+            self.place[self.name] = self.tensor
+        if self.tensor is None:
+            return
+        written = _version(self.tensor) != self.version
+        if written or (thoroughly and not self.traced and not _same(self.tensor, self.content)):
+            with torch.inference_mode(self.tensor.is_inference()), torch.no_grad():
+                self.tensor.copy_(self.content)
+            self.version = _version(self.tensor)
+
+
+def _tensors_kept_by(module: Module) -> list[_FoundTensor]:
+    buffers = module.__dict__.get("_buffers")
+    # TorchScript keeps its buffers elsewhere.
+    places = [buffers if isinstance(buffers, dict) else dict(module.named_buffers(recurse=False)), module.__dict__]
+    traced = type(module).__module__.startswith("torch.nn.modules.")
+    return [
+        _FoundTensor(place, name, traced)
+        for place in places
+        for name, value in tuple(place.items())
+        if value is None or isinstance(value, Tensor)
+    ]
+
+
+def _version(tensor: Tensor | None) -> int | None:
+    return None if tensor is None or tensor.is_inference() else tensor._version
+
+
+def _same(tensor: Tensor, content: Any) -> bool:
     try:
-        yield [in_evaluation_mode(function) for function in functions]
-    finally:
-        for module in switched:
-            module.training = True
+        return tensor.is_meta or torch.equal(tensor, content)
+    except RuntimeError:
+        # Some kinds of tensor, such as sparse ones, cannot be compared.
+        return True
 
 
-def _uncompiled(function: Any) -> Any:
-    """The function that ``torch.compile`` was given, or the function itself."""
-    return getattr(function, "_torchdynamo_orig_callable", function)
+def _random_state() -> list[tuple[Callable[[Any], Any], Any]]:
+    """The random generators that a model may draw from: what sets each, and its state."""
+    state: list[tuple[Callable[[Any], Any], Any]] = [
+        (torch.set_rng_state, torch.get_rng_state()),
+        (random.setstate, random.getstate()),
+    ]
+    if "numpy" in sys.modules:
+        numpy: Any = sys.modules["numpy"]
+        state.append((numpy.random.set_state, numpy.random.get_state()))
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        state.append((torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
+    return state
+
+
+class EvaluatedFunction:
+    """``function`` in evaluation mode, the modules that its first call runs included.
+
+    Args:
+        function (Callable): A module or any function.
+        found (_Found): Of which each pass finds buffers and random generators as they were.
+    """
+
+    def __init__(self, function: Callable[..., Any], found: _Found) -> None:
+        functools.update_wrapper(self, function, updated=())
+        self.function = function
+        self.found = found
+        self.modules_called: list[Module] = []
+        self.called = _is_known(function)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.found.reset_tensors()
+        self.found.random = _random_state()
+        try:
+            # No hook later on: it would keep a compiled model within the function from being compiled.
+            return self.function(*args, **kwargs) if self.called else self._first_call(*args, **kwargs)
+        finally:
+            self.found.reset_random_state()
+
+    def __getattr__(self, name: str) -> Any:
+        # Those of a DataParallel model, for example.
+        return getattr(self.__dict__["function"], name)
+
+    def _first_call(self, *args: Any, **kwargs: Any) -> Any:
+        thread = threading.get_ident()
+
+        def before_forward(module: Module, _args: Any) -> None:
+            if self.found.running and not self.called and threading.get_ident() == thread:
+                self.found.evaluate(module)
+                self.modules_called.append(module)
+
+        handle = RemovableHandle(_global_forward_pre_hooks)
+        self.found.hooks.append(handle)
+        try:
+            _global_forward_pre_hooks[handle.id] = before_forward
+            with not_compiled():
+                result = self.function(*args, **kwargs)
+        finally:
+            handle.remove()
+        self.called = True
+        return result
+
+
+@contextmanager
+def not_compiled() -> Iterator[None]:
+    """Whatever was compiled runs as it was written: hooks do not reach into compiled code."""
+    # What compiles is loaded as soon as anything is to be compiled.
+    set_stance: Any = getattr(torch.compiler, "set_stance", None) if "torch._dynamo" in sys.modules else None
+    with set_stance("force_eager") if set_stance else nullcontext():
+        yield
+
+
+def _is_known(function: Any) -> bool:
+    """Whether all modules that a function calls are known beforehand."""
+    if isinstance(function, EvaluatedFunction):
+        return _is_known(function.function)
+    return isinstance(function, Module)
 
 
 def modules_behind(function: Any) -> list[Module]:
     """The module, the module whose method it is, or the modules that a compiled function names.
 
-    Of a function that evaluation mode gave in place of a plain one, those that it has called as well.
+    Of a function that evaluation mode gave in place of another, those that it has called as well.
     """
+    called: list[Module] = []
+    compiled = False
+    while not isinstance(function, Module) and (inner := _within(function)) is not None:
+        attributes = getattr(function, "__dict__", {})
+        called += attributes.get("modules_called", [])
+        compiled = compiled or "_torchdynamo_orig_callable" in attributes
+        function = inner
     if isinstance(function, Module):
-        return [function]
-    if isinstance(function, _SwitchingFunction):
-        return [*modules_behind(function.function), *function.modules_called]
-    original = _uncompiled(function)
-    owner = getattr(original, "__self__", None)
-    if isinstance(owner, Module):
-        return [owner]
-    if original is function or not inspect.isfunction(original):
-        return []
-    names = inspect.getclosurevars(original)
-    return [value for value in (*names.nonlocals.values(), *names.globals.values()) if isinstance(value, Module)]
+        return [function, *called]
+    if not compiled or not inspect.isfunction(function):
+        return called
+    names = inspect.getclosurevars(function)
+    named = [value for value in (*names.nonlocals.values(), *names.globals.values()) if isinstance(value, Module)]
+    return [*named, *called]
 
 
-class _SwitchingFunction:
-    """``function``, with ``switch`` called on each module that its first call runs, in the thread of that call."""
-
-    def __init__(self, function: Callable[..., Any], switch: Callable[[Module], None]) -> None:
-        update_wrapper(self, function)
-        self.function = function
-        self.switch = switch
-        self.modules_called: list[Module] = []
-        self.called = False
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.called:
-            # No hook any more: it would keep a compiled model within the function from being compiled.
-            return self.function(*args, **kwargs)
-        thread = threading.get_ident()
-
-        def before_forward(module: Module, _args: Any) -> None:
-            if not torch.compiler.is_compiling() and threading.get_ident() == thread:
-                self.switch(module)
-                self.modules_called.append(module)
-
-        hook = register_module_forward_pre_hook(before_forward)
-        try:
-            result = self.function(*args, **kwargs)
-        finally:
-            hook.remove()
-        self.called = True
-        return result
+def _within(function: Any) -> Any:
+    """What a partial, bound, compiled or decorated function was made of; None for others."""
+    if isinstance(function, functools.partial):
+        return function.func
+    if inspect.ismethod(function):
+        return function.__self__ if isinstance(function.__self__, Module) else None
+    attributes = getattr(function, "__dict__", {})
+    return next((attributes[n] for n in ("_torchdynamo_orig_callable", "__wrapped__") if n in attributes), None)
 
 
 @contextmanager
@@ -118,15 +298,24 @@ def left_as_found(model: Module) -> Iterator[None]:
         if isinstance(registry, dict)
     ]
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
-    try:
-        for parameter, _, _ in parameters:
-            # backward() would add to the gradient that is there.
-            parameter.grad = None
-        yield
-    finally:
+
+    def give_back() -> None:
         for registry, content in found:
-            registry.clear()
-            registry.update(content)
+            if registry != content:
+                registry.clear()
+                registry.update(content)
         for parameter, requires_grad, grad in parameters:
             parameter.requires_grad_(requires_grad)
             parameter.grad = grad
+
+    try:
+        try:
+            for parameter, _, _ in parameters:
+                # backward() would add to the gradient that is there.
+                parameter.grad = None
+            yield
+        finally:
+            give_back()
+    finally:
+        # Ctrl-C may have come between any two lines of the first time.
+        give_back()
