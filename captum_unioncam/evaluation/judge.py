@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_unioncam.engine.confidence import output_tensor
 from captum_unioncam.engine.tuning import out_of_memory
 from captum_unioncam.methods.registry import create
 from captum_unioncam.methods.settings import Explained, MethodSettings
-from captum_unioncam.metrics.attributions import one_channel
+from captum_unioncam.metrics.attributions import DEFAULT_STEPS, one_channel
 from captum_unioncam.metrics.table import SECONDS, Metric, find_metrics
 from captum_unioncam.models.subject import ExplainedModel
 from captum_unioncam.system.errors import Failure, WrongArgument, one_line
@@ -107,7 +108,7 @@ class Judge:
         self.subject = subject
         self.metrics: list[Metric] = find_metrics(metrics)
         self._seed = seed
-        if steps > subject.pixels and any(metric.has_curve for metric in self.metrics):
+        if steps > max(subject.pixels, DEFAULT_STEPS) and any(metric.has_curve for metric in self.metrics):
             raise WrongArgument(
                 f"steps={steps}: there are {subject.pixels} pixels, and a step has one or more; give at most as many."
             )
@@ -237,7 +238,7 @@ class Judge:
             with torch.enable_grad():
                 inputs = inputs.clone().requires_grad_()
                 # A copy, since the model may write into its input, which a leaf forbids.
-                output = self.subject.model(inputs.clone())
+                output = output_tensor(self.subject.model(inputs.clone()), len(inputs))
                 if output.requires_grad:
                     torch.autograd.grad(output.sum(), inputs, allow_unused=True)
             self._is_warm = True

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_unioncam.attr.find_layer import find_spatial_layer, spatial_layers
-from captum_unioncam.engine.confidence import CONFIDENCES
+from captum_unioncam.engine.confidence import CONFIDENCES, output_tensor, refuse_confidences
 from captum_unioncam.engine.layouts.torchvision import KnownTransforms
 from captum_unioncam.engine.layouts.with_maps import WithMaps
 from captum_unioncam.models.zoo import DEMO_MODEL, load_classifier
@@ -148,7 +148,10 @@ class ExplainedModel:
         try:
             self.model.to(self.device)
             black, _ = self.input_and_baseline(shown)
-            return black, self.confidences(black).shape[1]
+            classes = self.confidences(black).shape[1]
+            if self.confidence == "softmax":
+                self._check_logits(black)
+            return black, classes
         except (Failure, WrongArgument):
             raise
         except Exception as error:
@@ -165,15 +168,7 @@ class ExplainedModel:
         Raises:
             Failure: The model returned something else.
         """
-        # A copy, since the model may write into its input.
-        output = self.model(inputs.clone())
-        if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[0] != 1:
-            what = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise Failure(
-                f"name={self.classifier.name!r}: returned {what} for one picture; give a model that returns a tensor "
-                "of shape (1, classes)."
-            )
-        output = output.float()
+        output = self._output(inputs)
         if output.shape[1] == 0:
             raise Failure(f"name={self.classifier.name!r}: tells no classes apart; give another model or weights.")
         if self.confidence == "softmax" and _are_probabilities(output):
@@ -182,6 +177,39 @@ class ExplainedModel:
                 "confidence='none'."
             )
         return self.confidence_fn(output)
+
+    def _output(self, inputs: Tensor) -> Tensor:
+        """The model's, (1, classes), out of whatever it returns."""
+        # A copy, since the model may write into its input.
+        returned = self.model(inputs.clone())
+        try:
+            output: object = output_tensor(returned, len(inputs))
+        except ValueError:
+            output = returned
+        if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[0] != 1 or output.is_complex():
+            what = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise Failure(
+                f"name={self.classifier.name!r}: returned {what} for one picture; give a model that returns a tensor "
+                "of shape (1, classes)."
+            )
+        return output.float()
+
+    @torch.no_grad()
+    def _check_logits(self, black: Tensor) -> None:
+        """Refuses outputs that are confidences already, and a single logit, which a softmax would leave as it is."""
+        output = self._output(black)
+        try:
+            refuse_confidences(output, (black,), self._output)
+        except ValueError as error:
+            raise WrongArgument(
+                f"name={self.classifier.name!r}: its outputs are probabilities already, since they lie in [0, 1] "
+                "whatever the picture; give confidence='none'."
+            ) from error
+        if output.shape[1] == 1 and any((self._output(x) < 0).any() for x in (black, *_extremes(black))):
+            raise WrongArgument(
+                f"name={self.classifier.name!r}: its one output may be negative, and so is no confidence; give "
+                "confidence='sigmoid' where it is a logit."
+            )
 
     def _find_layer(self, inputs: Tensor) -> str:
         try:
@@ -219,6 +247,11 @@ class ExplainedModel:
         finally:
             handle.remove()
         return outputs[-1]
+
+
+def _extremes(inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Inputs for which a logit is far from 0, of one sign and of the other."""
+    return 1e3 * (inputs + 1), -1e3 * (inputs + 1)
 
 
 def _are_probabilities(output: Tensor) -> bool:

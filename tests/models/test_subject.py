@@ -1,0 +1,148 @@
+"""The model to explain: its layer by any of its names, its confidences, its classes, its device."""
+
+import pytest
+import torch
+from torch import nn
+from torchvision import models
+
+from captum_unioncam.models.subject import ExplainedModel
+from captum_unioncam.system.errors import Failure, WrongArgument
+
+OWN_MODULES = {
+    "own_subject": """
+import torch
+from torch import nn
+
+def net(*last, classes=4):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 16, 16), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, classes), *last
+    )
+
+def plain(): return net()
+def sigmoid(): return net(nn.Sigmoid())
+def softmax(): return net(nn.Softmax(1))
+def hard(): return net(nn.Hardsigmoid())
+def one(): return net(classes=1)
+def one_sigmoid(): return net(nn.Sigmoid(), classes=1)
+def none(): return net(classes=0)
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = net()
+        self.features = nn.Sequential(*list(self.backbone.children())[:2])
+        self.fc = self.backbone[-1]
+    def forward(self, x): return self.fc(self.features(x).mean((2, 3)))
+def twice(): return Twice()
+
+class InDict(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = net()
+    def forward(self, x): return {"logits": self.net(x), "loss": None}
+def in_dict(): return InDict()
+"""
+}
+pytestmark = pytest.mark.usefixtures("one_thread", "in_a_folder_of_its_own")
+
+
+def subject(function, **options):
+    return ExplainedModel(f"own_subject:{function}", device="cpu", **options)
+
+
+@pytest.mark.parametrize("function", ["sigmoid", "softmax", "hard"])
+def test_outputs_that_are_probabilities_already_are_told(function):
+    with pytest.raises(WrongArgument, match=r"its outputs are probabilities already.* give confidence='none'"):
+        subject(function)
+    one = subject(function, confidence="none")
+    assert torch.equal(one.confidences(one._black), one.model(one._black))
+
+
+def test_a_single_logit_is_no_confidence():
+    with pytest.raises(WrongArgument, match=r"its one output may be negative.* give confidence='sigmoid'"):
+        subject("one")
+    one = subject("one", confidence="sigmoid")
+    assert torch.equal(one.confidences(one._black), one.model(one._black).sigmoid())
+    assert subject("one_sigmoid").classes == 1
+
+
+def test_a_model_without_classes_is_refused():
+    with pytest.raises(Failure, match="tells no classes apart"):
+        subject("none")
+
+
+def test_the_output_may_be_within_a_dict():
+    one = subject("in_dict")
+    assert torch.equal(one.confidences(one._black), one.model(one._black)["logits"].softmax(1))
+
+
+@pytest.mark.parametrize("name", ["backbone.0", "features.0"])
+def test_a_layer_has_all_of_its_names(name):
+    one = subject("twice", layer=name)
+    assert one.layer_name == name
+    assert one.layer is one.model.backbone[0]
+
+
+def test_a_layer_of_tokens_that_has_two_names_is_replaced_under_both():
+    torch.manual_seed(0)
+    vit = models.VisionTransformer(image_size=224, patch_size=56, num_layers=2, num_heads=2, hidden_dim=8, mlp_dim=8,
+                                   num_classes=3).eval()  # fmt: skip
+    vit.again = vit.encoder
+    one = subject("plain")
+    one.model = vit
+    for name in ("again.layers.encoder_layer_0.ln_1", "encoder.layers.encoder_layer_0.ln_1"):
+        one.set_layer(name)
+        with torch.no_grad():
+            seen = []
+            handle = one.layer.register_forward_hook(lambda _module, _args, output, seen=seen: seen.append(output))
+            one.model(torch.rand(1, 3, 224, 224))
+            handle.remove()
+        assert [tuple(maps.shape) for maps in seen] == [(1, 8, 4, 4)]
+    one.set_layer("conv_proj")
+    assert vit.again.layers.encoder_layer_0.ln_1 is vit.encoder.layers.encoder_layer_0.ln_1
+    assert isinstance(vit.encoder.layers.encoder_layer_0.ln_1, nn.LayerNorm)
+
+
+@pytest.mark.parametrize("wrong", ["nowhere", "4", "features.nowhere"])
+def test_a_wrong_layer_leaves_the_one_before(wrong):
+    one = subject("plain", layer="0")
+    layer, names = one.layer, [name for name, _ in one.model.named_modules()]
+    with pytest.raises(WrongArgument, match="layer"):
+        one.set_layer(wrong)
+    assert (one.layer_name, one.layer_found) == ("0", False)
+    assert one.layer is layer
+    assert [name for name, _ in one.model.named_modules()] == names
+
+
+def test_a_wrong_layer_leaves_what_was_put_behind_the_one_before():
+    torch.manual_seed(0)
+    one = subject("plain")
+    one.model = models.VisionTransformer(image_size=224, patch_size=56, num_layers=1, num_heads=2, hidden_dim=8,
+                                         mlp_dim=8, num_classes=3).eval()  # fmt: skip
+    one.set_layer("encoder.layers.encoder_layer_0.ln_1")
+    layer, modules = one.layer, list(one.model.modules())
+    assert layer in modules
+    with pytest.raises(WrongArgument, match="has no layer"):
+        one.set_layer("nowhere")
+    assert one.layer is layer
+    assert list(one.model.modules()) == modules
+
+
+@pytest.mark.parametrize("target", ["-1", "--5", "4", "9" * 5000, "-", "--", "1.5", "+1"])
+def test_targets_that_are_none_are_told(target):
+    with pytest.raises(WrongArgument, match="target"):
+        subject("plain").class_index(target)
+
+
+def test_targets_are_numbers():
+    assert [subject("plain").class_index(text) for text in ("0", "3", "003")] == [0, 3, 3]
+
+
+@pytest.mark.parametrize(
+    "name", ["hpu", "privateuseone", "mkldnn", "abacus", "cuda:99", "meta", "xla", "vulkan", "fpga", "", "cuda:x", "-1"]
+)
+def test_devices_that_are_not_there_are_told(name, recwarn):
+    with pytest.raises(WrongArgument, match=r"device=.*: is not there; give cpu"):
+        ExplainedModel(device=name)
+    assert list(recwarn) == []
