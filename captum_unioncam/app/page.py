@@ -9,16 +9,23 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from html import escape
+from ipaddress import ip_address
 from pathlib import Path
-from signal import SIGTERM, default_int_handler, signal
-from tempfile import TemporaryDirectory
+from signal import SIG_DFL, SIGTERM, default_int_handler, signal
+from threading import Lock, current_thread, main_thread
 from typing import Any
 
 import gradio as gr
 from gradio.data_classes import FileData
+from gradio.routes import App, ORJSONResponse
+from gradio.utils import get_upload_folder
 from PIL import Image
+from starlette.types import ASGIApp
 
+from captum_unioncam.app.folder import keep_newest, temporary_folder
+from captum_unioncam.app.guard import Guard, Listeners
 from captum_unioncam.app.workbench import OWN_METHODS, Question, Workbench, embedded_pictures
 from captum_unioncam.datasets.pictures import open_picture
 from captum_unioncam.methods.registry import names
@@ -26,7 +33,14 @@ from captum_unioncam.models.subject import ExplainedModel
 from captum_unioncam.report.html import render
 from captum_unioncam.system.errors import Failure, WrongArgument, in_words, one_line
 
-_LARGEST_FILE = "20mb"
+_LARGEST_FILE = 20 * 2**20
+_MOST_PIXELS = 40_000_000
+
+# Of uploaded pictures: the oldest are deleted.
+_MOST_BYTES_KEPT, _MOST_FILES_KEPT = 500 * 2**20, 1000
+
+# Visitors beyond it are told to try again.
+_LONGEST_QUEUE = 20
 
 # Seconds: how often uploaded pictures are looked through, and how old they get.
 _DELETION = (600, 3600)
@@ -36,7 +50,15 @@ _MOST_PROBABLE = ("the most probable", _PREDICTED)
 _COMPARED = ["score_cam", "grad_cam", "guided_grad_cam"]
 
 # What visitors see, by argument of the library, which its errors name.
-_LABELS = {"name": "Network", "layer": "Layer", "target": "Class"}
+_LABELS = {
+    "name": "Network",
+    "model": "Network",
+    "layer": "Layer",
+    "target": "Class",
+    "methods": "Compare with",
+    "theta": "Theta",
+    "channel_weights": "Channel weights",
+}
 
 # Captum's bars and torchvision's are tqdm's, which Gradio then shows on the page as well.
 _PROGRESS = gr.Progress(track_tqdm=True)
@@ -50,11 +72,36 @@ A network names what it sees in a picture. UnionCAM shows which places speak for
 Take a picture, press **Explain**, and compare with other methods."""
 
 
+# Pillow's limit is the process's, and large pictures take much memory: one at a time.
+_opening = Lock()
+
+
+class _Page(gr.Blocks):
+    """Gradio's page; what no control sends is refused in a sentence, not in a traceback."""
+
+    async def preprocess_data(self, *args: Any, **kwargs: Any) -> list[Any]:
+        try:
+            prepared: list[Any] = await super().preprocess_data(*args, **kwargs)
+            for value in prepared:
+                _check_uploaded(value)
+        except Exception as error:
+            sentence = "A setting is none of those to choose from, or the picture is gone; load the page anew."
+            raise gr.Error(sentence, duration=None, print_exception=False) from error
+        return prepared
+
+
+def _check_uploaded(value: Any) -> None:
+    """Refuses other files of this machine; Gradio looks only at those that say of themselves that they are files."""
+    path = getattr(value, "path", None)
+    if path is not None and not Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve()):
+        raise Failure("the picture has not been uploaded.")
+
+
 class _Handlers:
     """What the page's controls call: choices go in as Gradio has them, and errors come out as sentences."""
 
-    def __init__(self, workbench: Workbench) -> None:
-        self.workbench = workbench
+    def __init__(self, workbench: Workbench, listeners: Listeners | None = None) -> None:
+        self.workbench, self.listeners = workbench, listeners
 
     def check(self, file: FileData | None) -> None:
         with _as_sentence():
@@ -63,6 +110,7 @@ class _Handlers:
     def choose(self, model: str, progress: gr.Progress = _PROGRESS) -> tuple[dict[str, Any], dict[str, Any]]:
         try:
             with _as_sentence():
+                _check_type("model", model, str)
                 layer, target = choices(self.workbench.subject(model))
         except gr.Error as error:
             # An error would be written over the lists, and they stay those of the other network.
@@ -79,14 +127,40 @@ class _Handlers:
         layer: str | None,
         theta: float,
         channel_weights: str,
+        request: gr.Request | None = None,
         progress: gr.Progress = _PROGRESS,
     ) -> tuple[str, dict[str, Any]]:
         with _as_sentence():
+            question = _question(model, target, methods, layer, theta, channel_weights)
+            is_wanted = None
+            if self.listeners is not None and request is not None:
+                is_wanted = partial(self.listeners.is_waiting, str(request.session_hash))
+            if is_wanted is not None and not is_wanted():
+                raise Failure("nobody waits for the answer any more; ask again.")
             name, picture = _opened(file)
-            asked = None if target == _PREDICTED else target
-            question = Question(model, layer, asked, float(theta), channel_weights, tuple(methods))
-            answer = self.workbench.answer(name, picture, question)
+            answer = self.workbench.answer(name, picture, question, is_wanted)
             return answer.page(), gr.update(value=answer.code, visible=True)
+
+
+def _question(model: Any, target: Any, methods: Any, layer: Any, theta: Any, channel_weights: Any) -> Question:
+    """What is asked for, which need not come from the page's controls."""
+    _check_type("model", model, str)
+    _check_type("target", target, str)
+    _check_type("methods", methods, list)
+    for method in methods:
+        _check_type("methods", method, str)
+    if layer is not None:
+        _check_type("layer", layer, str)
+    _check_type("theta", theta, int, float)
+    if channel_weights not in list(OWN_METHODS):
+        raise WrongArgument(f"channel_weights={channel_weights!r}: give {' or '.join(OWN_METHODS)}.")
+    asked = None if target == _PREDICTED else target
+    return Question(model, layer, asked, float(theta), channel_weights, tuple(methods))
+
+
+def _check_type(name: str, value: Any, *types: type) -> None:
+    if not isinstance(value, types) or isinstance(value, bool):
+        raise WrongArgument(f"{name}={value!r}: is none of those to choose from; load the page anew.")
 
 
 @contextmanager
@@ -105,13 +179,19 @@ def _opened(file: FileData | None) -> tuple[str, Image.Image]:
     """The uploaded picture and its name, without the folder that it is kept in here."""
     if file is None or not file.path:
         raise Failure("there is no picture; drop one, or take an embedded one.")
-    name = Path(file.orig_name or file.path).name
+    # JSON may hold what no text file can.
+    name = Path(file.orig_name or file.path).name.encode(errors="replace").decode()
     if not Path(file.path).exists():
         raise Failure(f"{name}: has been deleted here in the meantime; drop it again.")
-    try:
-        return name, open_picture(Path(file.path))
-    except Failure as error:
-        raise Failure(str(error).replace(file.path, name)) from error
+    with _opening:
+        limit = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = min(limit or _MOST_PIXELS, _MOST_PIXELS)
+        try:
+            return name, open_picture(Path(file.path))
+        except Failure as error:
+            raise Failure(str(error).replace(file.path, name)) from error
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def choices(subject: ExplainedModel) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -123,19 +203,20 @@ def choices(subject: ExplainedModel) -> tuple[dict[str, Any], dict[str, Any]]:
     )
 
 
-def build_page(workbench: Workbench, folder: Path) -> gr.Blocks:
+def build_page(workbench: Workbench, folder: Path, listeners: Listeners | None = None) -> gr.Blocks:
     """The page, not served yet.
 
     Args:
         workbench (Workbench): Does what the page asks for; its model is loaded.
         folder (Path): Where files of the embedded pictures go.
+        listeners (Listeners or None): Who waits for an answer; others get none. Default: None, everybody does
 
     Raises:
         WrongArgument, Failure: As ``Workbench.subject``.
     """
     layers, classes = choices(workbench.subject(workbench.model))
     page: gr.Blocks
-    with gr.Blocks(title="UnionCAM", analytics_enabled=False, delete_cache=_DELETION) as page:
+    with _Page(title="UnionCAM", analytics_enabled=False, delete_cache=_DELETION) as page:
         gr.Markdown(_INTRODUCTION)
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
@@ -153,7 +234,7 @@ def build_page(workbench: Workbench, folder: Path) -> gr.Blocks:
                 settings = _setting_controls(layers)
             with gr.Column(scale=5, min_width=280):
                 result, code = _result_places()
-        handlers = _Handlers(workbench)
+        handlers = _Handlers(workbench, listeners)
         # The computations share the models, which hooks are put on: one at a time.
         one_by_one: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "private"}
         # gr.Examples would put another image component in this one's place, with Gradio's own decoding.
@@ -215,12 +296,20 @@ def served(workbench: Workbench, host: str = "127.0.0.1", port: int | None = Non
         >>> with served(Workbench()) as address:
         ...     webbrowser.open(address)
     """
-    _try_address(host, port)
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    with _interrupted_by(SIGTERM), TemporaryDirectory(prefix="captum-unioncam-") as folder:
-        # Uploaded pictures go there, and with it.
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        page = build_page(workbench, Path(folder)).queue(api_open=False)
+    is_local = _try_address(host, port)
+    with _interrupted_by(SIGTERM), temporary_folder() as folder, _environment(folder):
+        listeners = Listeners()
+        page = build_page(workbench, folder, listeners).queue(api_open=False, max_size=_LONGEST_QUEUE)
+        embedded = frozenset(folder.rglob("*"))
+        limited = partial(keep_newest, folder, _MOST_BYTES_KEPT, _MOST_FILES_KEPT, embedded)
+        guard = partial(
+            Guard,
+            listeners=listeners,
+            is_local=is_local,
+            host=host,
+            largest_file=_LARGEST_FILE,
+            after_upload=limited,
+        )
         _, address, _ = page.launch(
             server_name=host,
             server_port=port,
@@ -234,6 +323,7 @@ def served(workbench: Workbench, host: str = "127.0.0.1", port: int | None = Non
             enable_monitoring=False,
             mcp_server=False,
             ssr_mode=False,
+            _app=_GuardedApp(guard),
         )
         try:
             yield address
@@ -242,21 +332,55 @@ def served(workbench: Workbench, host: str = "127.0.0.1", port: int | None = Non
             page.close(verbose=False)
 
 
+class _GuardedApp(App):
+    """Gradio's server behind a guard; a middleware of FastAPI would stand behind Gradio's own."""
+
+    def __init__(self, guard: partial[Guard]) -> None:
+        super().__init__(default_response_class=ORJSONResponse)
+        self._guard = guard
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return self._guard(super().build_middleware_stack())
+
+
+@contextmanager
+def _environment(folder: Path) -> Iterator[None]:
+    """What Gradio reads of the environment: uploaded pictures go into the folder, and with it."""
+    given = {"GRADIO_TEMP_DIR": str(folder), "GRADIO_ANALYTICS_ENABLED": "False"}
+    before = {name: os.environ.get(name) for name in given}
+    os.environ.update(given)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
 @contextmanager
 def _interrupted_by(number: int) -> Iterator[None]:
-    """Makes the signal raise ``KeyboardInterrupt`` meanwhile."""
+    """Makes the signal raise ``KeyboardInterrupt`` meanwhile; only the main thread may."""
+    if current_thread() is not main_thread():
+        yield
+        return
     before = signal(number, default_int_handler)
     try:
         yield
     finally:
-        signal(number, before)
+        signal(number, SIG_DFL if before is None else before)
 
 
-def _try_address(host: str, port: int | None) -> None:
-    """Fails where nothing can listen, for which Gradio would try again and again."""
+def _try_address(host: str, port: int | None) -> bool:
+    """Fails where nothing can listen, for which Gradio would try again and again.
+
+    Returns:
+        *bool*: Whether other machines cannot reach it.
+    """
     try:
         family, *_, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
         socket.create_server(address[:2], family=family).close()
+        return ip_address(str(address[0]).partition("%")[0]).is_loopback
     except OSError as error:
         where = host if port is None else f"{host}, port {port}"
         raise Failure(f"cannot listen at {where}: {one_line(error)}; give another --host or --port.") from error

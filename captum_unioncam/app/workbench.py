@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from threading import Lock
@@ -100,6 +101,7 @@ class Workbench:
         self.model, self.weights, self.device = model, weights, device
         self._subject = lru_cache(maxsize=_MODELS_KEPT)(self._load)
         self._working, self._closed = Lock(), False
+        self._is_wanted: Callable[[], bool] = _always
 
     def subject(self, model: str) -> ExplainedModel:
         """The model, with the layer that is found in it."""
@@ -108,24 +110,37 @@ class Workbench:
             subject.set_layer()
         return subject
 
-    def answer(self, name: str, picture: Image.Image, question: Question) -> Answer:
+    def answer(
+        self,
+        name: str,
+        picture: Image.Image,
+        question: Question,
+        is_wanted: Callable[[], bool] | None = None,
+    ) -> Answer:
         """Explains a class of a picture, and compares.
 
         Args:
             name (str): The picture's file, as the code is to open it.
             picture (PIL.Image.Image): In mode RGB, of any size.
             question (Question): What is asked for.
+            is_wanted (callable or None): Whether somebody still waits for the answer; asked before each pass of the
+                model. Default: None, somebody does
 
         Raises:
             WrongArgument: There is no such model, layer, class or method.
-            Failure: The model cannot be loaded, or UnionCAM fails.
+            Failure: The model cannot be loaded, UnionCAM fails, or the answer is not wanted any more.
         """
         unknown = [method for method in question.methods if method not in names()]
         if unknown:
             # Not for visitors: the registry would import package.module:function.
             raise WrongArgument(f"there is no method {unknown[0]!r}; give some of {', '.join(names())}.")
         with self._working:
-            return self._answer(name, picture, question)
+            self._is_wanted = is_wanted or _always
+            try:
+                self._stop_if_unwanted()
+                return self._answer(name, picture, question)
+            finally:
+                self._is_wanted = _always
 
     def close(self) -> None:
         """Stops what is running, at the next pass of its model; torch aborts the process that ends in the middle."""
@@ -159,12 +174,18 @@ class Workbench:
             raise WrongArgument(f"there is no network {model!r}; choose one of the list.")
         weights = self.weights if model == self.model else None
         subject = ExplainedModel(model, weights, device=self.device, show_progress=True)
-        subject.model.register_forward_pre_hook(self._stop_if_closed)
+        subject.model.register_forward_pre_hook(self._stop_if_unwanted)
         return subject
 
-    def _stop_if_closed(self, *_: Any) -> None:
+    def _stop_if_unwanted(self, *_: Any) -> None:
         if self._closed:
             raise Failure("the page is closed; start it again.")
+        if not self._is_wanted():
+            raise Failure("nobody waits for the answer any more; ask again.")
+
+
+def _always() -> bool:
+    return True
 
 
 def _explanation(comparison: Comparison, method: str, settings: Settings) -> Explanation:

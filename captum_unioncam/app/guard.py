@@ -1,0 +1,274 @@
+"""What stands before the page's server: only its own page may ask it, for no more than the page needs."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ipaddress import ip_address
+from threading import Lock
+from time import monotonic
+from urllib.parse import parse_qs, urlsplit
+
+from python_multipart.multipart import parse_options_header
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_API = "/gradio_api"
+_JOIN, _LISTEN, _UPLOAD = f"{_API}/queue/join", f"{_API}/queue/data", f"{_API}/upload"
+_POSTED = (_JOIN, _UPLOAD, f"{_API}/cancel", f"{_API}/reset")
+
+# Bytes: of a request that uploads nothing; around an uploaded file; of all uploads that are under way.
+_LARGEST_REQUEST = 2**20
+_AROUND_FILE = 2**14
+_LARGEST_INCOMING = 200 * 2**20
+
+# Seconds that a question is answered for while nobody listens: it is asked first, and connections break.
+_PATIENCE = 5.0
+_VISITORS_KNOWN = 10_000
+
+_NOT_UNDERSTOOD = "This page does not send such a request; load it anew."
+_HEADERS = {"x-frame-options": "SAMEORIGIN", "x-content-type-options": "nosniff"}
+
+
+class Listeners:
+    """Who waits for an answer, by the name that Gradio gives to a page in a browser. For several threads."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._listening: Counter[str] = Counter()
+        self._seen: OrderedDict[str, float] = OrderedDict()
+
+    def see(self, visitor: str) -> None:
+        """The visitor has just asked for something."""
+        with self._lock:
+            self._seen[visitor] = monotonic()
+            self._seen.move_to_end(visitor)
+            while len(self._seen) > _VISITORS_KNOWN:
+                self._seen.popitem(last=False)
+
+    def is_waiting(self, visitor: str) -> bool:
+        """Whether the visitor listens, or did so or asked a moment ago."""
+        with self._lock:
+            return self._listening[visitor] > 0 or monotonic() - self._seen.get(visitor, -_PATIENCE) < _PATIENCE
+
+    @contextmanager
+    def listening(self, visitor: str) -> Iterator[None]:
+        """The visitor listens meanwhile."""
+        with self._lock:
+            self._listening[visitor] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._listening[visitor] -= 1
+                self._listening += Counter()
+            self.see(visitor)
+
+
+class Guard:
+    """Passes on to the server what its own page asks for, and answers the rest in a sentence.
+
+    Args:
+        app (ASGIApp): The server.
+        listeners (Listeners): Is told who waits.
+        is_local (bool): Whether the server listens at this machine's own address. Then the page has no other name than
+            that: under the name of another site, which leads here, that site could read it.
+        host (str): The address that is listened at.
+        largest_file (int): Bytes of an upload.
+        after_upload (callable): Is called, without arguments, after each.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        listeners: Listeners,
+        is_local: bool,
+        host: str,
+        largest_file: int,
+        after_upload: Callable[[], object],
+    ) -> None:
+        self.app, self.listeners = app, listeners
+        self.is_local, self.host = is_local, host
+        self.largest_upload, self.after_upload = largest_file + _AROUND_FILE, after_upload
+        self._incoming = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            # Gradio's page has no websockets.
+            await (self.app(scope, receive, send) if scope["type"] == "lifespan" else _closed(send))
+            return
+        refusal = self._refusal(scope)
+        if refusal is None:
+            answer = _Answer(send)
+            try:
+                await self._pass_on(scope, receive, answer)
+            except (HTTPException, MultiPartException) as error:
+                refusal = _sentence(getattr(error, "status_code", 400), str(getattr(error, "detail", error)))
+            except Exception:
+                # What Gradio does not expect of its own page. It would fill the log.
+                if scope["method"] != "POST" and not answer.is_begun:
+                    raise
+                refusal = _sentence(400, _NOT_UNDERSTOOD)
+            if answer.is_begun:
+                await answer.finish()
+                return
+            refusal = refusal or _sentence(400, _NOT_UNDERSTOOD)
+        await refusal(scope, receive, _with_headers(send))
+
+    def _refusal(self, scope: Scope) -> Response | None:
+        """What the request is answered because of its headers alone."""
+        headers = Headers(scope=scope)
+        if self.is_local and not self._is_own_name(headers.get("host", "")):
+            return _sentence(400, f"This page is at {self.host} alone; start it with another --host for other names.")
+        if _is_foreign(headers, scope["method"]):
+            return _sentence(403, "This page is not for other sites.")
+        if scope["method"] not in ("GET", "HEAD", "OPTIONS", "POST"):
+            return _sentence(405, _NOT_UNDERSTOOD)
+        if scope["method"] == "POST" and scope["path"] not in _POSTED:
+            return _sentence(404, _NOT_UNDERSTOOD)
+        length = headers.get("content-length", "0")
+        if length.isdecimal() and int(length) > self._most_bytes(scope):
+            return self._too_large(scope)
+        return None
+
+    def _is_own_name(self, host: str) -> bool:
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            return False
+        return name in ("localhost", self.host.lower()) or name.endswith(".localhost") or _is_loopback(name)
+
+    def _most_bytes(self, scope: Scope) -> int:
+        return self.largest_upload if scope["path"] == _UPLOAD else _LARGEST_REQUEST
+
+    def _too_large(self, scope: Scope) -> Response:
+        return _sentence(413, f"The request exceeds the maximum allowed size of {self._most_bytes(scope)} bytes.")
+
+    async def _pass_on(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
+        if scope["path"] == _UPLOAD and scope["method"] == "POST":
+            await self._upload(scope, receive, answer)
+        elif scope["method"] == "POST":
+            await self._post(scope, receive, answer)
+        elif scope["path"] == _LISTEN:
+            visitor = parse_qs(scope["query_string"].decode("latin-1")).get("session_hash", [""])[0]
+            with self.listeners.listening(visitor):
+                await self.app(scope, receive, answer)
+        else:
+            await self.app(scope, receive, answer)
+
+    async def _post(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
+        """Passes a small request on, read to its end."""
+        body, is_more = b"", True
+        while is_more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body, is_more = body + message.get("body", b""), message.get("more_body", False)
+            if len(body) > _LARGEST_REQUEST:
+                raise HTTPException(413, f"The request exceeds the maximum allowed size of {_LARGEST_REQUEST} bytes.")
+        if scope["path"] == _JOIN:
+            self.listeners.see(_visitor(body))
+        parts = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+        async def replay() -> Message:
+            return next(parts, None) or await receive()
+
+        await self.app(scope, replay, answer)
+
+    async def _upload(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
+        """Passes one file on, piece by piece."""
+        boundary = parse_options_header(Headers(scope=scope).get("content-type", ""))[1].get(b"boundary", b"")
+        mark, end, size = b"--" + boundary, b"", 0
+        # One stands before each part, and one after the last.
+        marks = 0
+
+        async def counted() -> Message:
+            nonlocal end, marks, size
+            message = await receive()
+            piece = message.get("body", b"")
+            size, self._incoming = size + len(piece), self._incoming + len(piece)
+            marks += (end + piece).count(mark)
+            end = (end + piece)[-len(mark) + 1 :]
+            # Gradio takes away what it has written, and answers 413 where it reads "maximum allowed size".
+            if size > self.largest_upload or marks > 2:
+                raise MultiPartException(f"Drop one file, of the maximum allowed size {self.largest_upload} bytes.")
+            if self._incoming > _LARGEST_INCOMING:
+                raise MultiPartException("Many files together exceed the maximum allowed size; try again later.")
+            return message
+
+        try:
+            await self.app(scope, counted, answer)
+        finally:
+            self._incoming -= size
+            await run_in_threadpool(self.after_upload)
+
+
+class _Answer:
+    """Sends an answer on with the page's headers, but for errors that the server did not foresee."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = _with_headers(send)
+        self.is_begun = self._is_dropped = self._is_ended = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._is_dropped = message["status"] == 500
+            self.is_begun = not self._is_dropped
+        if not self._is_dropped:
+            self._is_ended = message["type"] == "http.response.body" and not message.get("more_body", False)
+            await self._send(message)
+
+    async def finish(self) -> None:
+        """Ends an answer in the middle of which the server failed."""
+        if not self._is_ended:
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _with_headers(send: Send) -> Send:
+    async def sent(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            headers.update(_HEADERS)
+        await send(message)
+
+    return sent
+
+
+async def _closed(send: Send) -> None:
+    await send({"type": "websocket.close", "code": 1008})
+
+
+def _sentence(status: int, sentence: str) -> Response:
+    # Gradio's page shows either, by what it asked for.
+    return JSONResponse({"detail": sentence, "error": sentence}, status)
+
+
+def _is_foreign(headers: Headers, method: str) -> bool:
+    """Whether another site's page asks, other than by a link."""
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    if site in ("same-origin", "none"):
+        return False
+    if site is not None and method == "POST":
+        return True
+    return origin is not None and origin.partition("://")[2] != headers.get("host")
+
+
+def _is_loopback(name: str) -> bool:
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def _visitor(body: bytes) -> str:
+    """Who asks, where it is said."""
+    try:
+        return str(json.loads(body)["session_hash"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return ""
