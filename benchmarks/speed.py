@@ -233,7 +233,10 @@ def measure(of: Subject, variant: Variant, repeats: int) -> Measurement:
     dtype = variant.settings.get("score_dtype")
 
     def run(n: int = 2) -> Any:
-        return method.attribute(photos[:n], targets[:n], return_details=True, **variant.settings)
+        rows = None if score_func else "auto"
+        return method.attribute(
+            photos[:n], targets[:n], internal_batch_size=rows, return_details=True, **variant.settings
+        )
 
     @torch.no_grad()
     def bare(batch: Tensor) -> Any:

@@ -14,11 +14,21 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from captum_unioncam.engine._captum import run_forward
 from captum_unioncam.engine.confidence import output_tensor
-from captum_unioncam.engine.model_state import modules_behind
+from captum_unioncam.engine.model_state import EvaluatedFunction, modules_behind
 
 # Their layers ask tensors for values alone. Of other classes, the code is looked at.
 _LIBRARIES = ("torch", "torchvision", "timm", "math", "typing", "collections", "functools", "captum_unioncam")
-_LAYOUT_NAMES = ("data_ptr", "stride", "storage", "numpy", "__array", "as_strided", "dlpack", "is_contiguous", "tobytes")
+_LAYOUT_NAMES = (
+    "data_ptr",
+    "stride",
+    "storage",
+    "numpy",
+    "__array",
+    "as_strided",
+    "dlpack",
+    "is_contiguous",
+    "tobytes",
+)
 _TOLERANCE = 1e-2  # half precision too; a row that meets another's argument is out by more
 
 
@@ -28,6 +38,8 @@ def takes_any_format(forward_func: Callable[..., Any]) -> bool:
     A function, or a module whose code asks for addresses or calls what is not PyTorch, may read the memory as it
     pleases, and would take such pictures for others without an error.
     """
+    if isinstance(forward_func, EvaluatedFunction):
+        forward_func = forward_func.function
     if not isinstance(forward_func, Module) or isinstance(forward_func, torch.jit.ScriptModule):
         return False
     modules = list(forward_func.modules())

@@ -23,7 +23,7 @@ MOST_ROWS_PER_THREAD = 8
 ROWS_AT_224 = {"cpu": 4, "cuda": 64}
 MOST_FIXED_ROWS = {"cpu": 64, "cuda": 512}
 FEWEST_ROWS = 2
-PASSES_BEFORE_MORE = 16  # that went well after memory ran out; twice as many each time that it runs out again
+PASSES_BEFORE_MORE = 16  # that go well after memory ran out; twice as many each time that more did not fit
 
 
 def fixed_rows(device: torch.device, positions: int) -> int:
@@ -75,6 +75,7 @@ class PassTuner:
         self._start()
         self.passes_before_more = PASSES_BEFORE_MORE
         self.gone_well = 0  # since memory ran out
+        self.grew = False  # since then
         self.proven: set[tuple[int, bool]] = set()
         self.started: Counter[PassSetting] = Counter()
         self.seconds: defaultdict[PassSetting, deque[float]] = defaultdict(lambda: deque(maxlen=RECENT))
@@ -162,7 +163,7 @@ class PassTuner:
         self.gone_well += 1
         if self.most_rows < self.limit and self.gone_well >= self.passes_before_more:
             self.most_rows = min(2 * self.most_rows, self.limit)
-            self.gone_well = 0
+            self.gone_well, self.grew = 0, True
 
     def _read_events(self) -> None:
         while self.pending and self.pending[0][2].query():
@@ -208,8 +209,9 @@ class PassTuner:
         return True
 
     def _with_fewer(self, setting: PassSetting, rows: int) -> bool:
-        self.passes_before_more *= 2
-        self.gone_well = 0
+        if self.grew:
+            self.passes_before_more *= 2
+        self.gone_well, self.grew = 0, False
         if rows > setting.rows:
             self.fewest_rows = 1
             return True
