@@ -68,7 +68,7 @@ OPTIONS = {
     "metrics": "",
     "compare": f"{EXPLAINED} --target --methods --metrics --steps --seed --output --out",
     "evaluate": f"{EXPLAINED} --methods --metrics --steps --seed --output --out --classes --limit --protocol --workers "
-    "--retry-failures",
+    "--retry-failures --accept-other-versions",
     "report": "",
     "app": f"{MODEL} --host --port",
 }

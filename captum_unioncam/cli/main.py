@@ -11,15 +11,13 @@ from contextlib import suppress
 from types import FrameType
 from typing import Annotated, Any
 
-from captum_unioncam import __version__
-from captum_unioncam.system.errors import Failure, WrongArgument
-
 _INSTALL = "install what the command needs with: pip install 'captum-unioncam[cli]'"
 _NEEDED = ("PIL", "jinja2", "pandas", "safetensors", "torchvision")
 
 try:
     import typer
 
+    from captum_unioncam import __version__
     from captum_unioncam.cli.compare import compare
     from captum_unioncam.cli.evaluate import evaluate
     from captum_unioncam.cli.explain import explain
@@ -27,6 +25,7 @@ try:
     from captum_unioncam.cli.report import report
     from captum_unioncam.cli.serve import serve
     from captum_unioncam.cli.shared import complain
+    from captum_unioncam.system.errors import Failure, WrongArgument
 except ModuleNotFoundError:
     sys.exit(f"Error: typer is missing; {_INSTALL}")
 except KeyboardInterrupt:
