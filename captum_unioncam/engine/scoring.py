@@ -200,18 +200,17 @@ class MaskedScorer:
         kind = tuple((x.shape[1:], x.dtype, x.device) for x in self.inputs), tuple(masked)
         key = (kind, dtype, forward_func is self.score_func, self.internal_batch_size)
         if key not in self.tuners:
-            device, given, learns = self.inputs[0].device, self.internal_batch_size, self.internal_batch_size == AUTO
-            positions = max(
-                x.shape[2:].numel() for x, takes_mask in zip(self.inputs, masked, strict=True) if takes_mask
-            )
-            rows = given if isinstance(given, int) else fixed_rows(device, positions)
-            if forward_func is self.score_func:
-                # Compiled for one size and layout: both stay as they are.
-                rows = given if isinstance(given, int) else COMPILED_ROWS.get(device.type, rows)
-                self.tuners[key] = PassTuner(device, rows, constant=True)
-            else:
-                formats = (True, False) if map_dims == 4 and takes_any_format(forward_func) else (False,)
-                self.tuners[key] = PassTuner(device, rows, formats, learns=learns)
+            device, given = self.inputs[0].device, self.internal_batch_size
+            rows = fixed_rows(device, max(x.shape[2:].numel() for x in self.inputs if x.dim() == map_dims))
+            compiled = forward_func is self.score_func
+            if compiled:
+                # For one size and layout: both stay as they are.
+                rows = COMPILED_ROWS.get(device.type, rows)
+            if given is not None and not isinstance(given, str):
+                rows = int(given)
+            formats = (True, False) if map_dims == 4 and not compiled and takes_any_format(forward_func) else (False,)
+            learns = given == AUTO and not compiled
+            self.tuners[key] = PassTuner(device, rows, formats, learns=learns, constant=compiled)
         return self.tuners[key]
 
     def _scores(
@@ -240,7 +239,8 @@ class MaskedScorer:
                     with tuner.timed(setting, rows):
                         result = self._run(masks, chunk, setting.channels_last, targets, forward_func, output_fn)
                 except Exception as error:
-                    if not tuner.recovers(setting, error, rows, self.inputs[0].shape[0]):
+                    # Another form of pass has no other classes.
+                    if self._outputs.misses_target or not tuner.recovers(setting, error, rows, self.inputs[0].shape[0]):
                         raise
                 if result is None:
                     # Not within the handler: there, the error's traceback holds all that the pass has made.

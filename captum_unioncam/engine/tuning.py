@@ -184,7 +184,7 @@ class PassTuner:
             return self._with_fewer(setting, rows)
         if (rows, setting.channels_last) in self.proven:
             return False
-        if setting.channels_last and False in self.formats:
+        if setting.channels_last and False in self.formats and not any(last for _rows, last in self.proven):
             # A model that views its feature maps as vectors needs the usual format.
             self.formats = (False,)
             return True
