@@ -28,7 +28,9 @@ def score_cam(forward_func, net):
 
 
 def insertion(forward_func, net):
-    return metrics.insertion(forward_func, tiny_inputs(examples=1), torch.arange(48.0).reshape(1, 1, 8, 6), target=1, steps=3)
+    return metrics.insertion(
+        forward_func, tiny_inputs(examples=1), torch.arange(48.0).reshape(1, 1, 8, 6), target=1, steps=3
+    )
 
 
 def traced(call, before_line):

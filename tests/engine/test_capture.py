@@ -1,0 +1,246 @@
+"""What a layer computed is a map, or an error says which layer is none and what to do."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from captum_unioncam import LayerDenoisedGradCam, LayerScoreCam, LayerUnionCam
+from tests.networks import TinyNet, same, tiny_inputs
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+METHODS = [LayerDenoisedGradCam, LayerScoreCam, LayerUnionCam]
+OF_GRADIENTS = [LayerDenoisedGradCam, LayerUnionCam]
+
+
+class Branches(TinyNet):
+    """With a branch that goes nowhere, one that is detached, and one that does not run."""
+
+    def __init__(self):
+        super().__init__()
+        self.side, self.detached, self.spare = (nn.Conv2d(5, 5, 1).double() for _ in range(3))
+
+    def forward(self, x):
+        maps = self.features(x)
+        self.side(maps)
+        return self.head(maps) + self.detached(maps).detach().sum()
+
+
+@pytest.mark.parametrize("method", OF_GRADIENTS)
+@pytest.mark.parametrize("name", ["side", "detached"])
+def test_a_layer_on_which_the_output_does_not_depend_is_named(method, name):
+    net = Branches()
+    for layer in (getattr(net, name), [net.features, getattr(net, name)]):
+        for options in ({}, {"grad_kwargs": {"allow_unused": True}}):
+            with pytest.raises(ValueError, match=f"^layer: the output does not depend on '{name}' .*LayerScoreCam"):
+                method(net, layer).attribute(tiny_inputs(), 1, **options)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_layer_that_is_not_run_is_named(method):
+    net = Branches()
+    for layer in (net.spare, [net.features, net.spare]):
+        with pytest.raises(ValueError, match=r"^layer: 'spare' \(Conv2d\) is not run by forward_func.*find_spatial"):
+            method(net, layer).attribute(tiny_inputs(), 1)
+    with pytest.raises(ValueError, match=r"^layer: Conv2d is not run by forward_func"):
+        method(net.forward, nn.Conv2d(5, 5, 1)).attribute(tiny_inputs(), 1)
+
+
+def frozen_backbone(net, context):
+    def forward(x):
+        with context():
+            maps = net.features(x)
+        return net.head(maps)
+
+    return forward
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_methods_of_gradients_say_that_there_are_none_and_score_cam_needs_none(context):
+    net, inputs = TinyNet(), tiny_inputs()
+    expected = LayerScoreCam(net, net.features).attribute(inputs, 1)
+    functions = [frozen_backbone(net, context)] if context is torch.no_grad else []
+    for forward_func in (*functions, context()(lambda x: net(x)), context()(net.forward)):
+        for method in OF_GRADIENTS:
+            with pytest.raises(ValueError, match=r"layer: .* under torch.no_grad\(\).*take LayerScoreCam"):
+                method(forward_func, net.features).attribute(inputs, 1)
+        assert same(LayerScoreCam(forward_func, net.features).attribute(inputs, 1), expected)
+
+
+@pytest.mark.parametrize("method", OF_GRADIENTS)
+def test_an_output_that_is_detached_is_no_fault_of_the_layer(method):
+    net = TinyNet()
+    with pytest.raises(ValueError, match=r"^forward_func: its output has no gradient, since it detaches it"):
+        method(lambda x: net(x).detach(), net.features).attribute(tiny_inputs(), 1)
+
+
+class CalledByKeyword(TinyNet):
+    def forward(self, x):
+        return self.head[2](self.head[1](self.head[0](input=self.features(x))))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_input_of_a_layer_that_is_called_by_keyword_is_not_seen(method):
+    net, inputs = CalledByKeyword(), tiny_inputs()
+    with pytest.raises(ValueError, match=r"^layer: 'head.0' \(Flatten\) is called with keyword arguments alone \(in"):
+        method(net, net.head[0]).attribute(inputs, 1, attribute_to_layer_input=True)
+    assert same(method(net, net.features).attribute(inputs, 1), method(TinyNet(), "features").attribute(inputs, 1))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_module_that_the_network_calls_at_several_depths_is_named(method):
+    net = TinyNet()
+    net.features[1] = net.features[4] = nn.ReLU()
+    with pytest.raises(ValueError, match=r"^layer: 'features.1' \(ReLU\) is called 2 times in a pass"):
+        method(net, net.features[4]).attribute(tiny_inputs(), 1)
+
+
+class Wrapped(TinyNet):
+    """Whose layer ``form`` returns the maps in something."""
+
+    def __init__(self, into, out_of):
+        super().__init__()
+        self.form, self.out_of = SimpleModule(into), out_of
+
+    def forward(self, x):
+        return self.head(self.out_of(self.form(self.features(x))))
+
+
+class SimpleModule(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("into", "out_of", "described"),
+    [
+        (lambda x: {"maps": x}, lambda made: made["maps"], "dict"),
+        (lambda x: SimpleNamespace(maps=x), lambda made: made.maps, "SimpleNamespace"),
+        (lambda x: torch.complex(x, x), lambda made: made.real, "torch.complex128"),
+        (lambda x: ((x,), None), lambda made: made[0][0], "tuple, NoneType"),
+    ],
+)
+def test_what_is_no_tensor_of_real_numbers_is_described(method, into, out_of, described):
+    net = Wrapped(into, out_of)
+    with pytest.raises(ValueError, match=rf"^layer: 'form' \(SimpleModule\) has {described}, and no tensor"):
+        method(net, net.form).attribute(tiny_inputs(), 1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("beside", [None, 3, (1, 2), torch.arange(3)])
+def test_what_lies_beside_the_maps_is_passed_on(method, beside):
+    net = Wrapped(lambda x: (x, beside), lambda made: made[0] if made[1] is beside else made)
+    expected = method(TinyNet(), "features").attribute(tiny_inputs(), 1)
+    assert same(method(net, net.form).attribute(tiny_inputs(), 1), expected)
+
+
+def test_quantised_models_have_score_cams():
+    import torch.ao.quantization as quantization
+
+    net, x = TinyNet().float(), tiny_inputs().float()
+    net = nn.Sequential(quantization.QuantStub(), net.features, net.head, quantization.DeQuantStub())
+    net[1][1] = nn.ReLU()
+    net.qconfig = quantization.get_default_qconfig("fbgemm")
+    quantization.prepare(net, inplace=True)
+    net(x)
+    quantization.convert(net, inplace=True)
+    plain = LayerScoreCam(net, net[1]).attribute(x, 1)
+    assert torch.equal(plain, LayerScoreCam(net, net[1], reshape_transform=lambda o: o).attribute(x, 1))
+    assert plain.shape == (3, 1, 4, 3)
+    assert plain.std() > 0
+    with pytest.raises(ValueError, match=r"^layer: '1' .* is quantised.*take LayerScoreCam"):
+        LayerUnionCam(net, net[1]).attribute(x, 1)
+
+
+def checkpointed(net, use_reentrant, features=False):
+    def forward(x):
+        maps = checkpoint(net.features, x, use_reentrant=use_reentrant) if features else net.features(x)
+        return checkpoint(net.head, maps, use_reentrant=use_reentrant)
+
+    return forward
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("features", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_checkpointed_models_are_explained_or_say_how(method, features, frozen):
+    net, inputs = TinyNet().requires_grad_(not frozen), tiny_inputs()
+    expected = method(net, net.features).attribute(inputs, 1)
+    for layer in (net.features, [net.features[2], net.features]):
+        made = method(checkpointed(net, False, features), layer).attribute(inputs, 1)
+        assert same(made[1] if isinstance(made, list) else made, expected)
+    reentrant = method(checkpointed(net, True, features), net.features)
+    if method is LayerScoreCam:
+        assert same(reentrant.attribute(inputs, 1), expected)
+    else:
+        with pytest.raises(ValueError, match=r"use_reentrant=True"):
+            reentrant.attribute(inputs, 1)
+
+
+class CudnnLike(nn.LSTM):
+    """The rule of cuDNN where there is none."""
+
+    def forward(self, x, hx=None):
+        out, hidden = super().forward(x, hx)
+        if not self.training and out.requires_grad:
+
+            def refuse(_):
+                raise RuntimeError("cudnn RNN backward can only be called in training mode")
+
+            out.register_hook(refuse)
+        return out, hidden
+
+
+class Recurrent(TinyNet):
+    def __init__(self, lstm):
+        super().__init__()
+        torch.manual_seed(0)
+        self.lstm, self.last = lstm(5, 4, num_layers=2, dropout=0.5, batch_first=True).double(), nn.Dropout(0.5)
+
+    def forward(self, x):
+        return self.last(self.lstm(self.features(x).flatten(2).transpose(1, 2))[0][:, -1])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("train", [False, True])
+def test_recurrent_modules_have_gradients_without_their_dropout(method, train):
+    inputs = tiny_inputs()
+    usual, cudnn_like = Recurrent(nn.LSTM).eval(), Recurrent(CudnnLike).train(train)
+    expected = method(usual, usual.features).attribute(inputs, 1)
+    for forward_func in (cudnn_like, lambda x: cudnn_like(x)):
+        assert same(method(forward_func, cudnn_like.features).attribute(inputs, 1), expected)
+        assert {module.training for module in cudnn_like.modules()} == {train}
+        assert cudnn_like.lstm.dropout == 0.5
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 300.0])
+def test_gradients_of_half_precision_neither_underflow_nor_overflow(scale):
+    net = TinyNet(seed=3)
+    half = copy.deepcopy(net).half()
+    inputs = tiny_inputs()
+    expected = LayerDenoisedGradCam(lambda x: net(x) * scale, net.features).attribute(inputs, 1)
+    made = LayerDenoisedGradCam(lambda x: half(x) * scale, half.features).attribute(inputs.half(), 1)
+    assert made.dtype == torch.float32
+    assert torch.allclose(made.double(), expected, rtol=0, atol=0.05 * expected.abs().max().item())
+    each = [
+        LayerDenoisedGradCam(lambda x: half(x) * scale, half.features).attribute(inputs[i : i + 1].half(), 1)
+        for i in range(3)
+    ]
+    assert torch.allclose(torch.cat(each), made, rtol=0, atol=1e-2 * made.abs().max().item())
+
+
+def test_several_targets_take_one_forward_pass():
+    net, passes = TinyNet(), []
+    net.features.register_forward_pre_hook(lambda *_: passes.append(1))
+    LayerDenoisedGradCam(net, net.features).attribute_targets(tiny_inputs(), [[0, 1, 2]] * 3)
+    assert len(passes) == 1
