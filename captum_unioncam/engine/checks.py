@@ -24,8 +24,10 @@ def described(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def check_inputs(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The inputs, if each has the same examples, at least one."""
+def check_inputs(inputs: Any) -> tuple[Tensor, ...]:
+    """The inputs, if they are a tuple of tensors of the same examples, at least one."""
+    if not isinstance(inputs, tuple) or not all(isinstance(x, Tensor) for x in inputs):
+        raise TypeError(f"inputs: got {described(inputs)}; give a tensor, or a tuple of tensors.")
     shapes = [tuple(x.shape) for x in inputs]
     if not inputs or any(x.dim() == 0 or x.numel() == 0 for x in inputs):
         raise ValueError(f"inputs: no example in the shapes {shapes}; give at least one.")

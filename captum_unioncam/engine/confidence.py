@@ -10,6 +10,11 @@ from torch import Tensor
 
 ConfidenceFunction = Callable[[Tensor], Tensor]
 
+# Nodes of the graph that leave values as they are.
+_MOVES = (
+    *("ToCopy", "View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "Slice", "Select", "Permute", "Transpose"),
+    *("TBackward", "Clone", "Expand", "Alias", "Cat", "Stack", "Index"),
+)
 _OUTPUT_NAMES = ("logits", "out")
 
 
@@ -50,7 +55,8 @@ def confidences_by(confidence_fn: ConfidenceFunction, output: Tensor) -> Tensor:
 def refuse_confidences(output: Tensor, inputs: tuple[Tensor, ...], run: Callable[..., Tensor]) -> None:
     """Raises ``ValueError`` for outputs of several classes that are confidences already: a softmax would go unnoticed.
 
-    Logits may lie in [0, 1] by chance, but not for inputs a thousand times as large and of either sign.
+    Logits may lie in [0, 1] by chance: those of a sigmoid come from one, as the graph of gradients has it. Where there
+    is no graph, inputs a thousand times as large and of either sign have to drive them to 0 and 1.
 
     Args:
         output (Tensor): (N, C, ...).
@@ -60,8 +66,8 @@ def refuse_confidences(output: Tensor, inputs: tuple[Tensor, ...], run: Callable
     if output.dim() < 2 or output.shape[1] < 2 or not _within_one(output):
         return
     sums = bool(((output.sum(1) - 1).abs() < 1e-3).all())
-    if sums or all(_stays_within_one(run, inputs, scale) for scale in (1e3, -1e3)):
-        seen = "are not negative and sum to 1" if sums else "lie in [0, 1], whatever the inputs"
+    if sums or _ends_in_sigmoid(inputs, run):
+        seen = "are not negative and sum to 1" if sums else "come from a sigmoid"
         raise ValueError(
             f"confidence_fn: got none, and the model's outputs {seen}: they are confidences already, of which the "
             "default would take the softmax; give confidence_fn=lambda output: output to take them as they are."
@@ -72,13 +78,26 @@ def _within_one(output: Tensor) -> bool:
     return bool(((output >= 0) & (output <= 1)).all())
 
 
-def _stays_within_one(run: Callable[..., Tensor], inputs: tuple[Tensor, ...], scale: float) -> bool:
+def _ends_in_sigmoid(inputs: tuple[Tensor, ...], run: Callable[..., Tensor]) -> bool:
     try:
-        # One more than they are, since nothing becomes of a black picture.
-        return _within_one(run(*(scale * (x + 1) if x.is_floating_point() else x for x in inputs)))
+        with torch.enable_grad():
+            # Copies, since a model may write into its input.
+            copies = (x.detach().requires_grad_(x.is_floating_point()).clone() for x in inputs)
+            node: Any = run(*copies).grad_fn
+        if node is not None and "Compiled" not in node.name():
+            while node.name().startswith(_MOVES):
+                node = node.next_functions[0][0]
+            return "Sigmoid" in node.name()
+        return all(_is_driven_to_the_ends(inputs, run, scale) for scale in (1e3, -1e3))
     except Exception:
         # A user's function may refuse such inputs in any way; then nothing is known.
         return False
+
+
+def _is_driven_to_the_ends(inputs: tuple[Tensor, ...], run: Callable[..., Tensor], scale: float) -> bool:
+    # One more than they are, since nothing becomes of a black picture.
+    output = run(*(scale * (x + 1) if x.is_floating_point() else x for x in inputs))
+    return _within_one(output) and bool(((output - 0.5).abs() > 0.49).all())
 
 
 def output_tensor(output: Any, rows: int, function: str = "forward_func") -> Tensor:

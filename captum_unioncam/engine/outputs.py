@@ -26,6 +26,7 @@ class Outputs:
     def __init__(self, targets: Sequence[TargetType], examples: int, argument: str = "target") -> None:
         self.targets, self.examples, self.argument = targets, examples, argument
         self.form: torch.Size | None = None
+        self.misses_target = False
         for target in targets:
             check_target(target, examples, argument=argument)
 
@@ -40,8 +41,10 @@ class Outputs:
         if tensor.shape[:1] != (rows,):
             return tensor
         if self.form is None:
+            self.misses_target = True
             for target in self.targets:
                 check_target(target, self.examples, tensor.shape[1:], self.argument)
+            self.misses_target = False
             self.form = tensor.shape[1:]
         elif tensor.shape[1:] != self.form:
             raise ValueError(

@@ -77,10 +77,9 @@ def test_layers_by_name(cls, wrap):
 
 
 def test_a_layer_by_name_in_a_compiled_model():
-    net, inputs = TinyNet(), tiny_inputs()
+    net = TinyNet()
     compiled = torch.compile(net, backend="eager")
     assert LayerScoreCam(compiled, "features").layer is net.features
-    assert inputs.shape[0] == 3
 
 
 def test_layers_that_do_not_exist_are_named_with_those_that_are_near():

@@ -82,7 +82,6 @@ def test_is_a_captum_layer_and_gradient_attribution():
     assert isinstance(method, LayerAttribution)
     assert isinstance(method, GradientAttribution)
     assert not method.has_convergence_delta()
-    assert method.attribute.__wrapped__ is LayerUnionCam.attribute.__wrapped__
 
 
 @pytest.mark.parametrize("ndim", NDIMS)
@@ -218,6 +217,7 @@ def test_confidences_that_are_not_finite_are_named():
     [
         ("theta", -1.0),
         ("theta", 101.0),
+        ("theta", "10"),
         ("channel_weights", "sum"),
         ("max_channels", 0),
         ("internal_batch_size", -3),
