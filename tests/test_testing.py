@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import threading
 
 import pytest
 import torch
@@ -204,6 +205,16 @@ def depends_on_random_numbers(call, method, *args, **kwargs):
         return each(lambda maps: maps * torch.rand(1), call(*args, **kwargs))
 
 
+def follows_autocast(call, method, *args, **kwargs):
+    made = call(*args, **kwargs)
+    return each(lambda maps: maps.bfloat16().to(maps.dtype), made) if torch.is_autocast_enabled("cpu") else made
+
+
+def knows_one_thread(call, method, *args, **kwargs):
+    alone = threading.current_thread() is threading.main_thread()
+    return each(lambda maps: maps if alone else 2 * maps, call(*args, **kwargs))
+
+
 def writes_into_the_inputs(call, method, inputs, *args, **kwargs):
     made = call(inputs, *args, **kwargs)
     with torch.no_grad():
@@ -323,6 +334,9 @@ FAULTS = [
     (leaves_a_hook_after_an_error, "state_after_errors"),
     (draws_random_numbers, "random_numbers"),
     (depends_on_random_numbers, "random_numbers"),
+    (one_more_pass, "kept_tensors"),
+    (follows_autocast, "surroundings"),
+    (knows_one_thread, "threads"),
     (writes_into_the_inputs, "untouched_inputs"),
     (thaws_parameters, "training_mode"),
     (wants_parameters_with_gradients, "in_place_and_frozen"),

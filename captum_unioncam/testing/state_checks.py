@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import random
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -138,6 +140,75 @@ def random_numbers(subject: Subject) -> None:
         require_as_found(net, before)
     with given("another state of PyTorch's random generator"):
         require_same(maps[0], maps[1], "of the state before")
+
+
+class Keeping(nn.Module):
+    """Passes its input on, moved by a buffer and a tensor of its own that each pass changes, and draws at random."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Tensor
+        self.register_buffer("calls", torch.zeros((), dtype=torch.float64))
+        self.kept = torch.zeros((), dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        moved = x + self.calls + self.kept
+        self.calls += 1
+        self.kept = self.kept + torch.rand((), dtype=torch.float64) + random.random()
+        return moved
+
+
+@layer_check
+def kept_tensors(subject: Subject) -> None:
+    """Buffers and tensors that passes change, and the random state, are in each pass and afterwards as they were."""
+    net, inputs = TinyNet(subject.ndim), tiny_inputs(subject.ndim)
+    expected = subject.explain(net, net.features, inputs, TARGETS)
+    for kind, make in FORWARDS.items():
+        with given(f"a model whose passes change what it keeps, {kind} as forward_func"):
+            net, keeping = TinyNet(subject.ndim), Keeping()
+            net.features.insert(0, keeping)
+            before, kept = state_of(net), keeping.kept
+            made = subject.explain(make(net), net.features, inputs, TARGETS)
+            require_as_found(net, before)
+            require(keeping.kept is kept and kept.item() == 0, "a tensor that a module keeps is another afterwards")
+            require_same(made, expected, "of a model that keeps nothing")
+
+
+@layer_check
+def surroundings(subject: Subject) -> None:
+    """Neither autocast nor inference mode around a call changes the map."""
+    net, inputs = TinyNet(subject.ndim).float(), tiny_inputs(subject.ndim).float()
+    expected = subject.explain(net, net.features, inputs, TARGETS)
+    around: dict[str, Callable[[], Any]] = {
+        "torch.autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+        "torch.inference_mode()": torch.inference_mode,
+    }
+    for name, surrounding in around.items():
+        for kind in ("the model", "a function"):
+            with given(f"{name} around the call, {kind} as forward_func"), surrounding():
+                before = state_of(net)
+                made = subject.explain(FORWARDS[kind](net), net.features, inputs.clone(), TARGETS)
+                require_as_found(net, before)
+                require_same(made, expected, "outside of it", 1e-5)
+
+
+@layer_check
+def threads(subject: Subject) -> None:
+    """One model in training is explained in several threads at once as in one."""
+    inputs = tiny_inputs(subject.ndim)
+    net = training_net(subject.ndim).eval()
+    expected = subject.explain(net, net.features, inputs, TARGETS)
+    net = training_net(subject.ndim)
+    # Lets the other thread in, in the middle of a pass.
+    net.features[1].register_forward_hook(lambda *_: time.sleep(1e-4))
+    before = state_of(net)
+    with ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(subject.explain, net, net.features, inputs, TARGETS) for _ in range(4)]
+        made = [call.result() for call in calls]
+    with given("a model in training mode, in two threads at once"):
+        for maps in made:
+            require_same(maps, expected, "in evaluation mode, in one thread")
+        require_as_found(net, before)
 
 
 @layer_check

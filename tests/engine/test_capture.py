@@ -223,7 +223,7 @@ def test_recurrent_modules_have_gradients_without_their_dropout(method, train):
         assert cudnn_like.lstm.dropout == 0.5
 
 
-@pytest.mark.parametrize("scale", [1e-6, 1.0, 300.0])
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 300.0])
 def test_gradients_of_half_precision_neither_underflow_nor_overflow(scale):
     net = TinyNet(seed=3)
     half = copy.deepcopy(net).half()
