@@ -11,7 +11,6 @@ from captum._utils.common import (
     _run_forward,
     _select_targets,
 )
-from captum._utils.gradient import _forward_layer_eval, compute_layer_gradients_and_eval
 from captum._utils.progress import NullProgress, progress
 from captum._utils.typing import BaselineType, TargetType
 from captum.attr._utils.common import _validate_input, _validate_target
@@ -42,7 +41,6 @@ format_additional_forward_args = _format_additional_forward_args
 format_baseline = _format_baseline
 format_output = _format_output
 format_tensor_into_tuples = _format_tensor_into_tuples
-forward_layer_eval = _forward_layer_eval
 run_forward = _run_forward
 select_targets = _select_targets
 validate_input = _validate_input
@@ -56,12 +54,10 @@ __all__ = [
     "NullProgress",
     "PerturbationAttribution",
     "TargetType",
-    "compute_layer_gradients_and_eval",
     "format_additional_forward_args",
     "format_baseline",
     "format_output",
     "format_tensor_into_tuples",
-    "forward_layer_eval",
     "log_usage",
     "progress",
     "run_forward",

@@ -200,28 +200,6 @@ def test_two_methods_side_by_side_take_the_same_call():
 
 
 PARAMETERS = {
-    "compute_layer_gradients_and_eval": [
-        "forward_fn",
-        "layer",
-        "inputs",
-        "target_ind",
-        "additional_forward_args",
-        "gradient_neuron_selector",
-        "device_ids",
-        "attribute_to_layer_input",
-        "output_fn",
-        "grad_kwargs",
-        "offload_to_cpu",
-    ],
-    "forward_layer_eval": [
-        "forward_fn",
-        "inputs",
-        "layer",
-        "additional_forward_args",
-        "device_ids",
-        "attribute_to_layer_input",
-        "grad_enabled",
-    ],
     "format_additional_forward_args": ["additional_forward_args"],
     "format_baseline": ["baselines", "inputs"],
     "format_output": ["is_inputs_tuple", "output"],
