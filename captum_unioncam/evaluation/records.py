@@ -235,7 +235,8 @@ def _is_sound(record: Record) -> bool:
     """Whether everything is of its type, and what belongs together is there."""
     texts = record.target_name, record.error, record.map
     return (
-        (record.target is None or (type(record.target) is int and 0 <= record.target < _MOST))
+        record.method.isprintable()
+        and (record.target is None or (type(record.target) is int and 0 <= record.target < _MOST))
         and all(text is None or isinstance(text, str) for text in texts)
         and (record.confidence is None or _is_number(record.confidence))
         and all(map(_is_number, record.values.values()))
@@ -252,8 +253,9 @@ def _is_map(text: str) -> bool:
     return len(base64.b64decode(text, validate=True)) == MAP_SIZE**2
 
 
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+def _is_number(value: Any) -> bool:
+    # The squares of larger ones are no numbers.
+    return type(value) in (int, float) and math.isfinite(value) and abs(value) < 1e100
 
 
 def read_settings(folder: Path) -> EvaluationSettings | None:
