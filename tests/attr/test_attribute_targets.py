@@ -43,7 +43,7 @@ def test_the_channels_are_swept_once():
 
     method, inputs = LayerUnionCam(forward, net.features), tiny_inputs()
     _, details = method.attribute_targets(inputs, TARGETS, internal_batch_size=1000, return_details=True)
-    assert rows == [3, 3, 3, 3 * CHANNELS] + [9, 3] * 3
+    assert rows == [3, 3 * CHANNELS] + [9, 3] * 3
     assert details.forward_passes.tolist() == [CHANNELS + 3 * 4] * 3
 
 
