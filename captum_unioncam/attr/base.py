@@ -123,7 +123,11 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
             shared = [template, *(method._equations() for method in cls.made_of), cls._captured, cls._passes]
             hidden = () if cls.gives_details else ("return_details",)
             own = specialised(template, lambda given: template(**given), parts, [*shared, equations], hidden)
-            own.__module__, own.__qualname__ = cls.__module__, f"{cls.__qualname__}.attribute"
+            own.__module__, own.__name__, own.__qualname__ = (
+                cls.__module__,
+                "attribute",
+                f"{cls.__qualname__}.attribute",
+            )
             # NoiseTunnel needs what Captum's decorator leaves.
             cls.attribute = log_usage(part_of_slo=True)(own)  # type: ignore[method-assign]
         cls.__doc__ = class_document(cls)

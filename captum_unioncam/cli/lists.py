@@ -7,10 +7,10 @@ import typer
 
 def methods() -> None:
     """List the methods by name."""
-    from captum_unioncam.methods.registry import names
+    from captum_unioncam.methods.registry import describe, names
 
     for name in names():
-        typer.echo(name)
+        typer.echo(f"{name}: {describe(name)}".rstrip(": "))
     typer.echo("torchcam:NAME, grad_cam:NAME: any CAM of those packages, such as torchcam:LayerCAM")
     typer.echo("package.module:function: a factory of your own, as captum_unioncam.methods.register takes it")
 

@@ -65,13 +65,39 @@ def refuse_confidences(output: Tensor, inputs: tuple[Tensor, ...], run: Callable
     """
     if output.dim() < 2 or output.shape[1] < 2 or not _within_one(output):
         return
-    sums = bool(((output.sum(1) - 1).abs() < 1e-3).all())
+    sums = _are_probabilities(output)
     if sums or _ends_in_sigmoid(inputs, run):
         seen = "are not negative and sum to 1" if sums else "come from a sigmoid"
         raise ValueError(
             f"confidence_fn: got none, and the model's outputs {seen}: they are confidences already, of which the "
             "default would take the softmax; give confidence_fn=lambda output: output to take them as they are."
         )
+
+
+class DefaultConfidence:
+    """Confidences where no ``confidence_fn`` is given: what makes them is decided on the first outputs.
+
+    Probabilities, which are not negative and sum to 1, are taken as they are; the outputs of a sigmoid are refused; of
+    any others, :func:`class_confidence`.
+    """
+
+    def __init__(self) -> None:
+        self.function: ConfidenceFunction | None = None
+
+    def decide(self, output: Tensor, inputs: tuple[Tensor, ...], run: Callable[..., Tensor]) -> None:
+        """Chooses by the first output; arguments and errors are those of :func:`refuse_confidences`."""
+        if self.function is None:
+            if not _are_probabilities(output):
+                refuse_confidences(output, inputs, run)
+            self.function = _as_they_are if _are_probabilities(output) else class_confidence
+
+    def __call__(self, output: Tensor) -> Tensor:
+        return (self.function or class_confidence)(output)
+
+
+def _are_probabilities(output: Tensor) -> bool:
+    several = output.dim() >= 2 and output.shape[1] > 1
+    return several and _within_one(output) and bool(((output.sum(1) - 1).abs() < 1e-3).all())
 
 
 def _within_one(output: Tensor) -> bool:

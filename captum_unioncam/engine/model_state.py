@@ -181,8 +181,8 @@ def _random_state() -> list[tuple[Callable[[Any], Any], Any]]:
         (torch.set_rng_state, torch.get_rng_state()),
         (random.setstate, random.getstate()),
     ]
-    if "numpy" in sys.modules:
-        numpy: Any = sys.modules["numpy"]
+    numpy: Any = sys.modules.get("numpy")
+    if numpy is not None:
         state.append((numpy.random.set_state, numpy.random.get_state()))
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         state.append((torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))

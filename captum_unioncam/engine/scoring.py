@@ -22,9 +22,8 @@ from captum_unioncam.engine._captum import (
 from captum_unioncam.engine.checks import check_baselines, check_finite, check_positive, inputs_with_mask
 from captum_unioncam.engine.confidence import (
     ConfidenceFunction,
-    class_confidence,
+    DefaultConfidence,
     confidences_by,
-    refuse_confidences,
 )
 from captum_unioncam.engine.maps import full_precision, spatial_range
 from captum_unioncam.engine.model_state import modules_behind
@@ -50,7 +49,7 @@ class MaskedScorer:
         baselines (number, Tensor, tuple or None): What masked-out places show, as Captum's ``baselines``.
         targets (Sequence): T targets, each as Captum's ``target``.
         additional_forward_args (tuple or None): Passed through; tensors with one row an example go with their example.
-        confidence_fn (Callable or None): Output to confidences, of the same shape. Default: ``class_confidence``
+        confidence_fn (Callable or None): Output to confidences, of the same shape. Default: ``DefaultConfidence``
         score_func (Callable or None): Run in place of ``forward_func`` for channel scores, always with a full chunk of
             rows, since a compiled model is compiled again for another number. Default: None
         internal_batch_size (int, "auto" or None): Rows in a forward pass; "auto" learns them. Default: None, by the
@@ -99,8 +98,7 @@ class MaskedScorer:
         )
         self.targets = [_placed(_as_rows(target, inputs[0].device)) for target in targets]
         self.additional_forward_args = additional_forward_args or ()
-        self.confidence_fn = class_confidence if confidence_fn is None else confidence_fn
-        self._may_be_confidences = confidence_fn is None
+        self.confidence_fn = DefaultConfidence() if confidence_fn is None else confidence_fn
         self.score_func = score_func
         self.internal_batch_size = internal_batch_size
         self.score_dtype = score_dtype
@@ -280,9 +278,8 @@ class MaskedScorer:
         additional = tuple(self._rows_of(arg, chunk) for arg in self.additional_forward_args)
         output = self._output(forward_func, inputs, additional)
         if output_fn is self.confidence_fn:
-            if self._may_be_confidences:
-                refuse_confidences(output, inputs, lambda *x: self._output(forward_func, x, additional))
-                self._may_be_confidences = False
+            if isinstance(output_fn, DefaultConfidence):
+                output_fn.decide(output, inputs, lambda *x: self._output(forward_func, x, additional))
             output = confidences_by(output_fn, output)
         return torch.stack([self._select(output, target, chunk) for target in targets])
 

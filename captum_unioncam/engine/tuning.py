@@ -184,7 +184,9 @@ class PassTuner:
             return self._with_fewer(setting, rows)
         if (rows, setting.channels_last) in self.proven:
             return False
-        if setting.channels_last and False in self.formats and not any(last for _rows, last in self.proven):
+        # Whatever is no RuntimeError, no memory format is at fault for.
+        plainer = isinstance(error, RuntimeError) and setting.channels_last and False in self.formats
+        if plainer and not any(last for _rows, last in self.proven):
             # A model that views its feature maps as vectors needs the usual format.
             self.formats = (False,)
             return True

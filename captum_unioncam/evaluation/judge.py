@@ -122,7 +122,7 @@ class Judge:
             "internal_batch_size": settings.internal_batch_size,
         }
         # Of maps alone nobody wants the seconds.
-        self._is_warm = not self.metrics
+        self._is_warm = metrics is not None and not list(metrics)
 
     @property
     def method_names(self) -> list[str]:

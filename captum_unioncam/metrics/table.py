@@ -103,12 +103,19 @@ def metric(name: str, title: str, *, larger_is_better: bool, **how: Any) -> Call
     """
 
     def listed(function: FunctionT) -> FunctionT:
-        if name in _metrics or name == SECONDS.name:
-            raise ValueError(f"name: there is a metric {name!r} already; give another name.")
+        for known in (*_metrics.values(), SECONDS):
+            # A cell of a notebook may be run again.
+            is_same = _place(known.function) == _place(function) and known.name == name
+            if not is_same and (known.name == name or known.title == title):
+                raise ValueError(f"name: there is a metric {known.name!r} already, {known.title!r}; give another.")
         _metrics[name] = Metric(name, function, title, larger_is_better, **how)
         return function
 
     return listed
+
+
+def _place(function: Callable[..., Any] | None) -> tuple[str, str]:
+    return getattr(function, "__module__", ""), getattr(function, "__qualname__", "")
 
 
 def all_metrics() -> dict[str, Metric]:

@@ -77,5 +77,7 @@ def test_terms_of_each_target():
 
 def test_a_target_out_of_range_fails_as_in_attribute():
     net = TinyNet()
-    with pytest.raises((IndexError, RuntimeError)):
-        LayerUnionCam(net, net.features).attribute_targets(tiny_inputs(), [[0, CLASSES]] * 3)
+    for attribute in (LayerUnionCam(net, net.features).attribute, LayerUnionCam(net, net.features).attribute_targets):
+        wrong = [CLASSES] * 3 if attribute.__name__ == "attribute" else [[0, CLASSES]] * 3
+        with pytest.raises(AssertionError, match=r"^targets?: got .*outputs of shape"):
+            attribute(tiny_inputs(), wrong)

@@ -76,10 +76,17 @@ def test_explicit_confidences_weigh_as_they_are(net):
 
 
 @with_confidences
-@pytest.mark.parametrize("last", [partial(torch.softmax, dim=1), torch.sigmoid], ids=["softmax", "sigmoid"])
-def test_no_softmax_is_laid_upon_confidences(judge, net, last):
+def test_no_softmax_is_laid_upon_probabilities(judge, net):
     def model(x):
-        return last(net(x))
+        return net(x).softmax(1)
+
+    assert same(judge(model, net, 1), judge(model, net, 1, confidence_fn=lambda output: output))
+
+
+@with_confidences
+def test_the_outputs_of_a_sigmoid_are_refused(judge, net):
+    def model(x):
+        return net(x).sigmoid()
 
     with pytest.raises(ValueError, match=r"^confidence_fn: got none.*lambda output: output"):
         judge(model, net, 1)
