@@ -31,6 +31,8 @@ class Traits:
         uses_gradients (bool): Whether the model has to be differentiable. Default: True
         masked_passes (Callable or None): How many masked passes an example takes, given how many of its channels are
             not constant over space; 0 for a method without. Default: None, not known
+        half_precision (float): The least correlation of half-precision models' maps with those in float64.
+            Default: 0.98
         arguments (Mapping): Further arguments of ``attribute`` in each call, and of the reference. Default: none
         without (tuple[str, ...]): Checks, of those that ``LAYER_CHECKS`` names, that do not apply. Default: none
     """
@@ -39,6 +41,7 @@ class Traits:
     terms: Literal["map", "map plus a constant"] = "map"
     uses_gradients: bool = True
     masked_passes: Callable[[int], int] | None = None
+    half_precision: float = 0.98
     arguments: Mapping[str, Any] = field(default_factory=dict)
     without: tuple[str, ...] = ()
 

@@ -165,9 +165,13 @@ def half_precision(subject: Subject) -> None:
         with given(f"a model and inputs of {dtype}"):
             made = subject.explain(net.to(dtype), net.features, inputs.to(dtype), 1)
             require(made.dtype == torch.float32, f"the map is of {made.dtype}, not torch.float32")
+            if dtype is torch.float32:
+                require_same(made, expected, "in float64", 1e-4)
             correlation = torch.corrcoef(torch.stack([made.flatten().double(), expected.flatten()]))[0, 1].item()
-            least = 0.9999 if dtype is torch.float32 else 0.95
+            least = subject.traits.half_precision
             require(correlation > least, f"the map is correlated {correlation:.4f} with float64's, not {least}")
+            size = made.double().norm() / expected.norm()
+            require(0.8 < size < 1.25, f"the map is {size:.2f} times as large as float64's")
         net = TinyNet(subject.ndim)
 
 

@@ -41,6 +41,7 @@ def test_terms_are_zero_where_the_sum_is_clipped():
     assert terms.shape == (3, CHANNELS, 4, 3)
     assert (terms.masked_select(clipped.expand_as(terms)) == 0).all()
     assert torch.allclose(terms.sum(1, keepdim=True), attr)
+    assert terms.min() < 0
     positive = score_cam.attribute(inputs, 0, relu_attributions=True, attr_dim_summation=False)
     assert same(positive, terms.relu())
 
