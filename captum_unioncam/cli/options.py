@@ -158,9 +158,7 @@ TargetOption = Annotated[
     typer.Option("--target", metavar="CLASS", help="Class to explain: index or name.", show_default="predicted"),
 ]
 
-StepsOption = Annotated[
-    int, typer.Option("--steps", min=1, metavar="N", help="Steps of the insertion and deletion curves.")
-]
+StepsOption = Annotated[int, typer.Option("--steps", min=1, metavar="N", help="Steps of the metrics' curves.")]
 
 SeedOption = Annotated[
     int,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from captum_unioncam.attr.union_cam import UnionCamDetails
 from captum_unioncam.evaluation.judge import Judge
+from captum_unioncam.methods.registry import PEER_PACKAGES, fixed_arguments
 from captum_unioncam.methods.settings import MethodSettings
 from captum_unioncam.models.subject import ExplainedModel
 from captum_unioncam.models.zoo import DEMO_MODEL
@@ -123,8 +124,8 @@ class Explanation:
             "betas": self.betas,
             "choice": self.choice,
             "forward_passes": self._number("forward_passes"),
-            "settings": asdict(self.settings),
-            "versions": package_versions(*(("grad-cam", "torchcam") if ":" in self.settings.method else ())),
+            "settings": {**asdict(self.settings), **fixed_arguments(self.settings.method)},
+            "versions": package_versions(*PEER_PACKAGES),
         }
         return {key: value for key, value in known.items() if value is not None}
 

@@ -212,7 +212,7 @@ def _parsed(line: bytes) -> Record | None:
 
 
 def _checked(line: bytes) -> bytes:
-    """The line without its checksum, which version 0.1.0 did not write."""
+    """The line without its checksum, which the first evaluations did not write."""
     found = _CHECKSUM.match(line)
     if not found:
         return line
@@ -223,7 +223,7 @@ def _checked(line: bytes) -> bytes:
 
 
 def _without_flat_metrics(known: dict[str, Any]) -> dict[str, Any]:
-    """A line's content, with what version 0.1.0 wrote beside "image" put where it is now."""
+    """A line's content, with what the first evaluations wrote beside "image" put where it is now."""
     values = {name: known.pop(name) for name in _FIRST_VALUES if name in known}
     curves = {name: known.pop(f"{name}_curve") for name in _FIRST_VALUES if f"{name}_curve" in known}
     for name, found in (("values", values), ("curves", curves)):

@@ -45,6 +45,7 @@ from captum_unioncam.evaluation.records import (
     read_records,
     read_settings,
 )
+from captum_unioncam.methods.registry import PEER_PACKAGES
 from captum_unioncam.methods.settings import MethodSettings
 from captum_unioncam.models.preprocessing import Preprocessing
 from captum_unioncam.models.subject import ExplainedModel
@@ -118,7 +119,7 @@ class Evaluation:
             "dtype": "float32" if dtype is None else str(dtype).removeprefix("torch."),
             "steps": self.steps,
             "metrics": list(metric_names),
-            "versions": package_versions("grad-cam", "torchcam"),
+            "versions": package_versions(*PEER_PACKAGES),
         }
 
 

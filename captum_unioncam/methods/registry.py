@@ -135,6 +135,11 @@ def describe(name: str) -> str:
     return (inspect.getdoc(_factory(name)) or "").partition("\n")[0]
 
 
+def fixed_arguments(name: str) -> dict[str, Any]:
+    """The arguments that a name stands for, of a method with variants."""
+    return dict(CAMS[name].variants.get(name, {})) if name in CAMS else {}
+
+
 def register(name: str, factory: Factory) -> None:
     """Gives a method of the user's own a name, which ``create`` then knows.
 
@@ -162,6 +167,9 @@ def register(name: str, factory: Factory) -> None:
 
 PEERS = {"torchcam": TORCHCAM, "grad_cam": GRAD_CAM}
 """Packages of CAM classes, by what stands in front of the colon."""
+
+PEER_PACKAGES = tuple(peer.distribution for peer in PEERS.values())
+"""Their names on PyPI."""
 
 _registered: dict[str, Factory] = {}
 

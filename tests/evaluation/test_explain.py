@@ -115,3 +115,9 @@ def test_a_grad_cam_that_fails_keeps_no_explanation_from_being_made(subject, reg
 def test_what_is_random_is_the_same_again(subject):
     (first,), (again,) = (explained(subject, "gradient_shap") for _ in range(2))
     assert torch.equal(first.map, again.map)
+
+
+def test_the_record_of_a_variant_has_the_arguments_that_its_name_stands_for(subject):
+    (explanation,) = explained(subject, "union_cam_softmax", channel_weights="score", max_channels=4)
+    assert explanation.record()["settings"]["channel_weights"] == "softmax"
+    assert explanation.record()["settings"]["method"] == "union_cam_softmax"
