@@ -281,7 +281,7 @@ def test_the_compared_picture_is_not_overwritten(capsys, tmp_path):
 def test_methods_lists_every_name_that_compare_takes(capsys):
     code, lines, errors = run(capsys, "methods")
     assert (code, errors) == (0, [])
-    assert lines[: len(methods.names())] == methods.names()
+    assert lines[: len(methods.names())] == [f"{name}: {methods.describe(name)}" for name in methods.names()]
     assert all(any(form in line for line in lines) for form in ("torchcam:NAME", "grad_cam:NAME", "module:function"))
 
 
