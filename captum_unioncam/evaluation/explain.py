@@ -125,7 +125,7 @@ class Explanation:
             "choice": self.choice,
             "forward_passes": self._number("forward_passes"),
             "settings": {**asdict(self.settings), **fixed_arguments(self.settings.method)},
-            "versions": package_versions(*PEER_PACKAGES),
+            "versions": package_versions(*(PEER_PACKAGES if ":" in self.settings.method else ())),
         }
         return {key: value for key, value in known.items() if value is not None}
 
