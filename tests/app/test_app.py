@@ -462,8 +462,12 @@ def test_a_visitor_uploads_a_picture_and_sees_its_maps(chromium, address, photo)
         assert len(re.findall(r"beta \d\.\d\d", page.locator(".unioncam").inner_text())) == 3
         images = page.locator(".unioncam img")
         assert images.count() == 4 + 3
-        assert images.evaluate_all("images => images.every(image => image.naturalWidth === 112)")
+        page.wait_for_function(
+            "[...document.querySelectorAll('.unioncam img')].every(image => image.naturalWidth === 112)"
+        )
         assert page.locator(".unioncam tbody tr").count() == 3
+        # Gradio loads the editor when there is code to show.
+        page.locator(".cm-line").first.wait_for()
         assert f"Path({NASTY!r})" in page.locator(".cm-content").inner_text().replace("\n", "")
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
@@ -474,6 +478,8 @@ def choose(page, label, option):
 
 
 def test_each_control_does_what_its_label_says(chromium, address, workbench):
+    from playwright.sync_api import expect
+
     picture = bench.embedded_pictures()[2][1]
     expected = workbench.answer("", picture, Question("demo", "features.7", "3", 85.0, "softmax", ("saliency",)))
     with visit(chromium, address) as page:
@@ -496,7 +502,10 @@ def test_each_control_does_what_its_label_says(chromium, address, workbench):
         betas = re.findall(r"beta (-?\d\.\d\d)", page.locator(".unioncam").inner_text())
         # Rounded to two decimals.
         assert [float(beta) for beta in betas] == pytest.approx(list(expected.explanation.betas.values()), abs=6e-3)
-        assert page.locator(".cm-line").all_inner_texts() == [line or "\n" for line in expected.code.splitlines()]
+        lines = [line or "\n" for line in expected.code.splitlines()]
+        # Gradio loads the editor when there is code to show.
+        expect(page.locator(".cm-line")).to_have_count(len(lines))
+        assert page.locator(".cm-line").all_inner_texts() == lines
 
 
 def test_a_visitor_is_told_what_is_wrong_with_a_file(chromium, address, tmp_path):
