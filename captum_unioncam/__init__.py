@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from captum_unioncam.attr.denoised_grad_cam import LayerDenoisedGradCam
     from captum_unioncam.attr.find_layer import find_spatial_layer
     from captum_unioncam.attr.fuse import fuse
+    from captum_unioncam.attr.rise import Rise
     from captum_unioncam.attr.score_cam import LayerScoreCam
     from captum_unioncam.attr.union_cam import LayerUnionCam, UnionCamDetails
     from captum_unioncam.attr.upsampled import UpsampledAttribution
@@ -21,6 +22,7 @@ _HOMES = {
     "LayerDenoisedGradCam": "attr.denoised_grad_cam",
     "LayerScoreCam": "attr.score_cam",
     "LayerUnionCam": "attr.union_cam",
+    "Rise": "attr.rise",
     "UnionCamDetails": "attr.union_cam",
     "UpsampledAttribution": "attr.upsampled",
     "channels_last_to_maps": "engine.layouts.base",
@@ -32,6 +34,7 @@ __all__ = [
     "LayerDenoisedGradCam",
     "LayerScoreCam",
     "LayerUnionCam",
+    "Rise",
     "UnionCamDetails",
     "UpsampledAttribution",
     "channels_last_to_maps",

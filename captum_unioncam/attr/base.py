@@ -272,7 +272,7 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
         given = signature(self.attribute).bind(inputs, additional_forward_args=additional_forward_args, **kwargs)
         given.apply_defaults()
         del given.arguments["target"]
-        return self._explain(_by_target(targets, examples), _stacked, argument="targets", **given.arguments)
+        return self._explain(by_target(targets, examples), _stacked, argument="targets", **given.arguments)
 
     def check(self, *args: Any, **kwargs: Any) -> None:
         """Raises ``ValueError`` for arguments of the method's own that it cannot take, before any forward pass."""
@@ -460,7 +460,7 @@ def _stacked(each: list[CamResult]) -> CamResult:
     return torch.stack(attributions, 1), None if details[0] is None else type(details[0]).stacked(details)
 
 
-def _by_target(targets: Any, examples: int) -> list[TargetType]:
+def by_target(targets: Any, examples: int) -> list[TargetType]:
     """N lists of T targets as T lists of N."""
     rows = targets.tolist() if isinstance(targets, Tensor) else targets
     if not isinstance(rows, list) or len(rows) != examples or not all(isinstance(row, list) and row for row in rows):

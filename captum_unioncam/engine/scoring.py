@@ -136,10 +136,17 @@ class MaskedScorer:
         Raises:
             ValueError: As ``confidences``.
         """
+        return self._masked(masks, count, [self.targets[target]])[0]
+
+    def masked_scores(self, masks: Masks, count: int) -> Tensor:
+        """As ``masked_confidences``, for every target: (T, N, M)."""
+        return self._masked(masks, count, self.targets)
+
+    def _masked(self, masks: Masks, count: int, targets: Sequence[Any]) -> Tensor:
         inputs = self.inputs[0]
         everywhere = torch.ones((inputs.shape[0], count), dtype=torch.bool, device=inputs.device)
-        targets, tuner = [self.targets[target]], self._tuner(self.forward_func, masks.dims, None)
-        return self._scores(masks, everywhere, targets, self.forward_func, self.confidence_fn, tuner)[0]
+        tuner = self._tuner(self.forward_func, masks.dims, None)
+        return self._scores(masks, everywhere, targets, self.forward_func, self.confidence_fn, tuner)
 
     def of_target(self, t: int) -> TargetPasses:
         """The passes as seen by target number ``t``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_unioncam.attr.base import CAMS, CamAttribution
+from captum_unioncam.attr.rise import Rise
 from captum_unioncam.engine.checks import check_finite
 from captum_unioncam.engine.maps import up
 from captum_unioncam.engine.model_state import evaluation_mode, left_as_found
@@ -22,6 +23,7 @@ from captum_unioncam.methods.adapters.captum import CAPTUM_METHODS
 from captum_unioncam.methods.adapters.grad_cam import GRAD_CAM
 from captum_unioncam.methods.adapters.torchcam import TORCHCAM
 from captum_unioncam.methods.settings import Explained, Factory, MethodSettings
+from captum_unioncam.system.documents import options
 from captum_unioncam.system.errors import Failure, WrongArgument, one_line
 from captum_unioncam.system.imports import imported_function, suggestion
 from captum_unioncam.system.plugins import load_entry_points
@@ -135,9 +137,13 @@ def describe(name: str) -> str:
     return (inspect.getdoc(_factory(name)) or "").partition("\n")[0]
 
 
-def fixed_arguments(name: str) -> dict[str, Any]:
-    """The arguments that a name stands for, of a method with variants."""
-    return dict(CAMS[name].variants.get(name, {})) if name in CAMS else {}
+def with_defaults(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as the method takes them: a CAM's own defaults for those that are None, and what a variant fixes."""
+    if name not in CAMS:
+        return dict(settings)
+    own = {argument.name: argument.default for argument in options(CAMS[name].attribute)}
+    taken = {key: own.get(key) if value is None else value for key, value in settings.items()}
+    return {**taken, **CAMS[name].variants.get(name, {})}
 
 
 def register(name: str, factory: Factory) -> None:
@@ -190,7 +196,13 @@ def _known() -> dict[str, Factory]:
     # First: a class of another package is listed, with its variants, as it is loaded.
     plugins = _plugins()
     cams = {name: cam(cam_class, cam_class.variants.get(name, {})) for name, cam_class in CAMS.items()}
-    return {**cams, **CAPTUM_METHODS, **_registered, **{name: plugins[name] for name in plugins if name not in cams}}
+    return {
+        **cams,
+        Rise.name: cam(Rise, {}),
+        **CAPTUM_METHODS,
+        **_registered,
+        **{name: plugins[name] for name in plugins if name not in cams},
+    }
 
 
 def _factory(name: str) -> Factory:
@@ -209,7 +221,9 @@ def _factory(name: str) -> Factory:
 
 def _is_ours(name: str) -> bool:
     """Whether the method is this package's or Captum's."""
-    return name in CAPTUM_METHODS or (name in CAMS and CAMS[name].__module__.startswith("captum_unioncam."))
+    return name in (*CAPTUM_METHODS, Rise.name) or (
+        name in CAMS and CAMS[name].__module__.startswith("captum_unioncam.")
+    )
 
 
 @contextmanager

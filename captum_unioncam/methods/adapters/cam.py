@@ -1,4 +1,4 @@
-"""This package's own CAMs, built from the signatures of their constructors and of ``attribute``."""
+"""This package's own methods, built from the signatures of their constructors and of ``attribute``."""
 
 from __future__ import annotations
 
@@ -12,29 +12,31 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_unioncam.attr.base import CamAttribution
+from captum_unioncam.attr.rise import Rise
 from captum_unioncam.methods.settings import Explained, Factory, MethodSettings
 from captum_unioncam.system.documents import sections
 
 
 class CamMethod:
-    """A CAM with its arguments, which explains several targets of each example in one sweep.
+    """A method with its arguments, which explains several targets of each example in one sweep.
 
     Args:
-        cam_class (type): A ``CamAttribution``.
+        cam_class (type): A ``CamAttribution``, or ``Rise``, which takes no layer.
         fixed (Mapping): Arguments of its ``attribute`` that no settings change.
         model, layer, settings: As a ``Factory`` takes them.
     """
 
     def __init__(
         self,
-        cam_class: type[CamAttribution[Any]],
+        cam_class: type[CamAttribution[Any]] | type[Rise],
         fixed: Mapping[str, Any],
         model: Module,
         layer: Module,
         settings: MethodSettings,
     ) -> None:
         given = {field.name: getattr(settings, field.name) for field in fields(settings)}
-        self.cam = cam_class(model, layer, **_taken_by(cam_class, given))
+        where = (model,) if cam_class is Rise else (model, layer)
+        self.cam = cam_class(*where, **_taken_by(cam_class, given))
         self._takes = set(inspect.signature(self.cam.attribute).parameters)
         self._arguments = {**_taken_by(self.cam.attribute, given), **fixed}
 
@@ -59,7 +61,7 @@ def _taken_by(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[st
     return {name: value for name, value in given.items() if name in parameters and value is not None}
 
 
-def cam(cam_class: type[CamAttribution[Any]], fixed: Mapping[str, Any]) -> Factory:
+def cam(cam_class: type[CamAttribution[Any]] | type[Rise], fixed: Mapping[str, Any]) -> Factory:
     """The factory of a CAM class, ``fixed`` being arguments of its ``attribute`` that no settings change."""
     factory = partial(CamMethod, cam_class, fixed)
     with_arguments = "".join(f" With {argument}={value!r}." for argument, value in fixed.items())
