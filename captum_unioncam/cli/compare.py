@@ -9,12 +9,13 @@ from typing import Annotated
 import typer
 
 from captum_unioncam.cli import options
-from captum_unioncam.cli.shared import complain, names_in, opened
+from captum_unioncam.cli.shared import complain, names_in, opened, settings_of
 from captum_unioncam.system.errors import Failure, WrongArgument
 from captum_unioncam.system.files import FreeNames, make_folder
 
 
 def compare(
+    context: typer.Context,
     image: Annotated[
         Path | None, typer.Argument(metavar="IMAGE", help="Picture.", show_default="an embedded one")
     ] = None,
@@ -26,7 +27,7 @@ def compare(
     target: options.TargetOption = None,
     preprocess: options.PreprocessOption = options.Preprocess.auto,
     confidence: options.ConfidenceOption = options.Confidence.softmax,
-    theta: options.ThetaOption = 10.0,
+    theta: options.ThetaOption = None,
     max_channels: options.MaxChannelsOption = None,
     device: options.DeviceOption = None,
     dtype: options.DtypeOption = options.Dtype.float32,
@@ -37,30 +38,17 @@ def compare(
 ) -> None:
     """Compare methods on one picture, by maps and metrics.
 
-    Writes a panel of the maps (png), each method's metrics and seconds (csv), and one page with both (html). Of a
-    method that fails the error is shown, and the exit code is 1.
+    Writes a panel of the maps (png), each method's metrics and seconds (csv), and one page with both (html). The error
+    of a method that fails is printed, and the exit code is 1.
     """
     from captum_unioncam.evaluation.compare import compare as compare_methods
-    from captum_unioncam.evaluation.explain import Settings
     from captum_unioncam.evaluation.judge import Judge
     from captum_unioncam.report.comparison import comparison_page, comparison_panel, comparison_text
     from captum_unioncam.report.panels import png
 
     method_names, metric_names = names_in("--methods", methods), _metric_names(metrics)
     name, stem, picture = opened(image)
-    settings = Settings(
-        model=model,
-        weights=weights,
-        layer=layer,
-        preprocess=preprocess.value,
-        device=device,
-        confidence=confidence.value,
-        dtype=dtype.value,
-        batch_size=batch_size,
-        theta=theta,
-        channel_weights=None,
-        max_channels=max_channels,
-    )
+    settings = settings_of(context.params)
     on_terminal = sys.stderr.isatty()
     subject = settings.subject(on_terminal)
     class_index = None if target is None else subject.class_index(target)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from captum_unioncam.cli import options
-from captum_unioncam.cli.shared import layer_line, names_in
+from captum_unioncam.cli.shared import layer_line, names_in, settings_of
 
 
 def evaluate(
@@ -48,7 +48,7 @@ def evaluate(
     layer: options.LayerOption = None,
     preprocess: options.PreprocessOption = options.Preprocess.auto,
     confidence: options.ConfidenceOption = options.Confidence.softmax,
-    theta: options.ThetaOption = 10.0,
+    theta: options.ThetaOption = None,
     max_channels: options.MaxChannelsOption = None,
     device: options.DeviceOption = None,
     dtype: options.DtypeOption = options.Dtype.float32,
@@ -74,36 +74,16 @@ def evaluate(
     \b
     torchrun --nproc-per-node G --nnodes M -m captum_unioncam evaluate DATA ...
     """
-    from captum_unioncam.datasets.voc import is_voc
     from captum_unioncam.evaluation.distributed import is_first_process, local_device, shared_gpus
-    from captum_unioncam.evaluation.explain import Settings
     from captum_unioncam.evaluation.run import Evaluation
     from captum_unioncam.evaluation.run import evaluate as evaluate_methods
 
-    if protocol is options.Protocol.paper:
-        model = model if _given(context, "model") else "vgg16"
-        preprocess = preprocess if _given(context, "preprocess") else options.Preprocess.paper
-        # Of ImageNet; of Pascal VOC, the whole test set.
-        limit = limit if _given(context, "limit") or is_voc(data) else 2000
-        # Another model has another layer.
-        layer = layer or ("features.29" if model == "vgg16" else None)
     method_names = names_in("--methods", methods)
     metric_names = None if metrics is None else names_in("--metrics", metrics)
-    settings = Settings(
-        model=model,
-        weights=weights,
-        layer=layer,
-        preprocess=preprocess.value,
-        device=local_device(device),
-        confidence=confidence.value,
-        dtype=dtype.value,
-        batch_size=batch_size,
-        theta=theta,
-        channel_weights=None,
-        max_channels=max_channels,
-    )
+    given = _with_the_papers(context, data) if protocol is options.Protocol.paper else context.params
+    settings = settings_of({**given, "device": local_device(device)})
     subject = settings.subject(sys.stderr.isatty())
-    evaluation = Evaluation(data, classes, limit, seed, steps, settings.of_methods())
+    evaluation = Evaluation(data, classes, given["limit"], seed, steps, settings.of_methods())
     first = is_first_process()
     if first:
         typer.echo(layer_line(subject))
@@ -117,7 +97,16 @@ def evaluate(
     )
 
 
-def _given(context: typer.Context, name: str) -> bool:
-    """Whether the option is on the command line."""
-    source = context.get_parameter_source(name)
-    return source is not None and source.name != "DEFAULT"
+def _with_the_papers(context: typer.Context, data: str) -> dict[str, Any]:
+    """The options, with the paper's values for those that are not given."""
+    from captum_unioncam.datasets.voc import is_voc
+
+    found = dict(context.params)
+    papers = {"model": "vgg16", "preprocess": "paper", "theta": 10.0, "limit": None if is_voc(data) else 2000}
+    for name, value in papers.items():
+        source = context.get_parameter_source(name)
+        if source is None or source.name == "DEFAULT":
+            found[name] = value
+    if found["model"] == papers["model"]:
+        found["layer"] = found["layer"] or "features.29"
+    return found

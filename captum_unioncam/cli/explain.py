@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,24 +12,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from captum_unioncam.cli import options
-from captum_unioncam.cli.shared import EMBEDDED, complain, layer_line, opened
+from captum_unioncam.cli.shared import EMBEDDED, complain, layer_line, opened, settings_of
 from captum_unioncam.system.errors import Failure, WrongArgument
 from captum_unioncam.system.files import FreeNames, make_folder
 
 if TYPE_CHECKING:
     from captum_unioncam.evaluation.explain import Explainer, Explanation
 
-
 _DEFAULT = "union_cam"
-
-
-class Format(StrEnum):
-    png = "png"
-    npy = "npy"
-    json = "json"
+Format = StrEnum("Format", ["png", "npy", "json"])
 
 
 def explain(
+    context: typer.Context,
     images: Annotated[
         list[Path] | None, typer.Argument(metavar="IMAGES", help="Pictures.", show_default="an embedded one")
     ] = None,
@@ -43,8 +38,8 @@ def explain(
     ] = None,
     preprocess: options.PreprocessOption = options.Preprocess.auto,
     confidence: options.ConfidenceOption = options.Confidence.softmax,
-    theta: options.ThetaOption = 10.0,
-    channel_weights: options.ChannelWeightsOption = options.ChannelWeights.score,
+    theta: options.ThetaOption = None,
+    channel_weights: options.ChannelWeightsOption = None,
     max_channels: options.MaxChannelsOption = None,
     device: options.DeviceOption = None,
     dtype: options.DtypeOption = options.Dtype.float32,
@@ -69,73 +64,47 @@ def explain(
     """
     if target is not None and top_k is not None:
         raise WrongArgument("--target and --top-k do not go together; give one of them.")
-    from captum_unioncam.evaluation.explain import Explainer, Settings
+    from captum_unioncam.evaluation.explain import Explainer
 
-    settings = Settings(
-        model=model,
-        weights=weights,
-        layer=layer,
-        preprocess=preprocess.value,
-        device=device,
-        confidence=confidence.value,
-        dtype=dtype.value,
-        batch_size=batch_size,
-        theta=theta,
-        channel_weights=channel_weights.value,
-        max_channels=max_channels,
-        method=method,
-    )
-    explainer = Explainer(settings, show_progress=sys.stderr.isatty())
+    explainer = Explainer(settings_of(context.params), show_progress=sys.stderr.isatty())
     class_index = None if target is None else explainer.subject.class_index(target)
-    all_explained = _explain_pictures(explainer, images or [], class_index, top_k or 1, formats or [Format.png], output)
-    if not all_explained:
+    make_folder(output)
+    names = FreeNames(output, taken=images or [])
+    typer.echo(layer_line(explainer.subject))
+    failed = False
+    for path in images or (None,):
+        for outcome in _explain_picture(explainer, path, class_index, top_k or 1, formats or [Format.png], names):
+            if isinstance(outcome, Failure):
+                failed = True
+                complain(outcome)
+            else:
+                typer.echo(outcome)
+    if failed:
         raise typer.Exit(1)
 
 
-def _explain_pictures(
-    explainer: Explainer, paths: list[Path], target: int | None, top_k: int, formats: list[Format], output: Path
-) -> bool:
-    """Explains the pictures, or the embedded one where there are none, and says whether all could be."""
-    make_folder(output)
-    names = FreeNames(output, taken=paths)
-    typer.echo(layer_line(explainer.subject))
-    all_explained = True
-    for path in paths or (None,):
-        problem = None
-        lines = _explain_picture(explainer, path, target, top_k, formats, names)
-        while problem is None:
-            try:
-                line = next(lines, None)
-            except Exception as error:
-                # Whatever a user's model raises for one picture, the others are still to be explained.
-                problem = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
-            else:
-                if line is None:
-                    break
-                typer.echo(line)
-        if problem is not None:
-            name = str(path or EMBEDDED)
-            complain(Failure(problem if problem.startswith(name) else f"{name}: {problem}"))
-            all_explained = False
-    return all_explained
-
-
 def _explain_picture(
-    explainer: Explainer, path: Path | None, target: int | None, top_k: int, formats: list[Format], names: FreeNames
-) -> Iterator[str]:
-    """Writes the files of one picture, and says so in a line for each class."""
-    name, stem, picture = opened(path)
-    for explanation in explainer.explain(picture, target, top_k):
-        # Before any file is written: what fails here leaves none.
-        contents = {wanted.value: _content(explanation, name, wanted) for wanted in formats}
-        # Beside UnionCAM's, not in their place.
-        method = [] if explanation.settings.method == _DEFAULT else [explanation.settings.method]
-        paths = names.write(stem, [explanation.class_name, *method], contents)
-        said = [f"{name}: {explanation.class_name} {explanation.confidence:.2f}"]
-        if explanation.betas is not None:
-            betas = (f"{map_name} {beta:.2f}" for map_name, beta in explanation.betas.items())
-            said += [f"betas: {', '.join(betas)}", f"{explanation.choice} map selected"]
-        yield "; ".join([*said, ", ".join(map(str, paths))])
+    explainer: Explainer, path: Path | None, target: int | None, top_k: int, formats: Sequence[Format], names: FreeNames
+) -> Iterator[str | Failure]:
+    """Writes the files of one picture. Gives a line for each class, and ends with what fails."""
+    try:
+        name, stem, picture = opened(path)
+        for explanation in explainer.explain(picture, target, top_k):
+            # Before any file is written: what fails here leaves none.
+            contents = {wanted.value: _content(explanation, name, wanted) for wanted in formats}
+            # Maps of other methods are written beside UnionCAM's, not in their place.
+            method = [] if explanation.settings.method == _DEFAULT else [explanation.settings.method]
+            paths = names.write(stem, [explanation.class_name, *method], contents)
+            parts = [f"{name}: {explanation.class_name} {explanation.confidence:.2f}"]
+            if explanation.betas is not None:
+                betas = (f"{map_name} {beta:.2f}" for map_name, beta in explanation.betas.items())
+                parts += [f"betas: {', '.join(betas)}", f"{explanation.choice} map selected"]
+            yield "; ".join([*parts, ", ".join(map(str, paths))])
+    except Exception as error:
+        # A user's model may raise anything for one picture; the others are still explained.
+        problem = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
+        name = str(path or EMBEDDED)
+        yield Failure(problem if problem.startswith(name) else f"{name}: {problem}")
 
 
 def _content(explanation: Explanation, picture: str, wanted: Format) -> bytes:

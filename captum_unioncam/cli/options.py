@@ -8,33 +8,13 @@ from typing import Annotated
 
 import typer
 
+Preprocess = StrEnum("Preprocess", ["auto", "paper"])
+ChannelWeights = StrEnum("ChannelWeights", ["score", "softmax"])
+Protocol = StrEnum("Protocol", ["own", "paper"])
+Confidence = StrEnum("Confidence", ["softmax", "sigmoid", "none"])
+Dtype = StrEnum("Dtype", ["float32", "bfloat16", "float16"])
 
-class Preprocess(StrEnum):
-    auto = "auto"
-    paper = "paper"
-
-
-class ChannelWeights(StrEnum):
-    score = "score"
-    softmax = "softmax"
-
-
-class Protocol(StrEnum):
-    own = "own"
-    paper = "paper"
-
-
-class Confidence(StrEnum):
-    softmax = "softmax"
-    sigmoid = "sigmoid"
-    none = "none"
-
-
-class Dtype(StrEnum):
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
+# What is explained: the model, its input and its layer.
 
 ModelOption = Annotated[
     str,
@@ -45,7 +25,6 @@ ModelOption = Annotated[
         "that returns your own.",
     ),
 ]
-
 WeightsOption = Annotated[
     str | None,
     typer.Option(
@@ -55,7 +34,6 @@ WeightsOption = Annotated[
         show_default="the model's own, which torchvision downloads",
     ),
 ]
-
 LayerOption = Annotated[
     str | None,
     typer.Option(
@@ -65,24 +43,77 @@ LayerOption = Annotated[
         show_default="the last whose output has space",
     ),
 ]
-
 PreprocessOption = Annotated[
     Preprocess,
-    typer.Option("--preprocess", help="As the weights want it, or the paper's: 224x224 in [0, 1], nothing else."),
-]
-
-ThetaOption = Annotated[
-    float,
     typer.Option(
-        "--theta", min=0, max=100, metavar="PERCENT", help="Percentile of the gradients below which they are noise."
+        "--preprocess",
+        help="auto: as the weights were trained. paper: as in the UnionCAM paper, 224x224 in [0, 1], nothing else.",
     ),
 ]
-
-ChannelWeightsOption = Annotated[
-    ChannelWeights,
-    typer.Option("--channel-weights", help="Weight channels by their score, or by the softmax of all scores."),
+ConfidenceOption = Annotated[
+    Confidence,
+    typer.Option(
+        "--confidence",
+        help="What turns the model's outputs into confidences: softmax; sigmoid, for classes that do not exclude each "
+        "other; none, where the outputs are confidences.",
+    ),
+]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        help="Where to compute: cpu, cuda, cuda:1, mps.",
+        show_default="cuda where there is one",
+    ),
+]
+TargetOption = Annotated[
+    str | None,
+    typer.Option("--target", metavar="CLASS", help="Class to explain: index or name.", show_default="predicted"),
 ]
 
+# How: the methods, their arguments and the metrics.
+
+MethodOption = Annotated[
+    str, typer.Option("--method", metavar="NAME", help="Method, one of those that captum-unioncam methods lists.")
+]
+MethodsOption = Annotated[
+    str,
+    typer.Option(
+        "--methods",
+        metavar="NAMES",
+        help="Methods, separated by commas: those that captum-unioncam methods lists, torchcam:NAME and grad_cam:NAME "
+        "for any CAM of those packages, or package.module:function, a factory of your own.",
+    ),
+]
+MetricsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--metrics",
+        metavar="NAMES",
+        help="Metrics, separated by commas: those that captum-unioncam metrics lists.",
+        show_default="all",
+    ),
+]
+ThetaOption = Annotated[
+    float | None,
+    typer.Option(
+        "--theta",
+        min=0,
+        max=100,
+        metavar="PERCENT",
+        help="Percentile of the gradients below which they are noise.",
+        show_default="the method's own, 10 for UnionCAM",
+    ),
+]
+ChannelWeightsOption = Annotated[
+    ChannelWeights | None,
+    typer.Option(
+        "--channel-weights",
+        help="Weight channels by their score, or by the softmax of all scores.",
+        show_default="the method's own, score for UnionCAM",
+    ),
+]
 MaxChannelsOption = Annotated[
     int | None,
     typer.Option(
@@ -93,84 +124,27 @@ MaxChannelsOption = Annotated[
         show_default="all",
     ),
 ]
-
-ConfidenceOption = Annotated[
-    Confidence,
-    typer.Option(
-        "--confidence",
-        help="What makes confidences of the model's outputs: softmax; sigmoid, for classes that do not exclude each "
-        "other; none, where they are confidences.",
-    ),
-]
-
-DeviceOption = Annotated[
-    str | None,
-    typer.Option(
-        "--device",
-        metavar="NAME",
-        help="Where to compute: cpu, cuda, cuda:1, mps.",
-        show_default="cuda where there is one",
-    ),
-]
-
 DtypeOption = Annotated[
-    Dtype, typer.Option("--dtype", help="Precision that channels are scored in; half of it is faster on many devices.")
+    Dtype,
+    typer.Option("--dtype", help="Precision in which channels are scored; 16 bits are faster on many devices."),
 ]
-
 BatchSizeOption = Annotated[
     int | None,
     typer.Option(
-        "--batch-size",
-        min=1,
-        metavar="N",
-        help="Masked pictures in a forward pass.",
-        show_default="the fastest",
+        "--batch-size", min=1, metavar="N", help="Masked pictures in a forward pass.", show_default="the fastest"
     ),
 ]
-
-MethodOption = Annotated[
-    str,
-    typer.Option("--method", metavar="NAME", help="Method, of those that captum-unioncam methods lists."),
-]
-
-MethodsOption = Annotated[
-    str,
-    typer.Option(
-        "--methods",
-        metavar="NAMES",
-        help="Methods, with commas between: those that captum-unioncam methods lists, torchcam:NAME and grad_cam:NAME "
-        "for any CAM of those packages, or package.module:function, a factory of your own.",
-    ),
-]
-
-MetricsOption = Annotated[
-    str | None,
-    typer.Option(
-        "--metrics",
-        metavar="NAMES",
-        help="Metrics, with commas between: those that captum-unioncam metrics lists.",
-        show_default="all",
-    ),
-]
-
-TargetOption = Annotated[
-    str | None,
-    typer.Option("--target", metavar="CLASS", help="Class to explain: index or name.", show_default="predicted"),
-]
-
 StepsOption = Annotated[int, typer.Option("--steps", min=1, metavar="N", help="Steps of the metrics' curves.")]
-
 SeedOption = Annotated[
     int,
     typer.Option("--seed", min=0, metavar="N", help="Seed of random subsets, and of methods that draw random numbers."),
 ]
-
 ProtocolOption = Annotated[
     Protocol,
     typer.Option(
         "--protocol",
-        help="own: as the other options say. paper: as the UnionCAM paper has it, --model vgg16 --layer features.29 "
-        "--preprocess paper --theta 10 --limit 2000 (of Pascal VOC all), except for those of them that are given.",
+        help="own: the other options as given. paper: as in the UnionCAM paper, --model vgg16 --layer features.29 "
+        "--preprocess paper --theta 10 --limit 2000 (Pascal VOC: no limit); options that are given take precedence.",
     ),
 ]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from captum_unioncam.attr.union_cam import UnionCamDetails
 from captum_unioncam.evaluation.judge import Judge
-from captum_unioncam.methods.registry import PEER_PACKAGES, fixed_arguments
+from captum_unioncam.methods.registry import PEER_PACKAGES, with_defaults
 from captum_unioncam.methods.settings import MethodSettings
 from captum_unioncam.models.subject import ExplainedModel
 from captum_unioncam.models.zoo import DEMO_MODEL
@@ -35,8 +35,8 @@ class Settings:
         device (str or None): Where to compute. Default: None, "cuda" where there is one, and "cpu" elsewhere
         confidence (str): As ``ExplainedModel`` takes it. Default: "softmax"
         dtype (str): What the channels are scored in: "float32", "bfloat16" or "float16". Default: "float32"
-        batch_size (int or None): Masked pictures in a forward pass. Default: None, the fastest
-        theta, channel_weights, max_channels: As ``MethodSettings`` takes them.
+        batch_size (int or None): Batch size of the masked forward passes. Default: None, the fastest
+        theta, channel_weights, max_channels: As ``MethodSettings`` takes them. Default: None, the method's own
         method (str): As ``captum_unioncam.methods`` knows it. Default: "union_cam"
     """
 
@@ -48,8 +48,8 @@ class Settings:
     confidence: str = "softmax"
     dtype: str = "float32"
     batch_size: int | None = None
-    theta: float = 10.0
-    channel_weights: str | None = "score"
+    theta: float | None = None
+    channel_weights: str | None = None
     max_channels: int | None = None
     method: str = "union_cam"
 
@@ -124,7 +124,7 @@ class Explanation:
             "betas": self.betas,
             "choice": self.choice,
             "forward_passes": self._number("forward_passes"),
-            "settings": {**asdict(self.settings), **fixed_arguments(self.settings.method)},
+            "settings": with_defaults(self.settings.method, asdict(self.settings)),
             "versions": package_versions(*(PEER_PACKAGES if ":" in self.settings.method else ())),
         }
         return {key: value for key, value in known.items() if value is not None}
@@ -152,7 +152,7 @@ class Explainer:
 
     Attributes:
         subject (ExplainedModel): The model.
-        settings (Settings): As given, with the layer and the device that were chosen.
+        settings (Settings): As given, with the layer, the device and the confidence that were chosen.
 
     Raises:
         WrongArgument: There is no such model, layer, device or method, or the layer has no space.
@@ -162,7 +162,12 @@ class Explainer:
 
     def __init__(self, settings: Settings, show_progress: bool = False, subject: ExplainedModel | None = None) -> None:
         self.subject = subject or settings.subject(show_progress)
-        self.settings = replace(settings, device=str(self.subject.device), layer=self.subject.layer_name)
+        self.settings = replace(
+            settings,
+            device=str(self.subject.device),
+            layer=self.subject.layer_name,
+            confidence=self.subject.confidence,
+        )
         names = dict.fromkeys((settings.method, _COMPARED))
         self._judge = Judge(self.subject, names, settings.of_methods(show_progress), metrics=())
 

@@ -143,8 +143,9 @@ PAPER = {"model": "vgg16", "layer": "features.29", "preprocess": "paper", "theta
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ([], {"model": "demo", "layer": None, "preprocess": "auto", "theta": 10.0, "limit": None}),
-        (["--protocol", "own"], {"model": "demo", "layer": None, "preprocess": "auto", "theta": 10.0, "limit": None}),
+        # The theta of a method of its own is that method's.
+        ([], {"model": "demo", "layer": None, "preprocess": "auto", "theta": None, "limit": None}),
+        (["--protocol", "own"], {"model": "demo", "layer": None, "preprocess": "auto", "theta": None, "limit": None}),
         (["--protocol", "paper"], PAPER),
         (["--protocol", "paper", "--limit", "9", "--theta", "20"], {**PAPER, "limit": 9, "theta": 20.0}),
         (["--layer", "features.28", "--protocol", "paper"], {**PAPER, "layer": "features.28"}),

@@ -121,3 +121,14 @@ def test_the_record_of_a_variant_has_the_arguments_that_its_name_stands_for(subj
     (explanation,) = explained(subject, "union_cam_softmax", channel_weights="score", max_channels=4)
     assert explanation.record()["settings"]["channel_weights"] == "softmax"
     assert explanation.record()["settings"]["method"] == "union_cam_softmax"
+
+
+def test_the_record_has_the_methods_own_defaults_for_what_is_not_given(subject):
+    def recorded(method, **given):
+        (explanation,) = explained(subject, method, **given)
+        return [explanation.record()["settings"][name] for name in ("theta", "channel_weights")]
+
+    assert recorded("union_cam") == [10.0, "score"]
+    assert recorded("union_cam", theta=40.0) == [40.0, "score"]
+    assert recorded("denoised_grad_cam") == [10.0, None]
+    assert recorded("grad_cam") == [None, None]
