@@ -94,6 +94,8 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
     """Methods whose arguments this one has, and which document them."""
     gives_details: ClassVar[bool] = False
     """Whether ``cam`` returns :class:`CamDetails`."""
+    has_own_baselines: ClassVar[bool] = False
+    """Whether masked-out places show the method's own baseline, and not black, where the method is run by its name."""
 
     def __init__(
         self,
@@ -404,6 +406,10 @@ class PerturbationCam(CamAttribution[LayerT], PerturbationAttribution):
         # What was learnt of the passes belongs to this process and device.
         return {**self.__dict__, "_tuners": {}}
 
+    def default_baselines(self, inputs: tuple[Tensor, ...]) -> BaselineType:
+        """What masked-out places show where ``baselines`` is None: 0, unless the method says otherwise."""
+        return None
+
     def _passes(
         self,
         call: LayerCall,
@@ -436,7 +442,7 @@ class PerturbationCam(CamAttribution[LayerT], PerturbationAttribution):
         scorer = MaskedScorer(
             call.forward_func,
             call.inputs,
-            baselines,
+            self.default_baselines(call.inputs) if baselines is None else baselines,
             targets,
             call.additional_forward_args,
             confidence_fn=self.confidence_fn,

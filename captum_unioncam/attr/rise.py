@@ -64,6 +64,8 @@ class Rise(PerturbationAttribution):
     name: ClassVar = "rise"
     variants: ClassVar[dict[str, dict[str, Any]]] = {}
     gives_details: ClassVar = False
+    has_own_baselines: ClassVar = True
+    """The mean colour of normalised images, as in the published code."""
 
     def __init__(self, forward_func: Callable[..., Any], *, confidence_fn: ConfidenceFunction | None = None) -> None:
         check_function("forward_func", forward_func, optional=False)

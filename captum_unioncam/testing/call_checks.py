@@ -228,7 +228,7 @@ def tuples_of_inputs(subject: Subject) -> None:
 
 @layer_check
 def baselines(subject: Subject) -> None:
-    """Baselines may be a number, a tensor of one or of all examples, or a tuple; none is 0."""
+    """Baselines may be a number, a tensor of one or of all examples, or a tuple; none is 0 or the method's own."""
     if not subject.takes("baselines"):
         return
     net, inputs = TinyNet(subject.ndim), tiny_inputs(subject.ndim)
@@ -236,8 +236,9 @@ def baselines(subject: Subject) -> None:
     for form in (torch.full_like(inputs, 0.4), torch.full_like(inputs[:1], 0.4), (0.4,)):
         with given(f"baselines {form if isinstance(form, tuple) else tuple(form.shape)}"):
             require_same(subject.explain(net, net.features, inputs, 1, baselines=form), number, "of the number 0.4")
-    with given("baselines None"):
-        require_same(subject.explain(net, net.features, inputs, 1, baselines=None), black, "of the number 0")
+    if not getattr(subject.cls, "has_own_baselines", False):
+        with given("baselines None"):
+            require_same(subject.explain(net, net.features, inputs, 1, baselines=None), black, "of the number 0")
     require(not torch.allclose(number, black), "given baselines 0.4, the map is that of baselines 0")
     error = raised_by(lambda: subject.explain(net, net.features, inputs, 1, baselines=inputs[:2]))
     require(

@@ -52,7 +52,8 @@ class CamMethod:
         return [Explained(attributions, details.of_target(t)) for t, attributions in enumerate(stacked.unbind(1))]
 
     def _with(self, baselines: Tensor) -> dict[str, Any]:
-        return {**self._arguments, **({"baselines": baselines} if "baselines" in self._takes else {})}
+        takes_black = "baselines" in self._takes and not self.cam.has_own_baselines
+        return {**self._arguments, **({"baselines": baselines} if takes_black else {})}
 
 
 def _taken_by(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
