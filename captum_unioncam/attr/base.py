@@ -378,8 +378,9 @@ class PerturbationCam(CamAttribution[LayerT], PerturbationAttribution):
 
     Args:
         confidence_fn (Callable or None): The output of ``forward_func`` to confidences of the same shape. Give
-            ``torch.sigmoid`` for several labels, ``lambda output: output`` for a model that ends in a softmax.
-            Default: softmax over dimension 1 where there are several classes, the output itself otherwise
+            ``torch.sigmoid`` for several labels, ``lambda output: output`` for a model that ends in a sigmoid.
+            Default: softmax over dimension 1 where there are several classes, of which probabilities that sum to 1 are
+            taken as they are; the output itself otherwise
         score_func (Callable or None): Run in place of ``forward_func`` in the channels' masked passes, always with
             ``internal_batch_size`` rows: a compiled copy of the model, or one exported in evaluation mode.
             Default: None

@@ -10,11 +10,14 @@ from torch import Tensor
 
 ConfidenceFunction = Callable[[Tensor], Tensor]
 
-# Nodes of the graph that leave values as they are.
+# Nodes of the graph of gradients, by how their names begin: those that leave values as they are, that scale or add, and
+# that make logits.
 _MOVES = (
     *("ToCopy", "View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "Slice", "Select", "Permute", "Transpose"),
-    *("TBackward", "Clone", "Expand", "Alias", "Cat", "Stack", "Index"),
+    *("TBackward", "Clone", "Expand", "Alias", "Cat", "Stack", "Index", "Gather", "BackwardHook"),
 )
+_ARITHMETIC = ("AddBackward", "SubBackward", "RsubBackward", "MulBackward", "DivBackward", "NegBackward")
+_LINEAR = ("Addmm", "Mm", "Bmm", "Baddbmm", "Convolution", "MkldnnConvolution", "Linear", "MkldnnLinear")
 _OUTPUT_NAMES = ("logits", "out")
 
 
@@ -52,78 +55,103 @@ def confidences_by(confidence_fn: ConfidenceFunction, output: Tensor) -> Tensor:
     return made
 
 
-def refuse_confidences(output: Tensor, inputs: tuple[Tensor, ...], run: Callable[..., Tensor]) -> None:
-    """Raises ``ValueError`` for outputs of several classes that are confidences already: a softmax would go unnoticed.
+def default_confidence(output: Tensor, inputs: tuple[Tensor, ...], run: Callable[..., Tensor]) -> ConfidenceFunction:
+    """What makes confidences where no ``confidence_fn`` is given; decided on some of a model's outputs.
 
-    Logits may lie in [0, 1] by chance: those of a sigmoid come from one, as the graph of gradients has it. Where there
-    is no graph, inputs a thousand times as large and of either sign have to drive them to 0 and 1.
+    Probabilities, which are not negative and sum to 1 over dimension 1, are taken as they are. Other outputs of several
+    classes that lie in [0, 1] whatever the input, such as a sigmoid's, are refused: a softmax of them would go
+    unnoticed. Logits may lie there by chance: they come from a linear layer, as the graph of gradients has it, or
+    inputs a thousand times as large and of either sign drive them out. Of any others, :func:`class_confidence`.
 
     Args:
-        output (Tensor): (N, C, ...).
+        output (Tensor): (N, C, ...), (N, 1) or (N,).
         inputs (tuple[Tensor, ...]): Of which it is the output.
         run (Callable): Such inputs to their output.
+
+    Raises:
+        ValueError: The outputs are confidences already, and no probabilities of classes that exclude each other.
     """
     if output.dim() < 2 or output.shape[1] < 2 or not _within_one(output):
-        return
-    sums = _are_probabilities(output)
-    if sums or _ends_in_sigmoid(inputs, run):
-        seen = "are not negative and sum to 1" if sums else "come from a sigmoid"
-        raise ValueError(
-            f"confidence_fn: got none, and the model's outputs {seen}: they are confidences already, of which the "
-            "default would take the softmax; give confidence_fn=lambda output: output to take them as they are."
-        )
+        return class_confidence
+    if _sums_to_one(output, 1e-3):
+        return _as_they_are
+    if not _stays_within_one(inputs, run):
+        return class_confidence
+    # Half precision rounds a softmax.
+    if _sums_to_one(output, 2e-2):
+        return _as_they_are
+    raise ValueError(
+        "confidence_fn: got none, and the model's outputs lie in [0, 1], as those of a sigmoid do: they are "
+        "confidences already, of which the default would take the softmax; give confidence_fn=lambda output: output to "
+        "take them as they are."
+    )
 
 
 class DefaultConfidence:
-    """Confidences where no ``confidence_fn`` is given: what makes them is decided on the first outputs.
-
-    Probabilities, which are not negative and sum to 1, are taken as they are; the outputs of a sigmoid are refused; of
-    any others, :func:`class_confidence`.
-    """
+    """Confidences where no ``confidence_fn`` is given: :func:`default_confidence` of the first outputs."""
 
     def __init__(self) -> None:
         self.function: ConfidenceFunction | None = None
 
     def decide(self, output: Tensor, inputs: tuple[Tensor, ...], run: Callable[..., Tensor]) -> None:
-        """Chooses by the first output; arguments and errors are those of :func:`refuse_confidences`."""
+        """Chooses by the first output; arguments and errors are those of :func:`default_confidence`."""
         if self.function is None:
-            if not _are_probabilities(output):
-                refuse_confidences(output, inputs, run)
-            self.function = _as_they_are if _are_probabilities(output) else class_confidence
+            self.function = default_confidence(output, inputs, run)
 
     def __call__(self, output: Tensor) -> Tensor:
         return (self.function or class_confidence)(output)
 
 
-def _are_probabilities(output: Tensor) -> bool:
-    several = output.dim() >= 2 and output.shape[1] > 1
-    return several and _within_one(output) and bool(((output.sum(1) - 1).abs() < 1e-3).all())
+def _sums_to_one(output: Tensor, tolerance: float) -> bool:
+    return bool(((output.sum(1) - 1).abs() < tolerance).all())
 
 
 def _within_one(output: Tensor) -> bool:
     return bool(((output >= 0) & (output <= 1)).all())
 
 
-def _ends_in_sigmoid(inputs: tuple[Tensor, ...], run: Callable[..., Tensor]) -> bool:
+def _stays_within_one(inputs: tuple[Tensor, ...], run: Callable[..., Tensor]) -> bool:
+    """Whether outputs that lie in [0, 1] do so whatever the input."""
     try:
         with torch.enable_grad():
             # Copies, since a model may write into its input.
             copies = (x.detach().requires_grad_(x.is_floating_point()).clone() for x in inputs)
             node: Any = run(*copies).grad_fn
-        if node is not None and "Compiled" not in node.name():
-            while node.name().startswith(_MOVES):
-                node = node.next_functions[0][0]
-            return "Sigmoid" in node.name()
-        return all(_is_driven_to_the_ends(inputs, run, scale) for scale in (1e3, -1e3))
+        if node is not None and _is_linear(node):
+            return False
+        if node is not None and _moved(node).name().startswith(("Sigmoid", "Hardsigmoid")):
+            return True
+        return all(_within_one(run(*(_extreme(x, sign) for x in inputs))) for sign in (1, -1))
     except Exception:
         # A user's function may refuse such inputs in any way; then nothing is known.
         return False
 
 
-def _is_driven_to_the_ends(inputs: tuple[Tensor, ...], run: Callable[..., Tensor], scale: float) -> bool:
-    # One more than they are, since nothing becomes of a black picture.
-    output = run(*(scale * (x + 1) if x.is_floating_point() else x for x in inputs))
-    return _within_one(output) and bool(((output - 0.5).abs() > 0.49).all())
+def _is_linear(node: Any) -> bool:
+    """Whether the values come from a linear layer, perhaps scaled or added to something."""
+    waiting, seen = [node], set()
+    while waiting:
+        node = _moved(waiting.pop())
+        if node.name().startswith(_LINEAR):
+            return True
+        if node not in seen and node.name().startswith(_ARITHMETIC):
+            waiting += [source for source, _ in node.next_functions if source is not None]
+        seen.add(node)
+    return False
+
+
+def _moved(node: Any) -> Any:
+    """The node whose values are moved."""
+    while node.name().startswith(_MOVES):
+        node = node.next_functions[0][0]
+    return node
+
+
+def _extreme(x: Tensor, sign: int) -> Tensor:
+    if x.is_floating_point():
+        # One more than they are, since nothing becomes of a black picture.
+        return sign * 1e3 * (x + 1)
+    return torch.full_like(x, torch.iinfo(x.dtype).max if sign > 0 else 0) if x.dtype != torch.bool else x
 
 
 def output_tensor(output: Any, rows: int, function: str = "forward_func") -> Tensor:

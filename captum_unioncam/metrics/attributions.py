@@ -75,8 +75,9 @@ class JudgedAttributions:
             Default: None, which is 0, black
         additional_forward_args (Any): Further arguments of ``forward_func``. Default: None
         confidence_fn (Callable or None): The output of ``forward_func`` to confidences, not negative, of the same
-            shape. Default: softmax over dimension 1 where there are several classes, the output itself otherwise; an
-            error where the outputs are confidences already, or the only one is negative
+            shape. Default: softmax over dimension 1 where there are several classes, of which probabilities that sum to
+            1 are taken as they are; the output itself otherwise; an error where the outputs are other confidences
+            already, or the only one is negative
         internal_batch_size (int, "auto" or None): Batch size of the forward passes. Halved automatically when memory
             runs out. "auto" is the fastest, learnt from the passes and remembered for ``forward_func`` and inputs of
             this shape. Default: None, by a fixed rule of the inputs' size and the device

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_unioncam.attr.find_layer import find_spatial_layer, spatial_layers
-from captum_unioncam.engine.confidence import CONFIDENCES, output_tensor, refuse_confidences
+from captum_unioncam.engine.confidence import CONFIDENCES, ConfidenceFunction, default_confidence, output_tensor
 from captum_unioncam.engine.layouts.torchvision import KnownTransforms
 from captum_unioncam.engine.layouts.with_maps import WithMaps
 from captum_unioncam.models.zoo import DEMO_MODEL, load_classifier
@@ -30,14 +30,16 @@ class ExplainedModel:
             whose output has space
         device (str or None): Where to compute. Default: None, "cuda" where there is one, and "cpu" elsewhere
         confidence (str): What makes confidences of the model's outputs: "softmax" where they are logits of classes that
-            exclude each other, "sigmoid" where they do not, "none" where they are confidences. Default: "softmax"
+            exclude each other, "sigmoid" where they do not, "none" where they are confidences. Default: "softmax",
+            which takes probabilities that sum to 1 as they are, as the library's default does
 
     Attributes:
         classifier (Classifier): As loaded.
         model (torch.nn.Module): The classifier's, on the device.
         device (torch.device): Where it is.
-        weights (str or None), preprocess (str), confidence (str): As given.
-        confidence_fn (Callable): What the last names.
+        weights (str or None), preprocess (str): As given.
+        confidence (str): As given, or "none" where "softmax" was given and the outputs are probabilities.
+        confidence_fn (Callable): What that names.
         layer_name (str), layer (torch.nn.Module): The layer to explain; where the layer's output is tokens or has its
             channels last, as in torchvision's transformers, one that was put behind it and has maps.
         layer_found (bool): Whether the layer was neither given nor the classifier's own.
@@ -62,7 +64,7 @@ class ExplainedModel:
         self.classifier = load_classifier(name, None if weights is None else Path(weights), preprocess, show_progress)
         self.model = self.classifier.model
         self.weights, self.preprocess = weights, preprocess
-        self.confidence, self.confidence_fn = confidence, CONFIDENCES[confidence]
+        self.confidence = confidence
         self._black, self.classes = self._try_out()
         self._with_maps: WithMaps | None = None
         self.set_layer(layer)
@@ -97,6 +99,11 @@ class ExplainedModel:
         names = [name for name, module in self.model.named_modules(remove_duplicate=False) if module is before]
         for name in names:
             self.model.set_submodule(name, after)
+
+    @property
+    def confidence_fn(self) -> ConfidenceFunction:
+        """The model's outputs to confidences."""
+        return CONFIDENCES[self.confidence]
 
     @property
     def pixels(self) -> int:
@@ -148,10 +155,9 @@ class ExplainedModel:
         try:
             self.model.to(self.device)
             black, _ = self.input_and_baseline(shown)
-            classes = self.confidences(black).shape[1]
             if self.confidence == "softmax":
-                self._check_logits(black)
-            return black, classes
+                self._choose_confidence(black)
+            return black, self.confidences(black).shape[1]
         except (Failure, WrongArgument):
             raise
         except Exception as error:
@@ -167,16 +173,16 @@ class ExplainedModel:
 
         Raises:
             Failure: The model returned something else.
+            WrongArgument: Its one output is negative.
         """
         output = self._output(inputs)
-        if output.shape[1] == 0:
-            raise Failure(f"name={self.classifier.name!r}: tells no classes apart; give another model or weights.")
-        if self.confidence == "softmax" and _are_probabilities(output):
+        try:
+            return self.confidence_fn(output)
+        except ValueError as error:
             raise WrongArgument(
-                f"name={self.classifier.name!r}: its outputs are probabilities already, since they sum to 1; give "
-                "confidence='none'."
-            )
-        return self.confidence_fn(output)
+                f"name={self.classifier.name!r}: its one output may be negative, and so is no confidence; give "
+                "confidence='sigmoid' where it is a logit, or confidence='none' to take it as it is."
+            ) from error
 
     def _output(self, inputs: Tensor) -> Tensor:
         """The model's, (1, classes), out of whatever it returns."""
@@ -192,24 +198,27 @@ class ExplainedModel:
                 f"name={self.classifier.name!r}: returned {what} for one picture; give a model that returns a tensor "
                 "of shape (1, classes)."
             )
+        if output.shape[1] == 0:
+            raise Failure(f"name={self.classifier.name!r}: tells no classes apart; give another model or weights.")
         return output.float()
 
     @torch.no_grad()
-    def _check_logits(self, black: Tensor) -> None:
-        """Refuses outputs that are confidences already, and a single logit, which a softmax would leave as it is."""
+    def _choose_confidence(self, black: Tensor) -> None:
+        """Decides as the library does where no ``confidence_fn`` is given."""
         output = self._output(black)
         try:
-            refuse_confidences(output, (black,), self._output)
+            decided = default_confidence(output, (black,), self._output)
         except ValueError as error:
             raise WrongArgument(
-                f"name={self.classifier.name!r}: its outputs are probabilities already, since they lie in [0, 1] "
-                "whatever the picture; give confidence='none'."
+                f"name={self.classifier.name!r}: its outputs lie in [0, 1], as those of a sigmoid do, and so are "
+                "confidences already; give confidence='none'."
             ) from error
-        if output.shape[1] == 1 and any((self._output(x) < 0).any() for x in (black, *_extremes(black))):
-            raise WrongArgument(
-                f"name={self.classifier.name!r}: its one output may be negative, and so is no confidence; give "
-                "confidence='sigmoid' where it is a logit."
-            )
+        if decided is CONFIDENCES["none"]:
+            self.confidence = "none"
+        if output.shape[1] == 1:
+            # Pictures come later: a logit that is positive for black may be negative for others.
+            for inputs in _extremes(black):
+                self.confidences(inputs)
 
     def _find_layer(self, inputs: Tensor) -> str:
         try:
@@ -252,11 +261,6 @@ class ExplainedModel:
 def _extremes(inputs: Tensor) -> tuple[Tensor, Tensor]:
     """Inputs for which a logit is far from 0, of one sign and of the other."""
     return 1e3 * (inputs + 1), -1e3 * (inputs + 1)
-
-
-def _are_probabilities(output: Tensor) -> bool:
-    many = output.shape[1] > 1
-    return many and bool((output >= 0).all()) and bool(((output.sum(1) - 1).abs() < 1e-3).all())
 
 
 def _device(name: str | None) -> torch.device:

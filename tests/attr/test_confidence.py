@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from captum_unioncam import LayerScoreCam, LayerUnionCam, metrics
 from captum_unioncam.attr.base import CAMS, PerturbationCam
-from captum_unioncam.engine.confidence import output_tensor, refuse_confidences
+from captum_unioncam.engine.confidence import class_confidence, default_confidence, output_tensor
 from tests.attr import reference as loops
 from tests.networks import CHANNELS, CLASSES, TinyNet, same, tiny_inputs
 
@@ -83,14 +83,57 @@ def test_no_softmax_is_laid_upon_probabilities(judge, net):
     assert same(judge(model, net, 1), judge(model, net, 1, confidence_fn=lambda output: output))
 
 
+def saturated(output):
+    """Some outputs are exactly 0 or 1."""
+    return nn.functional.hardsigmoid(40 * (output - output.mean(1, keepdim=True)))
+
+
+BOUNDED = {
+    "a sigmoid": torch.sigmoid,
+    "a hard sigmoid": nn.functional.hardsigmoid,
+    "a hard sigmoid at its ends": saturated,
+    "clamped": lambda o: o.clamp(0, 1),
+    "a hyperbolic tangent scaled": lambda o: (o.tanh() + 1) / 2,
+    "a sigmoid's mean over places": lambda o: o[:, :, None].sigmoid().mean(2),
+    "what a sigmoid leaves": lambda o: 1 - o.sigmoid(),
+    "a sigmoid by hand": lambda o: 1 / (1 + (-o).exp()),
+    "in half precision": lambda o: o.bfloat16().sigmoid().to(o.dtype),
+}
+
+
 @with_confidences
-def test_the_outputs_of_a_sigmoid_are_refused(judge, net):
+@pytest.mark.parametrize("bounded", BOUNDED.values(), ids=list(BOUNDED))
+def test_several_confidences_that_need_not_sum_to_1_are_refused(judge, net, bounded):
     def model(x):
-        return net(x).sigmoid()
+        return bounded(net(x))
 
     with pytest.raises(ValueError, match=r"^confidence_fn: got none.*lambda output: output"):
         judge(model, net, 1)
+
+
+@with_confidences
+def test_what_was_refused_is_taken_as_it_is_where_that_is_said(judge, net):
+    def model(x):
+        return net(x).sigmoid()
+
     assert judge(model, net, 1, confidence_fn=lambda output: output).isfinite().all()
+
+
+@with_confidences
+def test_a_softmax_in_half_precision_is_known(judge, net):
+    def model(x):
+        return torch.cat([net(x)] * 40, 1).bfloat16().softmax(1).to(x.dtype)
+
+    assert same(judge(model, net, 1), judge(model, net, 1, confidence_fn=lambda output: output))
+
+
+@with_confidences
+@pytest.mark.parametrize("of", [torch.tanh, nn.functional.softsign, lambda o: 3 * o.tanh()])
+def test_outputs_bounded_otherwise_are_logits(judge, net, of):
+    def model(x):
+        return of(net(x))
+
+    assert same(judge(model, net, 1), judge(model, net, 1, confidence_fn=lambda output: output.softmax(1)))
 
 
 @with_confidences
@@ -106,19 +149,45 @@ def test_logits_within_one_are_logits(judge, net):
     assert same(judge(model, net, 1), judge(model, net, 1, confidence_fn=lambda output: output.softmax(1)))
 
 
-def test_a_sigmoid_is_found_where_there_is_no_graph():
-    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3, bias=False))
+def test_a_linear_layer_makes_logits_however_small():
+    """Behind a normalisation, no input drives them out of [0, 1]."""
+    model = nn.Sequential(nn.Flatten(), nn.LayerNorm(12), nn.Linear(12, 3))
+    nn.init.constant_(model[2].weight, 1e-3)
+    nn.init.constant_(model[2].bias, 0.5)
+    for inputs in (torch.rand(2, 3, 2, 2), torch.ones(2, 3, 2, 2)):
+        assert default_confidence(model(inputs), (inputs,), model) is class_confidence
+
+
+def test_confidences_are_known_where_there_is_no_graph():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4, bias=False))
     nn.init.constant_(model[1].weight, 0.5)
     black = torch.zeros(2, 3, 2, 2)
 
     def without_graph(x):
         return model(x).detach()
 
-    refuse_confidences(model(black), (black,), model)
-    refuse_confidences(without_graph(black), (black,), without_graph)
-    for sigmoid in (lambda x: model(x).sigmoid()[:, :2], lambda x: without_graph(x).sigmoid()):
+    assert default_confidence(model(black), (black,), model) is class_confidence
+    assert default_confidence(without_graph(black), (black,), without_graph) is class_confidence
+    for sigmoid in (lambda x: model(x).sigmoid()[:, 1:], lambda x: without_graph(x).sigmoid()):
         with pytest.raises(ValueError, match="confidence_fn"):
-            refuse_confidences(sigmoid(black), (black,), sigmoid)
+            default_confidence(sigmoid(black), (black,), sigmoid)
+
+
+def test_confidences_of_whole_numbers_are_known():
+    """Of pictures from 0 to 255, which cannot be made a thousand times as large."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3, bias=False)).requires_grad_(False)
+    nn.init.constant_(model[1].weight, 0.01)
+    black = torch.zeros((2, 3, 2, 2), dtype=torch.uint8)
+    for last, is_refused in ((torch.sigmoid, True), (lambda output: output, False)):
+
+        def run(x, last=last):
+            return last(model(x.float()))
+
+        if is_refused:
+            with pytest.raises(ValueError, match="confidence_fn"):
+                default_confidence(run(black), (black,), run)
+        else:
+            assert default_confidence(run(black), (black,), run) is class_confidence
 
 
 @with_confidences

@@ -313,32 +313,32 @@ def sigmoids():
 """
 
 
-def test_outputs_that_are_probabilities_are_judged_as_such_and_not_taken_for_logits(capsys):
+def test_outputs_that_are_confidences_are_judged_as_such_and_not_taken_for_logits(capsys):
     Path("own_code.py").write_text(CONFIDENCES)
     Path("classes.json").write_text(json.dumps(dict(zip(CLASS_NAMES, [0, 1, 2, 0, 1, 2, 0, 1], strict=True))))
     arguments = ["--limit", "2", "--classes", "classes.json", "--methods", "union_cam,grad_cam", *QUICK]
     for out, options in (
         ("logits", ["--model", "own_code:logits"]),
-        ("probabilities", ["--model", "own_code:probabilities", "--confidence", "none"]),
+        ("probabilities", ["--model", "own_code:probabilities"]),
+        ("as they are", ["--model", "own_code:probabilities", "--confidence", "none"]),
         ("sigmoid", ["--model", "own_code:logits", "--confidence", "sigmoid"]),
         ("sigmoids", ["--model", "own_code:sigmoids", "--confidence", "none"]),
     ):
         layer = "1" if "logits" in options[1] else "0.1"
         assert run(capsys, "evaluate", *arguments, *options, "--layer", layer, "--out", out)[0] == 0
-    logits, probabilities, sigmoid, sigmoids = (
+    logits, probabilities, as_they_are, sigmoid, sigmoids = (
         {(r.image, r.method): r for r in read_records(Path(out))}
-        for out in ("logits", "probabilities", "sigmoid", "sigmoids")
+        for out in ("logits", "probabilities", "as they are", "sigmoid", "sigmoids")
     )
     # GradCAM's gradients are of the outputs themselves, so its maps differ; the confidences do not.
-    for one, other in ((logits, probabilities), (sigmoid, sigmoids)):
+    for one, other in ((logits, probabilities), (logits, as_they_are), (sigmoid, sigmoids)):
         assert one.keys() == other.keys()
         for key in one:
             assert one[key].confidence == pytest.approx(other[key].confidence, rel=1e-4)
     assert all(logits[key].confidence != sigmoid[key].confidence for key in logits)
-    code, _, errors = run(capsys, "evaluate", *arguments, "--model", "own_code:probabilities")
+    code, _, errors = run(capsys, "evaluate", *arguments, "--model", "own_code:sigmoids")
     assert code == 2
-    problem = one_error(errors)
-    assert problem.endswith("its outputs are probabilities already, since they sum to 1; give --confidence none.")
+    assert one_error(errors).endswith("and so are confidences already; give --confidence none.")
     assert not Path("evaluation").exists()
 
 

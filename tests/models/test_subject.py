@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torchvision import models
 
+from captum_unioncam import LayerUnionCam, metrics
 from captum_unioncam.models.subject import ExplainedModel
 from captum_unioncam.system.errors import Failure, WrongArgument
 
@@ -21,6 +22,9 @@ def net(*last, classes=4):
 
 def plain(): return net()
 def sigmoid(): return net(nn.Sigmoid())
+def hardsigmoid(): return net(nn.Hardsigmoid())
+def clamped(): return net(nn.Hardtanh(0, 1))
+def tanh(): return net(nn.Tanh())
 def softmax(): return net(nn.Softmax(1))
 def one(): return net(classes=1)
 def one_sigmoid(): return net(nn.Sigmoid(), classes=1)
@@ -34,6 +38,10 @@ class Twice(nn.Module):
         self.fc = self.backbone[-1]
     def forward(self, x): return self.fc(self.features(x).mean((2, 3)))
 def twice(): return Twice()
+
+class FromTanh(nn.Module):
+    def forward(self, x): return (x.tanh() + 1) / 2
+def from_tanh(): return net(FromTanh())
 
 class InDict(nn.Module):
     def __init__(self):
@@ -50,12 +58,52 @@ def subject(function, **options):
     return ExplainedModel(f"own_subject:{function}", device="cpu", **options)
 
 
-@pytest.mark.parametrize("function", ["sigmoid", "softmax"])
-def test_outputs_that_are_probabilities_already_are_told(function):
-    with pytest.raises(WrongArgument, match=r"its outputs are probabilities already.* give confidence='none'"):
+BOUNDED = ["sigmoid", "hardsigmoid", "clamped", "from_tanh"]
+
+
+@pytest.mark.parametrize("function", BOUNDED)
+def test_outputs_that_are_confidences_already_are_told(function):
+    with pytest.raises(
+        WrongArgument, match=r"its outputs lie in \[0, 1\].* confidences already; give confidence='none'"
+    ):
         subject(function)
     one = subject(function, confidence="none")
     assert torch.equal(one.confidences(one._black), one.model(one._black))
+
+
+@pytest.mark.parametrize("confidence", ["softmax", "none"])
+def test_probabilities_are_taken_as_they_are(confidence):
+    one = subject("softmax", confidence=confidence)
+    assert one.confidence == "none"
+    assert torch.equal(one.confidences(one._black), one.model(one._black))
+
+
+@pytest.mark.parametrize("function", ["plain", "one_sigmoid", "softmax", "tanh", *BOUNDED])
+def test_library_metrics_and_command_make_the_same_confidences(function):
+    """Each refuses the same models by default, and where none does, all make the same of them."""
+    picture = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    options = {"confidence": "none"} if function in BOUNDED else {}
+    one = subject(function, **options)
+    maps = torch.rand(1, 1, 14, 14, generator=torch.Generator().manual_seed(1))
+
+    def of_library(**given):
+        details = LayerUnionCam(one.model, one.layer, **given).attribute(picture, 0, return_details=True)[1]
+        return details.baseline_confidence.item()
+
+    def of_metric(**given):
+        curve = metrics.deletion(one.model, picture, maps, 0, steps=1, return_curve=True, **given)
+        return curve.confidences[0, -1].item()
+
+    if options:
+        with pytest.raises(WrongArgument, match="give confidence="):
+            subject(function)
+        for call in (of_library, of_metric):
+            with pytest.raises(ValueError, match=r"^confidence_fn: got none"):
+                call()
+    given = {"confidence_fn": one.confidence_fn} if options else {}
+    expected = one.confidences(torch.zeros_like(picture))[0, 0].item()
+    assert of_library(**given) == pytest.approx(expected, abs=1e-6)
+    assert of_metric(**given) == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_single_logit_is_no_confidence():
