@@ -8,20 +8,32 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from captum_unioncam.attr.denoised_grad_cam import LayerDenoisedGradCam
+    from captum_unioncam.attr.eigen_cam import LayerEigenCam
     from captum_unioncam.attr.find_layer import find_spatial_layer
     from captum_unioncam.attr.fuse import fuse
+    from captum_unioncam.attr.grad_cam_plus_plus import LayerGradCamPlusPlus
+    from captum_unioncam.attr.group_cam import LayerGroupCam
+    from captum_unioncam.attr.hires_cam import LayerHiResCam
+    from captum_unioncam.attr.layer_cam import LayerLayerCam
     from captum_unioncam.attr.rise import Rise
     from captum_unioncam.attr.score_cam import LayerScoreCam
     from captum_unioncam.attr.union_cam import LayerUnionCam, UnionCamDetails
     from captum_unioncam.attr.upsampled import UpsampledAttribution
+    from captum_unioncam.attr.x_grad_cam import LayerXGradCam
     from captum_unioncam.engine.layouts.base import channels_last_to_maps, tokens_to_maps
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "LayerDenoisedGradCam": "attr.denoised_grad_cam",
+    "LayerEigenCam": "attr.eigen_cam",
+    "LayerGradCamPlusPlus": "attr.grad_cam_plus_plus",
+    "LayerGroupCam": "attr.group_cam",
+    "LayerHiResCam": "attr.hires_cam",
+    "LayerLayerCam": "attr.layer_cam",
     "LayerScoreCam": "attr.score_cam",
     "LayerUnionCam": "attr.union_cam",
+    "LayerXGradCam": "attr.x_grad_cam",
     "Rise": "attr.rise",
     "UnionCamDetails": "attr.union_cam",
     "UpsampledAttribution": "attr.upsampled",
@@ -32,8 +44,14 @@ _HOMES = {
 }
 __all__ = [
     "LayerDenoisedGradCam",
+    "LayerEigenCam",
+    "LayerGradCamPlusPlus",
+    "LayerGroupCam",
+    "LayerHiResCam",
+    "LayerLayerCam",
     "LayerScoreCam",
     "LayerUnionCam",
+    "LayerXGradCam",
     "Rise",
     "UnionCamDetails",
     "UpsampledAttribution",

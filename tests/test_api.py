@@ -15,8 +15,14 @@ from captum_unioncam.cli.main import app
 NAMES = {
     "captum_unioncam": [
         "LayerDenoisedGradCam",
+        "LayerEigenCam",
+        "LayerGradCamPlusPlus",
+        "LayerGroupCam",
+        "LayerHiResCam",
+        "LayerLayerCam",
         "LayerScoreCam",
         "LayerUnionCam",
+        "LayerXGradCam",
         "Rise",
         "UnionCamDetails",
         "UpsampledAttribution",
@@ -50,8 +56,14 @@ NAMES = {
 
 HOMES = {
     "LayerDenoisedGradCam": "attr.denoised_grad_cam",
+    "LayerEigenCam": "attr.eigen_cam",
+    "LayerGradCamPlusPlus": "attr.grad_cam_plus_plus",
+    "LayerGroupCam": "attr.group_cam",
+    "LayerHiResCam": "attr.hires_cam",
+    "LayerLayerCam": "attr.layer_cam",
     "LayerScoreCam": "attr.score_cam",
     "LayerUnionCam": "attr.union_cam",
+    "LayerXGradCam": "attr.x_grad_cam",
     "Rise": "attr.rise",
     "UnionCamDetails": "attr.union_cam",
     "UpsampledAttribution": "attr.upsampled",

@@ -33,6 +33,12 @@ def divide_or_zero(numerator: Tensor, denominator: Tensor) -> Tensor:
     return torch.where(positive, numerator / denominator.where(positive, 1.0), 0.0)
 
 
+def divide_unless_zero(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """``numerator / denominator``, and 0 where the denominator is 0, without an epsilon."""
+    zero = denominator == 0
+    return torch.where(zero, 0.0, numerator / denominator.where(~zero, 1.0))
+
+
 def minmax(maps: Tensor) -> Tensor:
     """``(m - min) / (max - min)`` over the spatial dimensions: in [0, 1], all zeros for a constant map."""
     dims = spatial_dims(maps)

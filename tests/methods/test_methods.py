@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from captum import attr as captum_attr
 from torch import nn
 
+import captum_unioncam
 from captum_unioncam import LayerDenoisedGradCam, LayerScoreCam, LayerUnionCam, methods
 from captum_unioncam.system.errors import Failure, WrongArgument
 from captum_unioncam.testing.state_checks import state_of
@@ -24,6 +25,11 @@ OWN = {
     ),
     "score_cam": lambda net, x, t, b: LayerScoreCam(net, net.features).attribute(x, t, baselines=b),
     "denoised_grad_cam": lambda net, x, t, b: LayerDenoisedGradCam(net, net.features).attribute(x, t),
+    "grad_cam_plus_plus": lambda net, x, t, b: captum_unioncam.LayerGradCamPlusPlus(net, net.features).attribute(x, t),
+    "x_grad_cam": lambda net, x, t, b: captum_unioncam.LayerXGradCam(net, net.features).attribute(x, t),
+    "layer_cam": lambda net, x, t, b: captum_unioncam.LayerLayerCam(net, net.features).attribute(x, t),
+    "hires_cam": lambda net, x, t, b: captum_unioncam.LayerHiResCam(net, net.features).attribute(x, t),
+    "eigen_cam": lambda net, x, t, b: captum_unioncam.LayerEigenCam(net, net.features).attribute(x, t),
 }
 CAPTUM = {
     "grad_cam": lambda net, x, t, b: captum_attr.LayerGradCam(net, net.features).attribute(

@@ -1,0 +1,58 @@
+"""Grad-CAM++: channel weights from positive gradients, each with a coefficient of its own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from captum_unioncam.attr.base import GradientCam, LayerT
+from captum_unioncam.engine.maps import divide_unless_zero, spatial_dims
+
+
+class LayerGradCamPlusPlus(GradientCam[LayerT]):
+    r"""
+    Grad-CAM++: a channel's weight is the sum of its positive gradients, each with a coefficient.
+
+    With :math:`A` the layer's output and :math:`g_k = \partial y_c / \partial A_k`,
+
+    .. math::
+        \alpha_{kij} = \frac{g_{kij}^2}{2 g_{kij}^2 + g_{kij}^3 \sum_{ab} A_{kab}}
+                     = \frac{1}{2 + g_{kij} \sum_{ab} A_{kab}}, \qquad
+        w_k = \sum_{ij} \alpha_{kij} \, \text{ReLU}(g_{kij}), \qquad
+        L = \text{ReLU}\Big(\sum_k w_k \, A_k\Big)
+
+    (Chattopadhay et al., *Grad-CAM++: Generalized Gradient-based Visual Explanations for Deep Convolutional Networks*,
+    WACV 2018, https://arxiv.org/abs/1710.11063, and the authors' code). The second form of the coefficients, taken
+    where the gradient is positive, has no rounding to 0 and needs no epsilon. Left out is the factor
+    :math:`e^{y_c}`, the same for all channels. As in the paper, the derivatives are those of a network that is linear
+    in pieces behind the layer.
+
+    Passes an image: 1 forward, 1 backward. Take it in place of Grad-CAM where a class has several objects, or a small
+    one. The activations are supposed not to be negative: where their sum is, the coefficients may be of any size and
+    sign.
+
+    grad-cam 1.5.7 adds 1e-6 to the first denominator, which decides alone for gradients below 1e-3, and torchcam
+    0.5.0 loses the denominator, so that their maps are others.
+    """
+
+    name = "grad_cam_plus_plus"
+    relu = True
+
+    def weights(self, activations: Tensor, gradients: Tensor, *, normalize_alpha: bool = False) -> Tensor:
+        r"""
+        Args:
+            normalize_alpha (bool): Divide each channel's coefficients by their sum over the places of positive
+                gradients, as the authors' code does and the paper does not. Default: False
+
+        Examples::
+
+            >>> grad_cam_plus_plus = LayerGradCamPlusPlus(model, model.features[29])
+            >>> attr = grad_cam_plus_plus.attribute(images, target=3)  # (N, 1, 14, 14)
+        """
+        dims = spatial_dims(activations)
+        denominator = 2 + gradients * activations.sum(dims, keepdim=True)
+        alpha = torch.where(gradients > 0, divide_unless_zero(torch.ones_like(gradients), denominator), 0.0)
+        if normalize_alpha:
+            total = alpha.sum(dims, keepdim=True)
+            alpha = alpha / total.where(total != 0, 1.0)
+        return (alpha * gradients.relu()).sum(dims)
