@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from captum_unioncam.system.errors import WrongArgument
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -26,29 +24,25 @@ def report(
     """Report on an evaluation in tables, plots and a page.
 
     Prints the means of each method, and writes them with their plots to FOLDER/report: table.csv, table.md, table.tex,
-    curves.png, box.png, and report.html, which also shows the best and the worst maps. The evaluation need not have
-    finished.
+    curves.png, box.png, and report.html, which also shows the best and the worst maps. Works on unfinished evaluations
+    too.
     """
-    from captum_unioncam.evaluation.records import read_records, read_settings
-    from captum_unioncam.report.page import write_report
+    from captum_unioncam.evaluation.records import read_records
+    from captum_unioncam.report.page import settings_in, write_report
     from captum_unioncam.report.statistics import summarize
     from captum_unioncam.report.tables import text
 
-    settings = read_settings(folder)
-    if settings is None:
-        raise WrongArgument(
-            f"{folder}: holds no evaluation; give the folder that captum-unioncam evaluate has written."
-        )
+    settings = settings_in(folder)
     summary = summarize(read_records(folder))
     paths = write_report(folder, _photos(settings), summary)
-    # In a file or a pipe a row is a line.
+    # A table in a file or a pipe is not wrapped.
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     typer.echo(text(summary, width, settings))
     typer.echo(f"\n{', '.join(map(str, paths))}")
 
 
 def _photos(settings: EvaluationSettings) -> Callable[[str], Tensor | None]:
-    """The photos of an evaluation as its model saw them, None where they are not at hand any more."""
+    """Gives the photos of an evaluation as its model saw them, None where they are no longer available."""
     from captum_unioncam.datasets.open import picture_of
     from captum_unioncam.models.zoo import preprocessing_of
 
@@ -57,7 +51,7 @@ def _photos(settings: EvaluationSettings) -> Callable[[str], Tensor | None]:
             preprocessing = preprocessing_of(settings["model"], settings["preprocess"])
             return preprocessing.fit(picture_of(settings["data"], name))
         except Exception:
-            # The report is of the records: it shows the maps without them.
+            # The report then shows the map alone.
             return None
 
     return photo

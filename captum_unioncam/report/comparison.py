@@ -11,7 +11,7 @@ from captum_unioncam.report.panels import HeatMap, panel, png
 
 
 def comparison_table(comparison: Comparison) -> pd.DataFrame:
-    """The table as people read it: texts under headings, of the methods that did not fail."""
+    """The table as formatted texts, without the methods that failed."""
     judgements = comparison.judgements.values()
     texts: dict[str, list[str]] = {"method": list(comparison.judgements)}
     for metric in comparison.metrics:
@@ -25,7 +25,7 @@ def comparison_text(comparison: Comparison) -> str:
 
 
 def comparison_panel(comparison: Comparison) -> Figure:
-    """The photo, and each method's map over it."""
+    """The photo, and each method's map laid over it."""
     heat_maps = []
     for method, judged in comparison.judgements.items():
         areas = ", ".join(f"{name} {judged.values[name]:.2f}" for name in judged.curves)
@@ -35,7 +35,7 @@ def comparison_panel(comparison: Comparison) -> Figure:
 
 
 def comparison_page(comparison: Comparison) -> bytes:
-    """An HTML file that needs nothing else."""
+    """A self-contained HTML page."""
     table = comparison_table(comparison)
     return render(
         "comparison.html",

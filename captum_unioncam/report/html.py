@@ -1,4 +1,4 @@
-"""Pages: HTML files that need nothing but themselves, neither scripts nor a network."""
+"""Self-contained HTML pages: no scripts, no network, no other files."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def render(template: str, **values: Any) -> bytes:
 
     Args:
         template (str): Its file name, such as "report.html".
-        values (Any): What the template speaks of. Text is escaped, whatever it holds.
+        values (Any): The template's variables. Text is escaped.
 
     Returns:
         *bytes*: The page, in UTF-8.
     """
-    # File names that are not UTF-8 come as lone surrogates, which UTF-8 cannot hold.
+    # File names that are not UTF-8 contain lone surrogates, which UTF-8 cannot encode.
     return _templates().get_template(template).render(values).encode(errors="replace")
 
 
@@ -31,7 +31,7 @@ def png_uri(content: bytes) -> str:
 
 
 def jpeg_uri(picture: Image.Image) -> str:
-    """The picture, in mode RGB, as a ``data:`` URI of a JPEG file: a page may hold hundreds."""
+    """The picture, in mode RGB, as a ``data:`` URI of a JPEG file, smaller than PNG: a page may hold hundreds."""
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=85)
     return _data_uri("image/jpeg", file.getvalue())

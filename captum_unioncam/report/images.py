@@ -10,7 +10,7 @@ from torch import Tensor
 from captum_unioncam.engine.maps import up
 from captum_unioncam.report.html import jpeg_uri
 
-# Its brightness rises with the map, so that the unimportant is dark, in grey print and to the colour-blind too.
+# Brightness rises with the map's values, so it also reads in grey print and for the colour-blind.
 _COLORS = "inferno"
 
 _OPACITY = 0.55
@@ -22,17 +22,17 @@ def as_picture(photo: Tensor) -> Image.Image:
 
 
 def heat(values: Tensor, size: tuple[int, int]) -> Image.Image:
-    """A map (1, 1, h, w), of any scale, in colors, from 0 and below to its maximum, at the size (width, height)."""
+    """A map (1, 1, h, w) in colors, from 0 to its maximum, at the size (width, height); negative values show as 0."""
     at_size = up(values.detach().float().clamp(min=0), size[::-1])[0, 0].cpu().numpy()
     return Image.fromarray(matplotlib.colormaps[_COLORS](at_size / (at_size.max() or 1), bytes=True)).convert("RGB")
 
 
 def laid_over(picture: Image.Image, values: Tensor) -> Image.Image:
-    """A map over the gray picture, as everything here shows it.
+    """A heat map over the picture in gray.
 
     Args:
         picture (PIL.Image.Image): In mode RGB.
-        values (Tensor): (1, 1, h, w), of any scale; zeros, and what is negative, show the picture's dark parts.
+        values (Tensor): (1, 1, h, w), of any scale; negative values show as 0, the darkest color.
     """
     return Image.blend(picture.convert("L").convert("RGB"), heat(values, picture.size), _OPACITY)
 

@@ -1,7 +1,7 @@
 """An evaluation's records as tables, plots and one page.
 
-Records are read once, as a stream, and in memory a record is its numbers: reports are for half a million of them. The
-result is the same in whatever order they come.
+Records are read once, as a stream, and only their numbers are kept, so that half a million of them fit in memory. The
+result does not depend on their order.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from captum_unioncam.evaluation.records import MAP_SIZE, Record, read_records, read_settings
+from captum_unioncam.evaluation.records import MAP_SIZE, EvaluationSettings, Record, read_records, read_settings
 from captum_unioncam.metrics.table import all_metrics
 from captum_unioncam.report.html import jpeg_uri, png_uri, render
 from captum_unioncam.report.images import as_picture, heat, laid_over
@@ -24,7 +24,7 @@ from captum_unioncam.report.panels import png
 from captum_unioncam.report.plots import box_plot, curve_plot
 from captum_unioncam.report.statistics import Summary, ranking, summarize
 from captum_unioncam.report.tables import MOST_FAILURES, display_table, latex_table, markdown_table, remarks
-from captum_unioncam.system.errors import Failure
+from captum_unioncam.system.errors import Failure, WrongArgument
 from captum_unioncam.system.files import make_folder, write_whole
 
 Photo = Callable[[str], Tensor | None]
@@ -32,27 +32,41 @@ Photo = Callable[[str], Tensor | None]
 _PICTURE_SIDE = 256
 
 
+def settings_in(folder: Path) -> EvaluationSettings:
+    """The settings of the evaluation in the folder.
+
+    Raises:
+        WrongArgument: There is none.
+        Failure: They cannot be read.
+    """
+    settings = read_settings(folder)
+    if settings is None:
+        raise WrongArgument(
+            f"{folder}: holds no evaluation; give the folder that captum-unioncam evaluate has written."
+        )
+    return settings
+
+
 def write_report(folder: Path, photo: Photo, summary: Summary | None = None) -> list[Path]:
-    """Writes what an evaluation found: table.csv, table.md, table.tex, curves.png, box.png and report.html.
+    """Writes the report of an evaluation: table.csv, table.md, table.tex, curves.png, box.png and report.html.
 
     Args:
-        folder (Path): The evaluation's; the files go into its subfolder "report", in place of older ones.
-        photo (Callable): An image's name to the photo (3, H, W) in [0, 1], or to None where it is not at hand.
-        summary (Summary or None): Of the folder's records, where it is at hand. Default: None, they are read
+        folder (Path): The evaluation's. The files go into its subfolder "report" and replace older ones.
+        photo (Callable): Maps an image's name to the photo (3, H, W) in [0, 1], or to None where it is not available.
+        summary (Summary or None): Statistics of the folder's records. Default: None, computed from the records
 
     Returns:
         *list[Path]*: The files.
 
     Raises:
-        Failure: The folder holds no evaluation or no records, or something cannot be read or written.
+        WrongArgument: The folder holds no evaluation.
+        Failure: It holds no records, or something cannot be read or written.
 
     Examples::
 
         >>> write_report(Path("evaluation"), lambda name: None)
     """
-    settings = read_settings(folder)
-    if settings is None:
-        raise Failure(f"{folder}: holds no evaluation; give the folder that captum-unioncam evaluate has written.")
+    settings = settings_in(folder)
     summary = summary or summarize(read_records(folder))
     if not summary.records and not summary.failed:
         raise Failure(f"{folder}: holds no records; run captum-unioncam evaluate with it first.")
@@ -72,17 +86,17 @@ def write_report(folder: Path, photo: Photo, summary: Summary | None = None) -> 
     return [report / name for name in contents]
 
 
-def report_page(summary: Summary, settings: dict[str, Any], photo: Photo, curves: bytes, box: bytes) -> bytes:
+def report_page(summary: Summary, settings: EvaluationSettings, photo: Photo, curves: bytes, box: bytes) -> bytes:
     """The page: what was run, the table, the plots, the best and worst maps, and the failures.
 
     Args:
-        summary (Summary): What ``summarize`` gave.
+        summary (Summary): As ``summarize`` returns it.
         settings (dict): The evaluation's.
         photo (Callable): As ``write_report`` takes it.
-        curves, box (bytes): What ``curve_plot`` and ``box_plot`` gave, as PNG files.
+        curves, box (bytes): The figures of ``curve_plot`` and ``box_plot``, as PNG files.
 
     Returns:
-        *bytes*: HTML that needs nothing but itself.
+        *bytes*: HTML without references to other files.
     """
     texts, best = display_table(summary)
     rows = []
@@ -127,7 +141,7 @@ def _setting(value: Any) -> str:
 
 
 def _example(record: Record, photo: Photo) -> dict[str, Any]:
-    """What the page says of one map."""
+    """The template's values for one map."""
     shown = photo(record.image)
     target = record.target_name or (f"class {record.target}" if record.target is not None else "the only output")
     where = "The map of" if shown is None else "The photo, and the map over it, of"

@@ -19,7 +19,7 @@ from captum_unioncam.report.images import as_picture, laid_over
 _SELECTED = "#c2185b"
 _INCHES = 2.6
 _MOST_COLUMNS = 6
-# What fits above a map.
+# Characters that fit above a map.
 _TITLE_WIDTH = 32
 _DPI = 150
 
@@ -45,10 +45,10 @@ def panel(photo: Tensor, heat_maps: Sequence[HeatMap], title: str) -> Figure:
     Args:
         photo (Tensor): (3, H, W), in [0, 1].
         heat_maps (Sequence[HeatMap]): From left to right.
-        title (str): Above them all.
+        title (str): Shown above all of them.
 
     Returns:
-        *matplotlib.figure.Figure*: Without pyplot, so it need not be closed.
+        *matplotlib.figure.Figure*: Made without pyplot, so it need not be closed.
     """
     picture = as_picture(photo)
     rows = math.ceil((1 + len(heat_maps)) / _MOST_COLUMNS)
@@ -58,7 +58,7 @@ def panel(photo: Tensor, heat_maps: Sequence[HeatMap], title: str) -> Figure:
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for unused in axes[1 + len(heat_maps) :]:
         unused.set_axis_off()
-    # Class names may hold a dollar sign, which is no formula here.
+    # A dollar sign in a class name starts no formula.
     figure.suptitle(title, fontsize=13, parse_math=False)
     _draw(axes[0], picture, "photo")
     for axis, heat_map in zip(axes[1:], heat_maps, strict=False):
@@ -69,13 +69,13 @@ def panel(photo: Tensor, heat_maps: Sequence[HeatMap], title: str) -> Figure:
 
 
 def explanation_panel(explanation: Explanation) -> Figure:
-    """The photo, GradCAM's map for comparison, and the method's; of UnionCAM its three maps, the selected one framed.
+    """The photo, GradCAM's map for comparison, and the method's map, or UnionCAM's three with the selected one framed.
 
     Args:
-        explanation (Explanation): What ``Explainer.explain`` gave.
+        explanation (Explanation): As ``Explainer.explain`` gives it.
 
     Returns:
-        *matplotlib.figure.Figure*: An axis for each.
+        *matplotlib.figure.Figure*: One axis for each of them.
     """
     heat_maps = []
     if explanation.grad_cam is not None and explanation.settings.method != "grad_cam":

@@ -14,14 +14,14 @@ def curve_plot(summary: Summary) -> Figure:
     """Each method's mean curves, with the mean area under them.
 
     Args:
-        summary (Summary): What ``summarize`` gave.
+        summary (Summary): As ``summarize`` returns it.
 
     Returns:
-        *matplotlib.figure.Figure*: An axis for each metric with curves, without pyplot, so it need not be closed.
+        *matplotlib.figure.Figure*: One axis for each metric with curves. Made without pyplot, so it need not be closed.
     """
     means = summary.table.set_index(["metric", "method"])["mean"]
     shown = [name for name, curves in summary.curves.items() if curves] or list(summary.curves)
-    # Names of methods may hold a dollar sign, which is no formula here.
+    # A dollar sign in a method's name starts no formula.
     with matplotlib.rc_context({"text.parse_math": False}):
         figure = Figure(figsize=(5 * len(shown), 4 + 0.2 * len(summary.judged)), layout="constrained")
         for axis, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
@@ -38,13 +38,13 @@ def curve_plot(summary: Summary) -> Figure:
 
 
 def box_plot(summary: Summary) -> Figure:
-    """Of each metric that is not 0 or 1, how each method's records spread.
+    """The spread of each method's values, for each metric that is not 0 or 1.
 
     Args:
-        summary (Summary): What ``summarize`` gave.
+        summary (Summary): As ``summarize`` returns it.
 
     Returns:
-        *matplotlib.figure.Figure*: An axis for each metric, without pyplot, so it need not be closed.
+        *matplotlib.figure.Figure*: One axis for each metric. Made without pyplot, so it need not be closed.
     """
     metrics = [metric for metric in all_metrics().values() if not metric.is_yes_or_no]
     shown = [metric for metric in metrics if summary.values[metric.name].notna().any()] or metrics

@@ -1,4 +1,4 @@
-"""What an evaluation's records say: means, intervals, curves, examples and failures."""
+"""Statistics of an evaluation's records: means, intervals, curves, examples and failures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from bisect import insort
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import itemgetter
 
 import numpy as np
@@ -20,7 +20,7 @@ from captum_unioncam.system.errors import Failure
 
 Array = npt.NDArray[np.float64]
 
-# What examples are sorted by, and the record.
+# Quality, image and target, by which examples are sorted, and the record.
 _Example = tuple[float, str, int, Record]
 
 _SEED = 0
@@ -28,42 +28,32 @@ _RESAMPLES_AT_ONCE = 32
 _EXAMPLES = 4
 _NAMED_IMAGES = 3
 
-# Of the curves, which records hold to four decimals.
+# Records hold the values of curves to four decimals.
 _FIXED_POINT = 1e6
 
 
-@dataclass
+@dataclass(frozen=True)
 class FailureGroup:
     """Failures that differ in the image alone.
 
     Args:
         message (str): The error, with "…" for the image's name.
         count (int): How many records.
-        methods (list[str]): In which it occurred, sorted.
+        methods (list[str]): Those that failed so, sorted.
         images (list[str]): The first few, sorted.
         has_more (bool): Whether there are other images.
     """
 
     message: str
-    count: int = 0
-    methods: list[str] = field(default_factory=list)
-    images: list[str] = field(default_factory=list)
-    has_more: bool = False
-
-    def add(self, record: Record) -> None:
-        """Counts a record with this error."""
-        self.count += 1
-        if record.method not in self.methods:
-            insort(self.methods, record.method)
-        if record.image not in self.images:
-            insort(self.images, record.image)
-            self.has_more = self.has_more or len(self.images) > _NAMED_IMAGES
-            del self.images[_NAMED_IMAGES:]
+    count: int
+    methods: list[str]
+    images: list[str]
+    has_more: bool
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What the records say.
+    """Statistics of the records.
 
     Args:
         table (pandas.DataFrame): A row for each method and metric that has values: method, metric, mean, low, high
@@ -85,7 +75,7 @@ class Summary:
 
     @property
     def images(self) -> int:
-        """How many there are, also those on which all methods failed."""
+        """How many there are, including those on which all methods failed."""
         return len(self.values["image"].cat.categories)
 
     @property
@@ -112,7 +102,7 @@ class Summary:
 
 
 def ranking(values: Iterable[str]) -> list[Metric]:
-    """The metrics that say which maps are the best: of those named all with a curve, or else the first."""
+    """The metrics by which maps are ranked: those with a curve among the named ones, or else the first of them."""
     known = [metric for name, metric in all_metrics().items() if name in values and metric.function is not None]
     return [metric for metric in known if metric.has_curve] or known[:1]
 
@@ -120,12 +110,12 @@ def ranking(values: Iterable[str]) -> list[Metric]:
 def summarize(records: Iterable[Record], resamples: int = 1000) -> Summary:
     """Means, bootstrap intervals, mean curves, examples and failures of each method.
 
-    Intervals are percentiles of means over resampled images, with all records of an image going together: an image's
-    targets are not independent.
+    Intervals are percentiles of means over resampled images. All records of an image are resampled together, since an
+    image's targets are not independent.
 
     Args:
         records (Iterable[Record]): In any order, one for each image, target and method.
-        resamples (int): Of the bootstrap. Default: 1000
+        resamples (int): How many resamples the bootstrap takes. Default: 1000
 
     Returns:
         *Summary*: The same for the same records.
@@ -133,54 +123,64 @@ def summarize(records: Iterable[Record], resamples: int = 1000) -> Summary:
     Raises:
         Failure: Curves of a method differ in length.
     """
-    reading = _Reading()
-    # A record is its numbers here, not an object: there may be half a million.
+    kept = _Kept()
+    # As numbers, not as objects: there may be half a million records.
     columns = [("method", "i4"), ("image", "i4"), ("target", "i8"), *((name, "f8") for name in all_metrics())]
-    values = pd.DataFrame(np.fromiter(reading.rows(records), columns))
-    methods = sorted(reading.methods)
-    for column, found in (("method", reading.methods), ("image", reading.images)):
+    values = pd.DataFrame(np.fromiter(kept.rows(records), columns))
+    methods = sorted(kept.methods)
+    for column, found in (("method", kept.methods), ("image", kept.images)):
         categories = pd.Categorical.from_codes(values[column], pd.Index(list(found), dtype=object))
         values[column] = categories.reorder_categories(sorted(found))
     values = values.sort_values(["method", "image", "target"], ignore_index=True)
-    best, worst = ({name: [example[-1] for example in kept[name]] for name in methods} for kept in reading.examples)
+    best, worst = (
+        {name: [example[-1] for example in examples[name]] for name in methods} for examples in kept.examples
+    )
+    failures = pd.DataFrame(kept.failures, columns=["message", "method", "image"])
+    failed = Counter(failures["method"])
     return Summary(
-        table=_table(values, {name: reading.failed[name] for name in methods}, resamples),
+        table=_table(values, {name: failed[name] for name in methods}, resamples),
         values=values,
         curves={
-            # Behind the sum of the curves stands that of their ones.
+            # The last element of each sum counts the curves.
             metric: {name: sums[name][:-1] / sums[name][-1] for name in methods if name in sums}
-            for metric, sums in reading.curves.items()
+            for metric, sums in kept.curves.items()
         },
         best=best,
-        worst={name: [record for record in kept if record not in best[name]] for name, kept in worst.items()},
-        failures=sorted(reading.failures.values(), key=lambda group: (-group.count, group.message)),
+        worst={name: [record for record in worst[name] if record not in best[name]] for name in methods},
+        failures=_grouped(failures),
     )
 
 
-class _Reading:
-    """What is kept of records that come by, beside the values that it hands on."""
+def _grouped(failures: pd.DataFrame) -> list[FailureGroup]:
+    groups = []
+    for message, group in failures.groupby("message"):
+        methods, images = sorted(set(group["method"])), sorted(set(group["image"]))
+        has_more = len(images) > _NAMED_IMAGES
+        groups.append(FailureGroup(str(message), len(group), methods, images[:_NAMED_IMAGES], has_more))
+    return sorted(groups, key=lambda group: (-group.count, group.message))
+
+
+class _Kept:
+    """What is kept of the records besides their values: names, failures, sums of curves, and examples."""
 
     def __init__(self) -> None:
         self.methods: dict[str, int] = {}
         self.images: dict[str, int] = {}
-        self.failed: Counter[str] = Counter()
-        self.failures: dict[str, FailureGroup] = {}
+        self.failures: list[tuple[str, str, str]] = []
         self.curves: dict[str, dict[str, npt.NDArray[np.int64]]] = {
             name: {} for name, metric in all_metrics().items() if metric.has_curve
         }
-        # By method, the best and the worst.
+        # The best and the worst of each method.
         self.examples = defaultdict[str, list[_Example]](list), defaultdict[str, list[_Example]](list)
 
     def rows(self, records: Iterable[Record]) -> Iterator[tuple[float, ...]]:
-        """Of each record that did not fail: the numbers of its method and image, its target, and its values."""
+        """For each record that did not fail: the numbers of its method and image, its target, and its values."""
         metrics = list(all_metrics())
         for record in records:
             method = self.methods.setdefault(record.method, len(self.methods))
             image = self.images.setdefault(record.image, len(self.images))
             if record.error is not None:
-                self.failed[record.method] += 1
-                message = record.error.replace(record.image, "…")
-                self.failures.setdefault(message, FailureGroup(message)).add(record)
+                self.failures.append((record.error.replace(record.image, "…"), record.method, record.image))
                 continue
             for name in self.curves.keys() & record.curves.keys():
                 self._add_curve(self.curves[name], record, record.curves[name])
@@ -189,7 +189,7 @@ class _Reading:
             yield method, image, _target(record), *(record.values.get(name, math.nan) for name in metrics)
 
     def _add_curve(self, sums: dict[str, npt.NDArray[np.int64]], record: Record, curve: list[float]) -> None:
-        # In fixed point: unlike that of floats the sum does not depend on the order.
+        # In fixed point, so that the sum does not depend on the order of the records.
         curve_and_one = np.rint(np.array([*curve, 1]) * _FIXED_POINT).astype(np.int64)
         before = sums.get(record.method, np.zeros_like(curve_and_one))
         if len(before) != len(curve_and_one):
@@ -231,18 +231,18 @@ def _table(values: pd.DataFrame, failed: dict[str, int], resamples: int) -> pd.D
             "failures": [failed[method] for method, _ in pairs],
         }
     )
-    # Failures without a single value still want their rows.
+    # Where no record has a value, the rows still show the failures.
     is_seen = table["metric"].isin(table["metric"][n > 0])
     shown: pd.DataFrame = table[is_seen | (n.sum() == 0)].reset_index(drop=True)
     return shown
 
 
 def bootstrap_intervals(sums: Array, counts: Array, resamples: int = 1000) -> Array:
-    """95 % percentile intervals of means over records, resampling the images that the records are of.
+    """95 % percentile intervals of means over records, by resampling their images.
 
     Args:
         sums (numpy.ndarray): For each image and mean, the sum of its records' values: (images, means).
-        counts (numpy.ndarray): How many those are, likewise.
+        counts (numpy.ndarray): The number of those values: (images, means).
         resamples (int): How often images are drawn, as many as have values, with replacement. Default: 1000
 
     Returns:
@@ -258,10 +258,10 @@ def bootstrap_intervals(sums: Array, counts: Array, resamples: int = 1000) -> Ar
 
 
 def _interval(sums: Array, counts: Array, resamples: int) -> tuple[Array, Array]:
-    """The ends, where all means are over all images."""
+    """The ends of the intervals, where all means are over all images."""
 
     def mean(drawn: npt.NDArray[np.int64], axis: int) -> Array:
-        # By how often each image was drawn: a hundred times as fast as summing up the values drawn.
+        # Weighted by how often each image was drawn: a hundred times as fast as summing the values drawn.
         times = np.apply_along_axis(np.bincount, axis, drawn, minlength=len(sums)).astype(float)
         ratio: Array = (times @ sums) / (times @ counts)
         return ratio.T

@@ -17,14 +17,14 @@ MOST_FAILURES = 50
 
 
 def display_table(summary: Summary) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The table as people read it.
+    """The table as formatted texts.
 
     Args:
-        summary (Summary): What ``summarize`` gave.
+        summary (Summary): As ``summarize`` returns it.
 
     Returns:
         *tuple of two pandas.DataFrame*: A row for each method, a column for each metric and for "n" and "failures": the
-        texts, such as "12.3 [11.0, 13.6]", and whether each is the column's best (as written, so there may be several).
+        texts, such as "12.3 [11.0, 13.6]", and whether each is the column's best. Equal texts are equally good.
     """
     judged = summary.judged
     texts = pd.DataFrame(index=pd.Index(list(judged), name="method"))
@@ -57,14 +57,14 @@ def _mean_and_interval(mean: float, low: float, high: float, form: str) -> str:
 
 
 def remarks(summary: Summary, settings: Mapping[str, Any]) -> list[str]:
-    """What keeps the means from being those of the whole evaluation, or of the same images for each method."""
+    """Warnings: the evaluation is not finished, or the methods' means are over different images."""
     found = []
     judged, failed = summary.judged, _failed(summary)
     wanted = settings.get("records_of_a_method", 0)
     done = {name: count + failed[name] for name, count in judged.items() if count + failed[name] < wanted}
     if done:
         counts = ", ".join(f"{name} {count}" for name, count in done.items())
-        found.append(f"Not finished: there will be {wanted} records of each method, and are so far of {counts}.")
+        found.append(f"Not finished: {wanted} records of each method are expected. Records so far: {counts}.")
     if not summary.same_maps:
         counts = ", ".join(f"{name} {count}" for name, count in judged.items())
         found.append(f"The methods' means are over different maps ({counts}), so they do not quite compare.")
@@ -75,13 +75,13 @@ def text(summary: Summary, width: int | None = None, settings: Mapping[str, Any]
     """The table as plain text, the best values with an asterisk, and the failures.
 
     Args:
-        summary (Summary): What ``summarize`` gave.
-        width (int or None): Columns of the terminal: a table that is wider goes on below. Default: None, any
-        settings (Mapping or None): The evaluation's, for what is to be said of the means. Default: None
+        summary (Summary): As ``summarize`` returns it.
+        width (int or None): Columns of the terminal, at which a wider table is wrapped. Default: None, not wrapped
+        settings (Mapping or None): The evaluation's, for :func:`remarks`. Default: None
     """
     texts, best = display_table(summary)
     marked = texts + best.map(lambda is_best: " *" if is_best else "  ")
-    # pandas ends headings that go on below with a backslash.
+    # pandas ends wrapped headings with a backslash.
     table = [line.rstrip(" \\") for line in marked.to_string(line_width=width, index_names=False).splitlines()]
     lines = [
         f"images: {summary.images}; maps: {summary.records}; failures: {summary.failed}",
@@ -104,7 +104,7 @@ def markdown_table(summary: Summary) -> str:
     """The table in Markdown, methods as code, the best values bold."""
     texts, best = display_table(summary)
     texts = texts.mask(best, "**" + texts + "**")
-    # Within code only these two mean something, and line breaks.
+    # These two characters and line breaks have a meaning within code.
     codes = [" ".join(str(name).replace("`", "'").replace("|", r"\|").split()) for name in texts.index]
     texts.index = pd.Index([f"`{code}`" for code in codes], name=texts.index.name)
     align = ["left", *["right"] * texts.shape[1]]
@@ -112,7 +112,7 @@ def markdown_table(summary: Summary) -> str:
 
 
 def latex_table(summary: Summary) -> str:
-    """The table as a LaTeX ``tabular``, which needs the package booktabs; the best values bold."""
+    """The table as a LaTeX ``tabular`` for the package booktabs, the best values bold."""
     texts, best = display_table(summary)
     texts, best = texts.reset_index(), best.reset_index(drop=True)
     best.insert(0, "method", False)
@@ -122,7 +122,7 @@ def latex_table(summary: Summary) -> str:
         return str(heading).replace("↑", r"$\uparrow$").replace("↓", r"$\downarrow$")
 
     styler = texts.style.hide(axis="index").apply(lambda _: styles, axis=None)
-    # Escaped first, then given to the formatter.
+    # pandas escapes a text before it calls the formatter.
     styler = styler.format(lambda text: str(text).replace("–", "--"), escape="latex")  # noqa: RUF001
     styler = styler.format_index(arrows_as_formulas, escape="latex", axis="columns")
     table: str = styler.to_latex(hrules=True, convert_css=True, column_format="l" + "r" * (texts.shape[1] - 1))

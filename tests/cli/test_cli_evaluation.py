@@ -283,7 +283,7 @@ def test_an_unfinished_evaluation_is_reported_on(capsys, evaluation, without_fil
     printed = run(capsys, "report", evaluation)[1]
     assert printed[:2] == [
         "images: 3; maps: 6; failures: 3",
-        "Not finished: there will be 4 records of each method, and are so far of grad_cam 3, own_code:broken 3, "
+        "Not finished: 4 records of each method are expected. Records so far: grad_cam 3, own_code:broken 3, "
         "saliency 3.",
     ]
 
@@ -293,7 +293,7 @@ def test_the_page_says_so_where_an_evaluation_is_unfinished(capsys, evaluation):
     (evaluation / "settings.json").write_text(json.dumps({**settings, "records_of_a_method": 50}))
     assert run(capsys, "report", evaluation)[0] == 0
     page = (evaluation / "report" / "report.html").read_text()
-    assert "Not finished: there will be 50 records of each method" in page
+    assert "Not finished: 50 records of each method are expected" in page
     assert "different maps" in page
 
 

@@ -22,7 +22,7 @@ from captum_unioncam.report.panels import png
 from captum_unioncam.report.plots import box_plot, curve_plot
 from captum_unioncam.report.statistics import bootstrap_intervals, summarize
 from captum_unioncam.report.tables import latex_table, markdown_table, remarks
-from captum_unioncam.system.errors import Failure
+from captum_unioncam.system.errors import Failure, WrongArgument
 
 pytest_plugins = ("tests.browser",)
 
@@ -278,7 +278,7 @@ def test_what_keeps_means_from_comparing_is_said(records):
     swapped = [r for r in done if r.key not in (("03.png", 3, "union_cam"), ("03.png", 7, "grad_cam"))]
     unfinished, different = remarks(summarize(swapped), settings)
     assert unfinished == (
-        "Not finished: there will be 19 records of each method, and are so far of grad_cam 18, union_cam 18."
+        "Not finished: 19 records of each method are expected. Records so far: grad_cam 18, union_cam 18."
     )
     assert different == (
         "The methods' means are over different maps (grad_cam 18, union_cam 18), so they do not quite compare."
@@ -288,7 +288,7 @@ def test_what_keeps_means_from_comparing_is_said(records):
     (different,) = remarks(summarize(failing), settings)
     assert "different maps (grad_cam 19, union_cam 18)" in different
     (unfinished,) = remarks(summarize(done), {**settings, "records_of_a_method": 20})
-    assert unfinished.endswith("so far of grad_cam 19, union_cam 19.")
+    assert unfinished.endswith("so far: grad_cam 19, union_cam 19.")
 
 
 def test_curves_of_different_lengths_are_refused(records):
@@ -430,7 +430,9 @@ def test_names_mean_nothing_to_markdown_and_plots(records):
 
 
 def test_a_folder_without_records_says_what_to_do(tmp_path):
-    with pytest.raises(Failure, match="holds no evaluation; give the folder that captum-unioncam evaluate has written"):
+    with pytest.raises(
+        WrongArgument, match="holds no evaluation; give the folder that captum-unioncam evaluate has written"
+    ):
         write_report(tmp_path, no_photo)
     with pytest.raises(Failure, match="holds no records; run captum-unioncam evaluate"):
         write_report(write_evaluation(tmp_path / "empty", []), no_photo)
