@@ -24,9 +24,13 @@ def blurred(inputs: Tensor, pixels: int, sigma: float, border: str) -> Tensor:
     window = (-(places**2) / (2 * sigma**2)).exp()
     window /= window.sum()
     result = inputs.detach().to(dtype)
-    with torch.autocast(inputs.device.type, enabled=False):
-        for dim in range(2, inputs.dim()):
-            lines = result.movedim(dim, -1)
-            padded = F.pad(lines.reshape(-1, 1, lines.shape[-1]), (reach, reach), mode=border)
-            result = F.conv1d(padded, window.reshape(1, 1, -1)).reshape(lines.shape).movedim(-1, dim)
+    for dim in range(2, inputs.dim()):
+        lines = result.movedim(dim, -1)
+        length = lines.shape[-1]
+        padded = F.pad(lines.reshape(-1, 1, length), (reach, reach), mode=border)
+        # A convolution would be in TF32 on many GPUs, and in half precision under autocast.
+        summed = torch.zeros_like(padded[..., :length])
+        for i, weight in enumerate(window):
+            summed += weight * padded[..., i : i + length]
+        result = summed.reshape(lines.shape).movedim(-1, dim)
     return (result if inputs.is_floating_point() else result.round()).to(inputs.dtype)

@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from captum_unioncam.engine.turns import Turn
 
-_AUTOCAST = ("cpu", "cuda", "xpu", "mps")
+AUTOCAST = ("cpu", "cuda", "xpu", "mps")
 
 
 @contextmanager
@@ -79,7 +79,7 @@ class _Found:
         self.gradients = torch.is_grad_enabled()
 
     def without_autocast(self) -> None:
-        for device_type in _AUTOCAST:
+        for device_type in AUTOCAST:
             if torch.is_autocast_enabled(device_type):
                 self.autocast.append(device_type)
                 torch.set_autocast_enabled(device_type, False)

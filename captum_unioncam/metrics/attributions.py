@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from captum_unioncam.engine._captum import (
@@ -17,6 +17,7 @@ from captum_unioncam.engine._captum import (
     format_tensor_into_tuples,
     log_usage,
 )
+from captum_unioncam.engine.blur import blurred
 from captum_unioncam.engine.checks import (
     check_baselines,
     check_finite,
@@ -28,7 +29,7 @@ from captum_unioncam.engine.checks import (
 )
 from captum_unioncam.engine.confidence import ConfidenceFunction
 from captum_unioncam.engine.maps import full_precision, minmax, up
-from captum_unioncam.engine.model_state import evaluation_mode
+from captum_unioncam.engine.model_state import AUTOCAST, evaluation_mode
 from captum_unioncam.engine.perturbations import Chunk, Masks
 from captum_unioncam.engine.scoring import MaskedScorer
 from captum_unioncam.engine.tuning import PassTuner
@@ -146,7 +147,10 @@ class JudgedAttributions:
 
     def blurred(self) -> tuple[Tensor | float, ...]:
         """RISE's substrate for each input that is masked."""
-        return tuple(_blurred(x) if i in self.attributions else 0.0 for i, x in enumerate(self.inputs))
+        return tuple(
+            blurred(x, _BLUR_PIXELS, _BLUR_SIGMA, "replicate") if i in self.attributions else 0.0
+            for i, x in enumerate(self.inputs)
+        )
 
     def whole_and_seen(self) -> tuple[Tensor, Tensor]:
         """``y`` and ``o``, each (N,)."""
@@ -218,12 +222,26 @@ def judged(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def call(given: dict[str, Any]) -> Any:
         own = {name: given.pop(name) for name in list(given) if name not in names}
-        return function(JudgedAttributions(**given), **own)
+        with undisturbed():
+            return function(JudgedAttributions(**given), **own)
 
     public = specialised(JudgedAttributions, call, [function], [JudgedAttributions, function])
     public.__module__, public.__name__, public.__qualname__ = function.__module__, function.__name__, function.__name__
     metric: Callable[..., Any] = log_usage(part_of_slo=True)(public)
     return metric
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Keeps out autocast, inference mode and gradients around a metric; also a decorator of one."""
+    with ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        for device_type in AUTOCAST:
+            if torch.is_autocast_enabled(device_type):
+                stack.enter_context(torch.autocast(device_type, enabled=False))
+        stack.enter_context(torch.no_grad())
+        yield
 
 
 def _tuners_of(forward_func: Callable[..., Any]) -> dict[Hashable, PassTuner]:
@@ -259,15 +277,3 @@ def _ranks(attributions: Tensor) -> Tensor:
 def _column(values: Tensor, inputs: Tensor) -> Tensor:
     """Values of the rows (R,), to be broadcast over masks of ``inputs``."""
     return values.to(inputs.device).reshape((-1,) + (1,) * (inputs.dim() - 1))
-
-
-def _blurred(inputs: Tensor) -> Tensor:
-    reach = _BLUR_PIXELS // 2
-    dtype = torch.promote_types(inputs.dtype, torch.float32)
-    kernel = torch.arange(-reach, reach + 1, device=inputs.device, dtype=dtype)
-    kernel = (-(kernel**2) / (2 * _BLUR_SIGMA**2)).exp()
-    kernel /= kernel.sum()
-    blurred = F.pad(inputs.detach().to(dtype), (reach, reach) * (inputs.dim() - 2), mode="replicate")
-    for dim in range(2, inputs.dim()):
-        blurred = blurred.unfold(dim, _BLUR_PIXELS, 1) @ kernel
-    return (blurred if inputs.is_floating_point() else blurred.round()).to(inputs.dtype)

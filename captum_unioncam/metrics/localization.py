@@ -12,7 +12,7 @@ from torch import Tensor
 from captum_unioncam.engine._captum import log_usage
 from captum_unioncam.engine.checks import check_number, check_size, described
 from captum_unioncam.engine.maps import MAX_SPATIAL_DIMS, divide_or_zero
-from captum_unioncam.metrics.attributions import check_map, one_channel
+from captum_unioncam.metrics.attributions import check_map, one_channel, undisturbed
 from captum_unioncam.metrics.table import metric
 
 
@@ -27,6 +27,7 @@ from captum_unioncam.metrics.table import metric
     description="1 where the map's maximum lies on the object.",
 )
 @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+@undisturbed()
 def pointing_game(attributions: Tensor, objects: Tensor, tolerance: float = 0) -> Tensor:
     r"""
     Whether the attribution's maximum lies on the object.
@@ -75,6 +76,7 @@ def pointing_game(attributions: Tensor, objects: Tensor, tolerance: float = 0) -
     description="The share of the map that lies on the object.",
 )
 @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+@undisturbed()
 def energy_pointing_game(attributions: Tensor, objects: Tensor) -> Tensor:
     r"""
     The share of the attribution that lies on the object: its sum there over its sum everywhere, negative values as 0.
@@ -123,7 +125,8 @@ def box_masks(boxes: Sequence[Tensor | Sequence[Sequence[float]]], size: Sequenc
     height, width = check_size("size", size, dims=2)
     if not _is_sequence(boxes) or not all(map(_is_sequence, boxes)):
         raise ValueError(f"boxes: got {described(boxes)}; give for each example a list of its boxes.")
-    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    centres = (torch.arange(length, dtype=torch.float64) + 0.5 for length in (height, width))
+    y, x = torch.meshgrid(*centres, indexing="ij")
     masks = torch.zeros((len(boxes), 1, height, width), dtype=torch.bool)
     for mask, of_example in zip(masks, boxes, strict=True):
         for box in of_example:

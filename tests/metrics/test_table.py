@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,62 @@ def test_the_model_is_left_as_it_was(model, judged, fails):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert torch.equal(given["inputs"], inputs)
+
+
+@contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+SURROUNDINGS = {
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "float64 by default": lambda: default_dtype(torch.float64),
+    "float16 by default": lambda: default_dtype(torch.float16),
+    "deterministic": deterministic,
+}
+
+
+@every_metric
+@pytest.mark.parametrize("surrounding", SURROUNDINGS.values(), ids=list(SURROUNDINGS))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_around_a_call_does_not_change_the_values(model, judged, surrounding, dtype):
+    model = model.to(dtype)
+    given = {name: x.to(dtype) if name in ("inputs", "attributions", "baselines") else x
+             for name, x in arguments(model).items()}  # fmt: skip
+    expected = judged.compute(given)
+    with surrounding():
+        autocast, inference = torch.is_autocast_enabled("cpu"), torch.is_inference_mode_enabled()
+        made = judged.compute(given)
+        assert (torch.is_autocast_enabled("cpu"), torch.is_inference_mode_enabled()) == (autocast, inference)
+    assert made.dtype == expected.dtype
+    assert torch.equal(made, expected)
+    assert not made.requires_grad
+    assert not made.is_inference()
+
+
+@every_metric
+def test_what_was_made_in_inference_mode_is_judged(model, judged):
+    given = arguments(model)
+    expected = judged.compute(given)
+    with torch.inference_mode():
+        given = {name: x.clone() if isinstance(x, torch.Tensor) else x for name, x in given.items()}
+    assert torch.equal(judged.compute(given), expected)
 
 
 @pytest.mark.parametrize("shown", all_metrics().values(), ids=list(all_metrics()))
