@@ -165,7 +165,8 @@ class RecordFile:
 def read_records(folder: Path) -> Iterator[Record]:
     """Reads an evaluation's records, one for each image, target and method, leaving out lines that are torn or damaged.
 
-    Failures come last, and only those that were not made good later.
+    So is one whose curve has not as many steps as the folder's settings say. Failures come last, and only those that
+    were not made good later.
 
     Args:
         folder (Path): The evaluation's.
@@ -175,8 +176,11 @@ def read_records(folder: Path) -> Iterator[Record]:
     """
     seen: set[Key] = set()
     failures: dict[Key, Record] = {}
+    steps = (read_settings(folder) or {}).get("steps")
     for path in sorted((folder / "records").glob("*.jsonl")):
         for record in _records_of(path):
+            if not _has_steps(record, steps):
+                continue
             if record.error is not None:
                 failures.setdefault(record.key, record)
             elif record.key not in seen:
@@ -245,6 +249,11 @@ def _is_sound(record: Record) -> bool:
     )
 
 
+def _has_steps(record: Record, steps: int | None) -> bool:
+    """Whether the curves that have as many steps as the settings say do; those of other packages may have others."""
+    return steps is None or all(len(record.curves.get(name, ())) in (0, steps + 1) for name in FIRST_METRICS)
+
+
 def _is_curve(curve: object) -> bool:
     return isinstance(curve, list) and len(curve) > 0 and all(_is_number(y) and abs(y) < _MOST for y in curve)
 
@@ -292,9 +301,10 @@ def _check_types(settings: object) -> None:
         raise ValueError("its versions are not those of packages by name")
     if not isinstance(metrics, list) or not all(isinstance(metric, str) for metric in metrics):
         raise ValueError("its metrics are no list of names")
-    records = settings.get("records_of_a_method", 0)
-    if type(records) is not int or records < 0:
-        raise ValueError("its records_of_a_method is no number")
+    for name in ("records_of_a_method", "steps"):
+        number = settings.get(name, 0)
+        if type(number) is not int or number < 0:
+            raise ValueError(f"its {name} is no number")
 
 
 def begin_or_go_on(folder: Path, settings: EvaluationSettings, accept_other_versions: bool = False) -> None:

@@ -168,6 +168,22 @@ def test_lines_of_version_0_1_0_are_read(folder):
     assert list(read_records(folder)) == expected
 
 
+@pytest.mark.parametrize("metric", ["insertion", "deletion"])
+@pytest.mark.parametrize("curve", [[0.5, 1.0], [0.5, 0.75, 0.875, 1.0]])
+def test_a_line_that_lost_a_step_of_its_curve_is_left_out(folder, metric, curve):
+    """Old lines have no checksum that would tell; reports could not add such curves up."""
+    whole = Record(
+        *("demo/1.png", 6, "leaf", "grad_cam"),
+        confidence=1.0,
+        curves={"insertion": [0.0, 0.5, 1.0], "deletion": [1.0, 0.5, 0.0], "of another package": [0.5]},
+    )
+    ragged = Record("demo/2.png", 6, "leaf", "grad_cam", confidence=1.0, curves={**whole.curves, metric: curve})
+    write(folder, ragged, whole, record(3), record(4, error="bright"))
+    assert list(read_records(folder)) == [ragged, whole, record(3), record(4, error="bright")]
+    (folder / "settings.json").write_text(json.dumps({**SETTINGS, "steps": 2}))
+    assert list(read_records(folder)) == [whole, record(3), record(4, error="bright")]
+
+
 def test_numbers_that_json_does_not_have_are_not_written(folder):
     with RecordFile(folder) as file:
         with pytest.raises(ValueError, match="JSON compliant"):
@@ -594,7 +610,7 @@ def test_versions_that_differ_may_be_accepted(tmp_path):
     [
         *({"versions": value} for value in (5, "2.5", [], True, None, {"torch": 2})),
         *({"metrics": value} for value in (5, "drop", None, [1], {})),
-        *({"records_of_a_method": value} for value in (None, "4", {}, -1, True, 1.5)),
+        *({name: value} for name in ("records_of_a_method", "steps") for value in (None, "4", {}, -1, True, 1.5)),
     ],
 )
 def test_settings_of_wrong_types_are_refused(tmp_path, wrong):

@@ -11,7 +11,6 @@ import json
 import multiprocessing
 import os
 import pickle
-import resource
 import shutil
 import signal
 import subprocess
@@ -476,6 +475,7 @@ def test_a_local_rank_that_is_none_is_a_wrong_argument(monkeypatch, text):
 
 
 def test_a_full_disk_ends_the_run_in_one_line_and_loses_no_record(capsys, data, unbroken):
+    resource = pytest.importorskip("resource", reason="Windows has none")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (6000, limits[1]))
     try:
