@@ -1,4 +1,4 @@
-"""Generated pictures as data sets: drawn one by one, or written in ImageNet's and in Pascal VOC's layout."""
+"""Generated pictures as data sets: drawn one by one, or written in the layouts of ImageNet and Pascal VOC."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class DrawnPicture(NamedTuple):
 
 
 def draw(seed: int, index: int) -> DrawnPicture:
-    """Draws picture ``index`` of ``generate(..., seed)``, and none of those before it.
+    """Draws picture ``index`` of ``generate(..., seed)`` alone.
 
     Example::
 
@@ -50,7 +50,7 @@ def write_image_folder(folder: Path, count: int, seed: int) -> None:
     """Writes generated pictures in ImageNet's layout: ``folder/star/00005.png``.
 
     Args:
-        folder (Path): Made if need be; a class that no picture shows has no folder in it.
+        folder (Path): Made if need be. A class without pictures has no folder in it.
         count (int): How many pictures: those of ``generate(count, seed)``.
         seed (int): Selects the sequence of pictures, 0 or more.
 
@@ -70,8 +70,7 @@ def write_image_folder(folder: Path, count: int, seed: int) -> None:
 def write_voc(folder: Path, count: int, seed: int) -> None:
     """Writes generated pictures in the layout of Pascal VOC 2007's test set: ``folder/VOCdevkit/VOC2007``.
 
-    Every third picture is two side by side, 224 x 112, with objects of different classes. Boxes are those of the true
-    masks.
+    Every third picture is two side by side, 224 x 112, with objects of different classes. The boxes bound the masks.
 
     Args:
         folder (Path): Made if need be.

@@ -1,4 +1,4 @@
-"""The demo network: a small classifier in VGG's manner, for the pictures of :mod:`.pictures`."""
+"""The demo network: a small classifier like VGG, for the pictures of :mod:`.pictures`."""
 
 from torch import Tensor, nn
 
@@ -7,7 +7,7 @@ from captum_unioncam.demo.pictures import CLASS_NAMES, PICTURE_SIZE
 EXPLAINED_LAYER = "features.15"
 """The layer to explain: the last pooling, (N, 64, 7, 7), whose positions the head reads one by one.
 
-In front of that pooling three of four gradients are 0, and theta has nothing to remove."""
+In front of the pooling, three of four gradients are 0, so theta has no effect up to 75."""
 
 
 class DemoNet(nn.Module):

@@ -1,8 +1,7 @@
 """Synthetic pictures: one object of a known shape among clutter, with its true mask.
 
-The shape decides the class, and nothing else does. Colours, textures, lighting, place, covered
-area, rotation and background come from the same distributions for every class, and the clutter is
-painted with the same brush as the object.
+Only the shape decides the class. Colours, textures, lighting, place, covered area, rotation and background have the
+same distributions for every class, and the clutter is painted like the object.
 """
 
 import colorsys
@@ -21,13 +20,13 @@ PICTURE_SIZE = 112
 Array = npt.NDArray[np.floating[Any]]
 Mask = npt.NDArray[np.bool_]
 Shape = Callable[[Array, Array], Array]
-"""Signed distance to an outline of about unit size at the points (x, y): negative inside."""
+"""Signed distance from the points (x, y) to an outline of about unit size: negative inside."""
 
 
 def generate(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Draws pictures that each show one object of :data:`CLASS_NAMES` on a cluttered background.
 
-    Picture ``i`` depends on ``(seed, i)`` alone: more pictures begin with the same ones.
+    Picture ``i`` depends only on ``(seed, i)``, so a larger ``count`` adds pictures to the same sequence.
 
     Args:
         count (int): How many pictures to draw, 0 or more.
@@ -37,8 +36,7 @@ def generate(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         tuple of three tensors:
             - **images** (*Tensor*): float32 of shape (count, 3, 112, 112), RGB in [0, 1].
             - **labels** (*Tensor*): int64 of shape (count,), indices into :data:`CLASS_NAMES`.
-            - **masks** (*Tensor*): bool of shape (count, 1, 112, 112), true on the object's own
-              pixels.
+            - **masks** (*Tensor*): bool of shape (count, 1, 112, 112), true on the object's pixels.
 
     Example::
 
@@ -66,7 +64,7 @@ def _draw_picture(rng: np.random.Generator) -> tuple[Array, int, Mask]:
     fill = _fill(rng, _contrasting_colour(rng, canvas[painted].mean(axis=0)))
     canvas = _paint(canvas, distance, fill, light)
     grain = rng.normal(0, rng.uniform(0.0, 0.025), canvas.shape[:2]).astype(np.float32)
-    return _clamped(canvas + grain[..., None], 0, 1), label, painted
+    return np.clip(canvas + grain[..., None], 0, 1), label, painted
 
 
 # The objects. Each function draws an instance's proportions and returns its shape.
@@ -98,7 +96,7 @@ def _cross(rng: np.random.Generator) -> Shape:
 
     def distance(x: Array, y: Array) -> Array:
         x, y = np.abs(x), np.abs(y)
-        return _union(_box(x, y, 1.0, width), _box(x, y, width, 1.0)) - 0.04
+        return np.minimum(_box(x, y, 1.0, width), _box(x, y, width, 1.0)) - 0.04
 
     return distance
 
@@ -115,21 +113,20 @@ def _spiral(rng: np.random.Generator) -> Shape:
         outermost = np.floor(turns - angle)
         arm = np.minimum(np.round(np.hypot(x, y) / pitch - angle), outermost)
         end = np.full_like(angle, turns)
-        return _union(to_curve(x, y, angle + arm), to_curve(x, y, end)) - width
+        return np.minimum(to_curve(x, y, angle + arm), to_curve(x, y, end)) - width
 
     def to_curve(x: Array, y: Array, turn: Array) -> Array:
-        turn = _clamped(turn, 0.25, turns)
+        turn = np.clip(turn, 0.25, turns)
         angle = 2 * math.pi * turn
         curve_x, curve_y = pitch * turn * np.cos(angle), pitch * turn * np.sin(angle)
-        distance: Array = np.hypot(x - curve_x, y - curve_y)
-        return distance
+        return np.hypot(x - curve_x, y - curve_y)
 
     return distance
 
 
 def _crescent(rng: np.random.Generator) -> Shape:
     shift = rng.uniform(0.42, 0.58)
-    return lambda x, y: _common(np.hypot(x, y) - 1, 0.85 - np.hypot(x - shift, y))
+    return lambda x, y: np.maximum(np.hypot(x, y) - 1, 0.85 - np.hypot(x - shift, y))
 
 
 def _heart(rng: np.random.Generator) -> Shape:
@@ -154,7 +151,7 @@ def _leaf(rng: np.random.Generator) -> Shape:
         y = np.abs(y)
         blade = np.hypot(x, y * (1 + taper * x) + radius - bulge) - radius
         stalk = _box(np.abs(x + 1.1), y, 0.35, 0.0) - 0.06
-        return _union(blade, stalk)
+        return np.minimum(blade, stalk)
 
     return distance
 
@@ -168,7 +165,7 @@ def _flower(rng: np.random.Generator) -> Shape:
         radius, angle = np.hypot(x, y), np.arctan2(y, x)
         folded = (angle + sector) % (2 * sector) - sector
         u, v = radius * np.cos(folded), radius * np.sin(folded)
-        return _union(np.hypot(u - reach, v) - petal, radius - reach)
+        return np.minimum(np.hypot(u - reach, v) - petal, radius - reach)
 
     return distance
 
@@ -205,7 +202,7 @@ def _ribbon(rng: np.random.Generator) -> Shape:
     def distance(x: Array, y: Array) -> Array:
         slope = height * waves * np.cos(waves * x)
         across = np.abs(y - height * np.sin(waves * x)) / np.sqrt(1 + slope**2)
-        return _common(across - width, np.abs(x) - 1)
+        return np.maximum(across - width, np.abs(x) - 1)
 
     return distance
 
@@ -219,7 +216,7 @@ def _wedge(rng: np.random.Generator) -> Shape:
     slope = rng.uniform(0.35, 0.6)
 
     def distance(x: Array, y: Array) -> Array:
-        return _common((np.abs(y) - (1 - x) * slope) / math.hypot(1, slope), -1 - x)
+        return np.maximum((np.abs(y) - (1 - x) * slope) / math.hypot(1, slope), -1 - x)
 
     return distance
 
@@ -230,33 +227,17 @@ _DISTRACTORS = (_pebble, _stick, _ribbon, _tile, _wedge)
 def _box(x: Array, y: Array, width: float, height: float) -> Array:
     """Signed distance to a box of these half sizes, for points with neither x nor y negative."""
     dx, dy = x - width, y - height
-    outside: Array = np.hypot(_clamped(dx, 0, np.inf), _clamped(dy, 0, np.inf))
-    return outside + _clamped(_common(dx, dy), -np.inf, 0)
-
-
-def _union(first: Array, second: Array) -> Array:
-    distance: Array = np.minimum(first, second)
-    return distance
-
-
-def _common(first: Array, second: Array) -> Array:
-    distance: Array = np.maximum(first, second)
-    return distance
-
-
-def _clamped(values: Array, lowest: float, highest: float) -> Array:
-    clamped: Array = np.clip(values, lowest, highest)
-    return clamped
+    return np.hypot(np.clip(dx, 0, np.inf), np.clip(dy, 0, np.inf)) + np.clip(np.maximum(dx, dy), -np.inf, 0)
 
 
 # Putting a shape on the picture.
 
 
 def _placed(shape: Shape, rng: np.random.Generator, smallest: float, largest: float, inside: bool = False) -> Array:
-    """Signed distance in pixels to the shape, turned, moved and scaled at random.
+    """Signed distance in pixels to the shape, rotated, moved and scaled at random.
 
-    It covers between the smallest and the largest share of the picture. With ``inside`` the whole
-    shape lies on the picture, otherwise its centre does.
+    The shape covers between the smallest and the largest share of the picture. With ``inside``, all of it lies within
+    the picture, otherwise only its centre does.
     """
     area, extent = _area_and_extent(shape)
     coverage = math.exp(rng.uniform(math.log(smallest), math.log(largest)))
@@ -289,14 +270,14 @@ def _turned(angle: float, centre_x: float, centre_y: float) -> tuple[Array, Arra
 def _paint(canvas: Array, distance: Array, fill: Array, light: float) -> Array:
     """Lays the shape on the canvas with a soft shadow and an edge that catches the light."""
     slope_y, slope_x = np.gradient(distance)
-    # Some shapes' distances are only good near the outline, and steeper than 1 far from it.
-    facing = _clamped(np.asarray(slope_x * math.cos(light) + slope_y * math.sin(light)), -1, 1)
+    # Far from the outline, the distances of some shapes are inexact, with slopes above 1.
+    facing = np.clip(np.asarray(slope_x * math.cos(light) + slope_y * math.sin(light)), -1, 1)
     # A step changes the distance by the slope along it: cheaper than drawing the outline again.
-    shadow = 0.45 / (1 + np.exp(_clamped((distance + 2.5 * facing) / 1.5, -30, 30)))
-    relief = 1 + 0.3 * facing * np.exp(_clamped(distance, -np.inf, 0) / 2.5)
-    opacity = _clamped(0.5 - distance, 0, 1)[..., None]
+    shadow = 0.45 / (1 + np.exp(np.clip((distance + 2.5 * facing) / 1.5, -30, 30)))
+    relief = 1 + 0.3 * facing * np.exp(np.clip(distance, -np.inf, 0) / 2.5)
+    opacity = np.clip(0.5 - distance, 0, 1)[..., None]
     canvas = canvas * (1 - shadow[..., None])
-    return canvas * (1 - opacity) + _clamped(fill * relief[..., None], 0, 1) * opacity
+    return canvas * (1 - opacity) + np.clip(fill * relief[..., None], 0, 1) * opacity
 
 
 # Colours and textures.
@@ -321,7 +302,7 @@ def _fill(rng: np.random.Generator, colour: Array) -> Array:
 
 def _ramp(rng: np.random.Generator) -> Array:
     x, _ = _turned(rng.uniform(0, 2 * math.pi), PICTURE_SIZE / 2, PICTURE_SIZE / 2)
-    return _clamped(0.5 + x / PICTURE_SIZE, 0, 1)
+    return np.clip(0.5 + x / PICTURE_SIZE, 0, 1)
 
 
 def _stripes(rng: np.random.Generator) -> Array:
@@ -344,7 +325,7 @@ def _checks(rng: np.random.Generator) -> Array:
 
 def _clouds(rng: np.random.Generator, coarsest: int = 3) -> Array:
     """Smooth noise in [0, 1], four octaves of it, with ``coarsest`` cells across in the first."""
-    total: Array = np.zeros((PICTURE_SIZE, PICTURE_SIZE), dtype=np.float32)
+    total = np.zeros((PICTURE_SIZE, PICTURE_SIZE), dtype=np.float32)
     for octave in range(4):
         cells = min(coarsest * 2**octave, PICTURE_SIZE)
         noise = rng.random((cells + 1, cells + 1), dtype=np.float32)
@@ -352,8 +333,7 @@ def _clouds(rng: np.random.Generator, coarsest: int = 3) -> Array:
         rows = noise[left] + (noise[left + 1] - noise[left]) * blend[:, None]
         total += (rows[:, left] + (rows[:, left + 1] - rows[:, left]) * blend) * 0.55**octave
     lowest, highest = np.min(total), np.max(total)
-    clouds: Array = (total - lowest) / (highest - lowest)
-    return clouds
+    return (total - lowest) / (highest - lowest)
 
 
 _PATTERNS = (_ramp, _stripes, _dots, _checks, _clouds)
@@ -369,7 +349,7 @@ def _interpolation(cells: int) -> tuple[npt.NDArray[np.int64], Array]:
 
 
 def _soft_step(values: Array) -> Array:
-    return _clamped(0.5 + 1.5 * values, 0, 1)
+    return np.clip(0.5 + 1.5 * values, 0, 1)
 
 
 def _mixed(first: Array, second: Array, share: Array) -> Array:

@@ -1,12 +1,11 @@
 """Trains the demo network on generated pictures: ``python -m captum_unioncam.demo.train``.
 
-Half of the training pictures are hidden in part, as explanation by masking will hide them. Where
-that hides the object the network learns to be unsure, so that its confidence in a masked picture
-means something.
+Half of the training pictures are partly masked, as in masked forward passes. The less of the object is visible, the
+closer the target is to uniform, so that the network's confidence in a masked picture is meaningful.
 """
 
 import argparse
-import os
+import io
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -15,17 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from captum_unioncam.demo.data_sets import draw
 from captum_unioncam.demo.network import EXPLAINED_LAYER, DemoNet
 from captum_unioncam.demo.pictures import CLASS_NAMES, PICTURE_SIZE, generate
+from captum_unioncam.system.files import write_whole
 
 CHUNK = 250
 BATCH = 32
 FIRST_TRAINING_SEED = 1_000_000
-"""Smaller seeds give pictures that the network has not seen."""
+"""Pictures of smaller seeds are not in the training set."""
 TEST_SEED = 10_000
 
 PICTURE_SEED, PICTURE_INDEX = 0, 5
-"""Which generated picture is the embedded one."""
+"""The generated picture that is the embedded one."""
 
 
 def main() -> None:
@@ -51,12 +52,12 @@ def main() -> None:
 
 
 def train(count: int, epochs: int, seed: int) -> DemoNet:
-    """Trains a network on ``count`` generated pictures, each seen once an epoch.
+    """Trains a network on ``count`` generated pictures.
 
     Args:
         count (int): How many pictures to generate, rounded up to whole chunks.
         epochs (int): How often to go through them.
-        seed (int): Seed of the weights, of the order of the pictures and of what is done to them.
+        seed (int): Seed of the weights, the order of the pictures, the augmentation and the masks.
 
     Returns:
         DemoNet: The trained network, in evaluation mode.
@@ -72,7 +73,7 @@ def train(count: int, epochs: int, seed: int) -> DemoNet:
         total, batches = 0.0, torch.split(torch.randperm(len(images)), BATCH)
         for batch in batches[: len(images) // BATCH]:
             shown, masks = _varied(images[batch].float() / 255, objects[batch])
-            # Learning starts only slowly where half of the pictures are hidden from the beginning.
+            # Masking half of the pictures from the first epoch on would slow down learning.
             shown, target = _hidden(model, shown, labels[batch], masks, share=min(0.5, epoch / 4))
             with torch.autocast("cpu", torch.bfloat16):
                 logits = model(shown)
@@ -88,33 +89,27 @@ def train(count: int, epochs: int, seed: int) -> DemoNet:
 
 @torch.no_grad()
 def accuracy(model: DemoNet, images: Tensor, labels: Tensor) -> float:
-    """Share of the pictures that the network classifies right."""
+    """Share of the pictures that the network classifies correctly."""
     logits = torch.cat([model(batch) for batch in torch.split(images, BATCH)])
     return (logits.argmax(dim=1) == labels).float().mean().item()
 
 
 def write_weights(model: DemoNet, path: Path) -> None:
-    """Writes the weights with safetensors, and never leaves half a file at ``path``."""
+    """Writes the weights with safetensors."""
     from safetensors.torch import save
 
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_bytes(save(model.state_dict()))
-    os.replace(unfinished, path)
+    write_whole(path, save(model.state_dict()))
 
 
 def write_picture(path: Path) -> None:
     """Writes the embedded picture."""
-    from PIL import Image
-
-    picture = generate(PICTURE_INDEX + 1, PICTURE_SEED)[0][PICTURE_INDEX]
-    pixels = (picture * 255).round().byte().permute(1, 2, 0).numpy()
-    unfinished = path.with_name(path.name + ".unfinished")
-    Image.fromarray(pixels).save(unfinished, format="PNG", optimize=True)
-    os.replace(unfinished, path)
+    file = io.BytesIO()
+    draw(PICTURE_SEED, PICTURE_INDEX).picture.save(file, format="PNG", optimize=True)
+    write_whole(path, file.getvalue())
 
 
 def _initialised(model: DemoNet) -> DemoNet:
-    """He's initialisation: PyTorch's default lets the signal fade where there is no batch norm."""
+    """Kaiming initialisation, since PyTorch's default lets the signal fade without batch norm."""
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -134,7 +129,7 @@ def _chunk(number: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _varied(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """The batch in one of the eight symmetries of the square, each picture in another light."""
+    """The batch flipped and transposed at random, and each picture's contrast and brightness changed."""
     flipped = [dim for dim in (2, 3) if torch.rand(()) < 0.5]
     images, masks = images.flip(flipped), masks.flip(flipped)
     if torch.rand(()) < 0.5:
@@ -146,20 +141,20 @@ def _varied(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _hidden(model: DemoNet, images: Tensor, labels: Tensor, masks: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Hides a share of the pictures in part, and says how sure to be of each.
+    """Masks a share of the pictures in part, and makes soft targets.
 
     Args:
-        model (DemoNet): The network, whose own feature maps do some of the hiding.
+        model (DemoNet): The network, whose feature maps are some of the masks.
         images (Tensor): Pictures in [0, 1], (N, 3, H, W).
         labels (Tensor): int64 of shape (N,).
-        masks (Tensor): bool of shape (N, 1, H, W), where the objects are.
-        share (float): How many of the pictures to hide in part, in [0, 1].
+        masks (Tensor): bool of shape (N, 1, H, W), true on the objects.
+        share (float): Share of the pictures to mask, in [0, 1].
 
     Returns:
         tuple of two tensors:
             - pictures: float32 of shape (N, 3, H, W), in [0, 1].
-            - targets: float32 of shape (N, classes), rows summing to 1: the less of the object
-              there is to see, the closer to uniform.
+            - targets: float32 of shape (N, classes), rows summing to 1: the less of the object is visible, the closer
+              to uniform.
     """
     kept = _noise_masks(len(images)) if torch.rand(()) < 0.5 else _feature_masks(model, images)
     kept[torch.rand(len(images)) >= share] = 1
@@ -181,7 +176,7 @@ def _noise_masks(count: int) -> Tensor:
 
 @torch.no_grad()
 def _feature_masks(model: DemoNet, images: Tensor) -> Tensor:
-    """Mixtures of few or many of the explained layer's maps, (N, 1, H, W), scaled to [0, 1]."""
+    """Random mixtures of the explained layer's channels, (N, 1, H, W), scaled to [0, 1]."""
     features = model.features[: int(EXPLAINED_LAYER.split(".")[1]) + 1](images)
     weights = torch.rand(features.shape[:2]) ** torch.empty(len(images), 1).uniform_(0, 40)
     masks = _upsampled((features * weights[..., None, None]).sum(dim=1, keepdim=True))
@@ -194,7 +189,7 @@ def _upsampled(masks: Tensor) -> Tensor:
 
 
 def _substrates(count: int) -> Tensor:
-    """What shows where a picture is hidden, (N, 3, 1, 1): black for two of three, else a colour."""
+    """Colours of the masked parts, (N, 3, 1, 1): black for two of three pictures."""
     return torch.rand(count, 3, 1, 1) * (torch.rand(count, 1, 1, 1) < 1 / 3)
 
 
