@@ -7,16 +7,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from captum_unioncam.attr.ablation_cam import LayerAblationCam
+    from captum_unioncam.attr.cam import LayerLinearCam
     from captum_unioncam.attr.denoised_grad_cam import LayerDenoisedGradCam
     from captum_unioncam.attr.eigen_cam import LayerEigenCam
     from captum_unioncam.attr.find_layer import find_spatial_layer
     from captum_unioncam.attr.fuse import fuse
     from captum_unioncam.attr.grad_cam_plus_plus import LayerGradCamPlusPlus
+    from captum_unioncam.attr.grad_plus_plus_score_cam import LayerGradPlusPlusScoreCam
     from captum_unioncam.attr.group_cam import LayerGroupCam
     from captum_unioncam.attr.hires_cam import LayerHiResCam
+    from captum_unioncam.attr.is_cam import LayerISCam
     from captum_unioncam.attr.layer_cam import LayerLayerCam
+    from captum_unioncam.attr.recipro_cam import LayerReciproCam
     from captum_unioncam.attr.rise import Rise
     from captum_unioncam.attr.score_cam import LayerScoreCam
+    from captum_unioncam.attr.ss_cam import LayerSSCam
     from captum_unioncam.attr.union_cam import LayerUnionCam, UnionCamDetails
     from captum_unioncam.attr.upsampled import UpsampledAttribution
     from captum_unioncam.attr.x_grad_cam import LayerXGradCam
@@ -25,12 +31,18 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "LayerAblationCam": "attr.ablation_cam",
     "LayerDenoisedGradCam": "attr.denoised_grad_cam",
     "LayerEigenCam": "attr.eigen_cam",
     "LayerGradCamPlusPlus": "attr.grad_cam_plus_plus",
+    "LayerGradPlusPlusScoreCam": "attr.grad_plus_plus_score_cam",
     "LayerGroupCam": "attr.group_cam",
     "LayerHiResCam": "attr.hires_cam",
+    "LayerISCam": "attr.is_cam",
     "LayerLayerCam": "attr.layer_cam",
+    "LayerLinearCam": "attr.cam",
+    "LayerReciproCam": "attr.recipro_cam",
+    "LayerSSCam": "attr.ss_cam",
     "LayerScoreCam": "attr.score_cam",
     "LayerUnionCam": "attr.union_cam",
     "LayerXGradCam": "attr.x_grad_cam",
@@ -43,12 +55,18 @@ _HOMES = {
     "tokens_to_maps": "engine.layouts.base",
 }
 __all__ = [
+    "LayerAblationCam",
     "LayerDenoisedGradCam",
     "LayerEigenCam",
     "LayerGradCamPlusPlus",
+    "LayerGradPlusPlusScoreCam",
     "LayerGroupCam",
     "LayerHiResCam",
+    "LayerISCam",
     "LayerLayerCam",
+    "LayerLinearCam",
+    "LayerReciproCam",
+    "LayerSSCam",
     "LayerScoreCam",
     "LayerUnionCam",
     "LayerXGradCam",

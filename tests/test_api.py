@@ -14,12 +14,18 @@ from captum_unioncam.cli.main import app
 
 NAMES = {
     "captum_unioncam": [
+        "LayerAblationCam",
         "LayerDenoisedGradCam",
         "LayerEigenCam",
         "LayerGradCamPlusPlus",
+        "LayerGradPlusPlusScoreCam",
         "LayerGroupCam",
         "LayerHiResCam",
+        "LayerISCam",
         "LayerLayerCam",
+        "LayerLinearCam",
+        "LayerReciproCam",
+        "LayerSSCam",
         "LayerScoreCam",
         "LayerUnionCam",
         "LayerXGradCam",
@@ -55,12 +61,18 @@ NAMES = {
 }
 
 HOMES = {
+    "LayerAblationCam": "attr.ablation_cam",
     "LayerDenoisedGradCam": "attr.denoised_grad_cam",
     "LayerEigenCam": "attr.eigen_cam",
     "LayerGradCamPlusPlus": "attr.grad_cam_plus_plus",
+    "LayerGradPlusPlusScoreCam": "attr.grad_plus_plus_score_cam",
     "LayerGroupCam": "attr.group_cam",
     "LayerHiResCam": "attr.hires_cam",
+    "LayerISCam": "attr.is_cam",
     "LayerLayerCam": "attr.layer_cam",
+    "LayerLinearCam": "attr.cam",
+    "LayerReciproCam": "attr.recipro_cam",
+    "LayerSSCam": "attr.ss_cam",
     "LayerScoreCam": "attr.score_cam",
     "LayerUnionCam": "attr.union_cam",
     "LayerXGradCam": "attr.x_grad_cam",

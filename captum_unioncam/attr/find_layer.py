@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from captum_unioncam.engine.layouts.probe import MapProbe
 from captum_unioncam.engine.layouts.torchvision import KnownTransforms, last_token_layers
 from captum_unioncam.engine.layouts.with_maps import WithMaps
 from captum_unioncam.engine.model_state import evaluation_mode, modules_behind
+from captum_unioncam.engine.seen import LayerError
 from captum_unioncam.system.imports import suggestion
 
 Layer = Module | str
@@ -29,7 +31,7 @@ def find_spatial_layer(model: Module, inputs: Tensor | tuple[Tensor, ...]) -> tu
 
     A layer's output has space if it has as many spatial dimensions as an input, and more than one position in them; if
     it grows with the input, or answers to each half of it in that half, as tokens, heads of attention and biases do
-    not; and if the model's output depends on it.
+    not; and if the model's output depends on it. One that is called several times in a pass is not taken.
     Of nested modules that end with the same output, the outermost is taken. So are the tokens that enter the last
     attention of torchvision's vision transformers, the usual ones to explain: behind it, the class token alone counts.
 
@@ -138,19 +140,23 @@ def _outputs(
     names: Iterable[str],
     stops: bool = True,
 ) -> tuple[dict[str, Tensor], Any]:
-    """The output tensors of the layers in the order in which they run, and the model's.
+    """The output tensors of the layers that run once, in the order in which they run, and the model's.
 
     Args:
         stops (bool): What the model raises is raised. Without, there are the outputs before.
     """
     found: dict[str, Tensor] = {}
+    calls: set[tuple[str, torch.device | None]] = set()
 
     def look(name: str, module: Module) -> Any:
         def hook(_module: Module, _args: Any, output: Any) -> None:
-            # Of a layer that runs several times, the last run is what is explained.
-            found.pop(name, None)
-            if isinstance(output, Tensor):
+            # A DataParallel model calls a layer once on each device.
+            call = (name, getattr(output, "device", None))
+            if call in calls:
+                found.pop(name, None)
+            elif isinstance(output, Tensor):
                 found[name] = output
+            calls.add(call)
 
         return module.register_forward_hook(hook)
 
@@ -171,24 +177,27 @@ def _outputs(
     return found, result
 
 
-def named_layers(layer: Layer | Sequence[Layer], forward_func: Callable[..., Any]) -> Module | list[Module]:
+def named_layers(
+    layer: Layer | Sequence[Layer], forward_func: Callable[..., Any], argument: str = "layer"
+) -> Module | list[Module]:
     """The layers, those given by name looked up in the model.
 
     Args:
         layer (torch.nn.Module, str or list): One or several.
         forward_func (Callable): The model, or a function that is known to belong to one, such as its method.
+        argument (str): What the layer is called. Default: "layer"
 
     Raises:
         ValueError: No layer, or none of that name.
     """
     if isinstance(layer, (Module, str)):
-        return _named_layer(layer, forward_func)
+        return _named_layer(layer, forward_func, argument)
     if not layer:
         raise ValueError("layer: got a list of none; give at least one layer.")
-    return [_named_layer(one, forward_func) for one in layer]
+    return [_named_layer(one, forward_func, argument) for one in layer]
 
 
-def _named_layer(layer: Layer, forward_func: Callable[..., Any]) -> Module:
+def _named_layer(layer: Layer, forward_func: Callable[..., Any], argument: str) -> Module:
     if isinstance(layer, Module):
         return layer
     roots = modules_behind(forward_func)
@@ -196,7 +205,33 @@ def _named_layer(layer: Layer, forward_func: Callable[..., Any]) -> Module:
         _WRAPPERS.sub("", name): module for root in roots for name, module in layer_names(root).items()
     }
     if not roots:
-        raise ValueError(f"layer: cannot look up {layer!r}, since forward_func is a function; give the module itself.")
+        raise ValueError(
+            f"{argument}: cannot look up {layer!r}, since forward_func is a function; give the module itself."
+        )
     if layer not in named:
-        raise ValueError(f"layer: the model has no layer {layer!r}{suggestion(layer, named)}")
+        raise ValueError(f"{argument}: the model has no layer {layer!r}{suggestion(layer, named)}")
     return named[layer]
+
+
+@contextmanager
+def other_layer_named(forward_func: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Iterator[None]:
+    """Has errors about a layer name the usual one of the model, where it is found with the same inputs."""
+    try:
+        yield
+    except LayerError as error:
+        name = _usual_name(forward_func, inputs)
+        if name:
+            error.suggest(name)
+        raise
+
+
+def _usual_name(forward_func: Callable[..., Any], inputs: tuple[Tensor, ...]) -> str | None:
+    roots = modules_behind(forward_func)
+    # Another function of the model may not run all its layers.
+    if not roots or forward_func not in (roots[0], roots[0].forward):
+        return None
+    try:
+        return _WRAPPERS.sub("", find_spatial_layer(roots[0], tuple(x[:2] for x in inputs))[0])
+    except Exception:
+        # There is none, or the model takes further arguments.
+        return None

@@ -42,7 +42,7 @@ def _positional(function: Any) -> list[tuple[str, Any]]:
 @layer_check
 def targets(subject: Subject) -> None:
     """Every form of target that Captum has means what it means there."""
-    net, inputs = TinyNet(subject.ndim), tiny_inputs(subject.ndim)
+    net, inputs = subject.net(subject.ndim), tiny_inputs(subject.ndim)
     each = torch.cat([subject.explain(net, net.features, inputs[i : i + 1], t) for i, t in enumerate(TARGETS)])
     forms: list[Any] = [TARGETS, torch.tensor(TARGETS)]
     for target in forms:
@@ -63,7 +63,7 @@ def targets(subject: Subject) -> None:
 @layer_check
 def targets_of_more_dimensions(subject: Subject) -> None:
     """Tuples name the output of a model whose output has more than two dimensions."""
-    net, inputs = TinyNet(subject.ndim), tiny_inputs(subject.ndim)
+    net, inputs = subject.net(subject.ndim), tiny_inputs(subject.ndim)
 
     def spatial(x: Tensor) -> Tensor:
         output: Tensor = net(x)
@@ -86,7 +86,7 @@ def targets_of_more_dimensions(subject: Subject) -> None:
 @layer_check
 def no_target(subject: Subject) -> None:
     """A model with one output an example needs no target, whether it is (N,) or (N, 1)."""
-    net, inputs = TinyNet(subject.ndim), tiny_inputs(subject.ndim)
+    net, inputs = subject.net(subject.ndim), tiny_inputs(subject.ndim)
 
     def positive(x: Tensor) -> Any:
         return net(x).sigmoid()[:, 1]
@@ -106,7 +106,7 @@ def no_target(subject: Subject) -> None:
 @layer_check
 def bad_targets(subject: Subject) -> None:
     """A target that does not fit fails as it does in Captum, or as an argument does, with its name."""
-    net, inputs = TinyNet(subject.ndim), tiny_inputs(subject.ndim)
+    net, inputs = subject.net(subject.ndim), tiny_inputs(subject.ndim)
     bad = (CLASSES, [0, 1], [0, 1, CLASSES], (0, 0, 0), torch.tensor([0, 1]), None, "0")
     for target in bad:
         expected = raised_by(partial(LayerGradCam(net, net.features).attribute, inputs, target))
@@ -123,7 +123,7 @@ def targets_in_one_call(subject: Subject) -> None:
     """``attribute_targets`` gives what a call of ``attribute`` for each target gives."""
     if not hasattr(subject.cls, "attribute_targets"):
         return
-    net, inputs, targets = TinyNet(subject.ndim), tiny_inputs(subject.ndim), [[0, 3], [2, 2], [1, 0]]
+    net, inputs, targets = subject.net(subject.ndim), tiny_inputs(subject.ndim), [[0, 3], [2, 2], [1, 0]]
     method, settings = subject.cls(net, net.features), subject.traits.arguments
     expected = torch.stack([method.attribute(inputs, [row[t] for row in targets], **settings) for t in (0, 1)], 1)
     for given_targets in (targets, torch.tensor(targets)):
@@ -138,7 +138,7 @@ def targets_in_one_call(subject: Subject) -> None:
 def lists_of_layers(subject: Subject) -> None:
     """A list of layers gives a list of what each layer alone gives."""
     for ndim, relu in product(subject.traits.spatial_dims, (nn.ReLU(), nn.ReLU(inplace=True))):
-        net, plain, inputs = TinyNet(ndim, relu), TinyNet(ndim), tiny_inputs(ndim)
+        net, plain, inputs = subject.net(ndim, relu), subject.net(ndim), tiny_inputs(ndim)
         for numbers in ([0, 2, 1], [4], [4, 4], [3, 4]):
             for settings in ({}, {"attribute_to_layer_input": True}, {"attr_dim_summation": False}):
                 with given(f"{ndim}-D inputs, the list of features {numbers}, {relu}, {settings}"):
@@ -154,7 +154,7 @@ def lists_of_layers(subject: Subject) -> None:
 @layer_check
 def layers_by_name(subject: Subject) -> None:
     """A layer may be its dotted name in the model, alone or in a list."""
-    net, inputs = TinyNet(subject.ndim), tiny_inputs(subject.ndim)
+    net, inputs = subject.net(subject.ndim), tiny_inputs(subject.ndim)
     expected = subject.explain(net, net.features[1], inputs, TARGETS)
     with given("the layer 'features.1'"):
         require_same(subject.explain(net, "features.1", inputs, TARGETS), expected, "of model.features[1]")
@@ -167,7 +167,7 @@ def layers_by_name(subject: Subject) -> None:
 @layer_check
 def layers_of_several_outputs(subject: Subject) -> None:
     """A layer of several output tensors gives a tuple of the maps of each."""
-    net, inputs = TwoOutputs(subject.ndim), tiny_inputs(subject.ndim)
+    net, inputs = TwoOutputs(subject.ndim, subject.traits.network), tiny_inputs(subject.ndim)
     expected = [subject.explain(net, layer, inputs, TARGETS) for layer in (net.first, net.second)]
     with given("a layer of two outputs"):
         made = subject.explain(net, net.both, inputs, TARGETS)
@@ -185,7 +185,7 @@ def details(subject: Subject) -> None:
     """``return_details`` adds details in the form of the attributions, and changes nothing."""
     if not subject.takes("return_details"):
         return
-    net, inputs = TwoOutputs(subject.ndim), tiny_inputs(subject.ndim)
+    net, inputs = TwoOutputs(subject.ndim, subject.traits.network), tiny_inputs(subject.ndim)
     for how, layer in {"a layer": net.first, "a layer of two outputs": net.both, "a list": [net.first]}.items():
         with given(f"{how} and return_details=True"):
             plain = subject.explain(net, layer, inputs, TARGETS)
@@ -199,7 +199,7 @@ def details(subject: Subject) -> None:
 @layer_check
 def tuples_of_inputs(subject: Subject) -> None:
     """A tuple of one input is that input; further inputs and arguments go to the model, row by row."""
-    net, inputs = TinyNet(subject.ndim), tiny_inputs(subject.ndim)
+    net, inputs = subject.net(subject.ndim), tiny_inputs(subject.ndim)
     vector = torch.linspace(-1, 1, 3 * CLASSES, dtype=torch.float64).reshape(3, CLASSES)
     plain = subject.explain(net, net.features, inputs, TARGETS)
     with given("a tuple of one input"):
@@ -231,7 +231,7 @@ def baselines(subject: Subject) -> None:
     """Baselines may be a number, a tensor of one or of all examples, or a tuple; none is 0 or the method's own."""
     if not subject.takes("baselines"):
         return
-    net, inputs = TinyNet(subject.ndim), tiny_inputs(subject.ndim)
+    net, inputs = subject.net(subject.ndim), tiny_inputs(subject.ndim)
     number, black = (subject.explain(net, net.features, inputs, 1, baselines=b) for b in (0.4, 0))
     for form in (torch.full_like(inputs, 0.4), torch.full_like(inputs[:1], 0.4), (0.4,)):
         with given(f"baselines {form if isinstance(form, tuple) else tuple(form.shape)}"):
@@ -251,7 +251,7 @@ def batch_sizes(subject: Subject) -> None:
     """``internal_batch_size`` changes nothing, and what is no batch size is refused before the model runs."""
     if not subject.takes("internal_batch_size"):
         return
-    net, inputs = TinyNet(subject.ndim), tiny_inputs(subject.ndim)
+    net, inputs = subject.net(subject.ndim), tiny_inputs(subject.ndim)
     expected = subject.explain(net, net.features, inputs, TARGETS)
     for size in (1, 2, 7, 1000):
         with given(f"internal_batch_size={size}"):
@@ -266,7 +266,7 @@ def batch_sizes(subject: Subject) -> None:
 @layer_check
 def bad_inputs(subject: Subject) -> None:
     """Layers without space, empty batches and values that are not finite raise ``ValueError`` with the name."""
-    net, inputs = TinyNet(subject.ndim), tiny_inputs(subject.ndim)
+    net, inputs = subject.net(subject.ndim), tiny_inputs(subject.ndim)
     spoilt = inputs.clone()
     spoilt[1, 0, 0] = float("nan")
     _refused("a layer without space", "layer", lambda: subject.explain(net, net.head, inputs, 0))
@@ -317,7 +317,7 @@ def _data_parallel(net: nn.Module) -> nn.Module:
 @layer_check
 def functions(subject: Subject) -> None:
     """The model may be given as a function, a method or a ``DataParallel``."""
-    net, inputs = TinyNet(subject.ndim), tiny_inputs(subject.ndim)
+    net, inputs = subject.net(subject.ndim), tiny_inputs(subject.ndim)
     expected = subject.explain(net, net.features, inputs, TARGETS)
     for kind, make in FORWARDS.items():
         with given(f"{kind} as forward_func"):
@@ -327,7 +327,7 @@ def functions(subject: Subject) -> None:
 @layer_check
 def no_gradients(subject: Subject) -> None:
     """A method without gradients explains a model that has none; any runs under ``torch.no_grad``."""
-    net, inputs = TinyNet(subject.ndim), tiny_inputs(subject.ndim)
+    net, inputs = subject.net(subject.ndim), tiny_inputs(subject.ndim)
     expected = subject.explain(net, net.features, inputs, TARGETS)
     with given("torch.no_grad()"), torch.no_grad():
         require_same(subject.explain(net, net.features, inputs, TARGETS), expected, "outside of it")
@@ -340,7 +340,7 @@ def no_gradients(subject: Subject) -> None:
 @layer_check
 def noise_tunnel(subject: Subject) -> None:
     """Captum's ``NoiseTunnel`` gives the mean of the maps, and its other types."""
-    net, inputs = TinyNet(subject.ndim), tiny_inputs(subject.ndim)
+    net, inputs = subject.net(subject.ndim), tiny_inputs(subject.ndim)
     method, settings = subject.cls(net, net.features), subject.traits.arguments
     for kind in ("smoothgrad", "smoothgrad_sq", "vargrad"):
         with given(f"NoiseTunnel, nt_type={kind!r}"):
@@ -361,7 +361,7 @@ def noise_tunnel(subject: Subject) -> None:
 @layer_check
 def sensitivity(subject: Subject) -> None:
     """``captum.metrics.sensitivity_max`` measures the method, wrapped in ``UpsampledAttribution``."""
-    net, inputs = TinyNet(subject.ndim), tiny_inputs(subject.ndim)
+    net, inputs = subject.net(subject.ndim), tiny_inputs(subject.ndim)
     mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[subject.ndim]
     upsampled = UpsampledAttribution(subject.cls(net, net.features), mode)
     arguments = {"target": TARGETS, "n_perturb_samples": 2, **subject.traits.arguments}
@@ -377,7 +377,7 @@ def sensitivity(subject: Subject) -> None:
 @layer_check
 def pickling(subject: Subject) -> None:
     """A method object survives pickling, before and after use, and is used again with the same result."""
-    net, inputs = TinyNet(subject.ndim), tiny_inputs(subject.ndim)
+    net, inputs = subject.net(subject.ndim), tiny_inputs(subject.ndim)
     method, settings = subject.cls(net, net.features), subject.traits.arguments
     expected = subject.explain(net, net.features, inputs, TARGETS)
     with given("a pickled method that was not used"):

@@ -11,6 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from captum_unioncam.testing.networks import TinyNet
+
 Reference = Callable[..., Tensor]
 
 TOLERANCE = 1e-12
@@ -33,6 +35,7 @@ class Traits:
             not constant over space; 0 for a method without. Default: None, not known
         half_precision (float): The least correlation of half-precision models' maps with those in float64.
             Default: 0.98
+        network (type): What is explained in most checks: a ``TinyNet``. Default: ``TinyNet`` itself
         arguments (Mapping): Further arguments of ``attribute`` in each call, and of the reference. Default: none
         without (tuple[str, ...]): Checks, of those that ``LAYER_CHECKS`` names, that do not apply. Default: none
     """
@@ -42,6 +45,7 @@ class Traits:
     uses_gradients: bool = True
     masked_passes: Callable[[int], int] | None = None
     half_precision: float = 0.98
+    network: type[TinyNet] = TinyNet
     arguments: Mapping[str, Any] = field(default_factory=dict)
     without: tuple[str, ...] = ()
 
@@ -53,6 +57,10 @@ class Subject:
     cls: Any
     reference: Reference | None
     traits: Traits
+
+    def net(self, *args: Any, **kwargs: Any) -> TinyNet:
+        """A new network of the traits' kind."""
+        return self.traits.network(*args, **kwargs)
 
     def explain(
         self,

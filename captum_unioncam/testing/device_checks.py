@@ -28,7 +28,7 @@ def synchronisations(subject: Subject) -> None:
     counts = {}
     for size in (1, 64):
         pretended = PretendedDevices()
-        net, inputs = TinyNet(subject.ndim), pretended.put(tiny_inputs(subject.ndim), "cuda:0")
+        net, inputs = subject.net(subject.ndim), pretended.put(tiny_inputs(subject.ndim), "cuda:0")
         pretended.place(net, "cuda:0")
         for target in (2, pretended.put(torch.tensor(TARGETS), "cuda:0"), TARGETS):
             with given(f"inputs on a GPU and internal_batch_size={size}"), pretended.active():
@@ -77,7 +77,7 @@ def devices(subject: Subject) -> None:
     for mix in _mixes(subject.takes("baselines")):
         with given(str(mix)):
             pretended = PretendedDevices()
-            net = TinyNet(subject.ndim)
+            net = subject.net(subject.ndim)
             pretended.place(net.features, mix.features)
             pretended.place(net.head, mix.head)
             arguments, own = _arguments(subject.ndim, mix, pretended.put)
@@ -87,7 +87,7 @@ def devices(subject: Subject) -> None:
                     continue
                 made, expected = subject.explain(mix.model(net), net.features, *arguments, **own), captums()
                 require(made.device == expected.device, f"the map is on {made.device}, not on {expected.device}")
-            net = TinyNet(subject.ndim)
+            net = subject.net(subject.ndim)
             arguments, own = _arguments(subject.ndim, mix, lambda tensor, _place: tensor)
             on_cpu = subject.explain(
                 replace(mix, features="cpu", head="cpu").model(net), net.features, *arguments, **own

@@ -13,7 +13,6 @@ from captum_unioncam.testing.networks import (
     CHANNELS,
     Dead,
     FlippableNet,
-    TinyNet,
     WithChannels,
     tiny_inputs,
 )
@@ -25,7 +24,7 @@ TARGETS = [0, 2, 3]
 def shapes(subject: Subject) -> None:
     """(N, 1, *spatial) or (N, K, *spatial), of the layer's output or input, finite, and in the inputs' precision."""
     for ndim in subject.traits.spatial_dims:
-        net, inputs = TinyNet(ndim), tiny_inputs(ndim)
+        net, inputs = subject.net(ndim), tiny_inputs(ndim)
         output, layer_input = net.features(inputs), net.features[:-1](inputs)
         for of_input, channels in ((False, output), (True, layer_input)):
             for summed in (True, False):
@@ -43,7 +42,7 @@ def shapes(subject: Subject) -> None:
 @layer_check
 def layer_inputs(subject: Subject) -> None:
     """What a layer is given, with ``attribute_to_layer_input``, is what the layer in front of it made."""
-    net, inputs = TinyNet(subject.ndim), tiny_inputs(subject.ndim)
+    net, inputs = subject.net(subject.ndim), tiny_inputs(subject.ndim)
     expected = subject.explain(net, net.features, inputs, TARGETS)
     with given("attribute_to_layer_input=True"):
         made = subject.explain(net, net.head, inputs, TARGETS, attribute_to_layer_input=True)
@@ -56,7 +55,7 @@ def layer_inputs(subject: Subject) -> None:
 @layer_check
 def relu(subject: Subject) -> None:
     """``relu_attributions`` sets what is negative to 0, and changes nothing else."""
-    net, inputs = TinyNet(subject.ndim, nn.Tanh()), tiny_inputs(subject.ndim)
+    net, inputs = subject.net(subject.ndim, nn.Tanh()), tiny_inputs(subject.ndim)
     for summed in (True, False):
         with given(f"relu_attributions, attr_dim_summation={summed}"):
             plain, clipped = (
@@ -73,8 +72,8 @@ def reference(subject: Subject) -> None:
         return
     for ndim in subject.traits.spatial_dims:
         for seed, activation in product(range(2), (nn.ReLU(), nn.SiLU(), nn.Tanh())):
-            with given(f"TinyNet({ndim}, {activation}, seed={seed})"):
-                net, inputs = TinyNet(ndim, activation, seed=seed), tiny_inputs(ndim, seed=seed)
+            with given(f"{subject.traits.network.__name__}({ndim}, {activation}, seed={seed})"):
+                net, inputs = subject.net(ndim, activation, seed=seed), tiny_inputs(ndim, seed=seed)
                 made = subject.explain(net, net.features, inputs, TARGETS)
                 subject.require_reference(made, net, net.features, inputs, TARGETS)
 
@@ -82,7 +81,7 @@ def reference(subject: Subject) -> None:
 @layer_check
 def batches(subject: Subject) -> None:
     """An example has the same map alone, in another order, and in a larger batch."""
-    net, inputs = TinyNet(subject.ndim, nn.SiLU(), batch_norm=True), tiny_inputs(subject.ndim, examples=5)
+    net, inputs = subject.net(subject.ndim, nn.SiLU(), batch_norm=True), tiny_inputs(subject.ndim, examples=5)
     gains = torch.linspace(0.5, 1.5, 5, dtype=torch.float64).reshape(-1, *[1] * (inputs.dim() - 1))
     baselines, targets = 0.3 * inputs.flip(0), torch.tensor([0, 3, 1, 1, 2])
 
@@ -103,7 +102,7 @@ def batches(subject: Subject) -> None:
 @layer_check
 def permuted_channels(subject: Subject) -> None:
     """With the layer's channels in another order the map is the same, and its terms are in that order."""
-    net, inputs, order = TinyNet(subject.ndim), tiny_inputs(subject.ndim), [3, 0, 4, 2, 1]
+    net, inputs, order = subject.net(subject.ndim), tiny_inputs(subject.ndim), [3, 0, 4, 2, 1]
     permuted = WithChannels(net, order)
     for summed in (True, False):
         with given(f"channels in the order {order}, attr_dim_summation={summed}"):
@@ -130,7 +129,7 @@ def terms(subject: Subject) -> None:
     """The terms sum to the map, or to the map and a constant for each example."""
     for activation in (nn.ReLU(), nn.SiLU(), nn.Tanh()):
         with given(f"{type(activation).__name__} features and attr_dim_summation=False"):
-            net, inputs = TinyNet(subject.ndim, activation), tiny_inputs(subject.ndim, examples=6)
+            net, inputs = subject.net(subject.ndim, activation), tiny_inputs(subject.ndim, examples=6)
             attr, each = (
                 subject.explain(net, net.features, inputs, 1, attr_dim_summation=summed) for summed in (True, False)
             )
@@ -143,13 +142,13 @@ def terms(subject: Subject) -> None:
 @layer_check
 def constant_channels(subject: Subject) -> None:
     """Channels that are dead or constant, and that the model ignores, change nothing; a layer of them is no error."""
-    net, inputs = TinyNet(subject.ndim), tiny_inputs(subject.ndim)
+    net, inputs = subject.net(subject.ndim), tiny_inputs(subject.ndim)
     attr = subject.explain(net, net.features, inputs, TARGETS)
     widened = WithChannels(net, list(range(CHANNELS)), (0.0, 3.7))
     with given("further channels of 0 and 3.7 everywhere"):
         require_same(subject.explain(widened, widened.features, inputs, TARGETS), attr, "without these channels")
     for value in (0.0, 3.7):
-        dead = TinyNet(subject.ndim, Dead(value))
+        dead = subject.net(subject.ndim, Dead(value))
         for summed in (True, False):
             with given(f"a layer that is {value} everywhere, attr_dim_summation={summed}"):
                 made = subject.explain(dead, dead.features, inputs, TARGETS, attr_dim_summation=summed)
@@ -159,7 +158,7 @@ def constant_channels(subject: Subject) -> None:
 @layer_check
 def half_precision(subject: Subject) -> None:
     """A model in bfloat16 or float16 has float32 maps, close to those in float64."""
-    net, inputs = TinyNet(subject.ndim), tiny_inputs(subject.ndim)
+    net, inputs = subject.net(subject.ndim), tiny_inputs(subject.ndim)
     expected = subject.explain(net, net.features, inputs, 1)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         with given(f"a model and inputs of {dtype}"):
@@ -172,14 +171,14 @@ def half_precision(subject: Subject) -> None:
             require(correlation > least, f"the map is correlated {correlation:.4f} with float64's, not {least}")
             size = made.double().norm() / expected.norm()
             require(0.8 < size < 1.25, f"the map is {size:.2f} times as large as float64's")
-        net = TinyNet(subject.ndim)
+        net = subject.net(subject.ndim)
 
 
 @layer_check
 def memory_formats(subject: Subject) -> None:
     """The map depends on what the inputs are, not on how they lie in memory."""
     for ndim in subject.traits.spatial_dims:
-        net, inputs = TinyNet(ndim), tiny_inputs(ndim)
+        net, inputs = subject.net(ndim), tiny_inputs(ndim)
         attr = subject.explain(net, net.features, inputs, TARGETS)
         others = {
             "transposed": inputs.transpose(1, -1).contiguous().transpose(1, -1),

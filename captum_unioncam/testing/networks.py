@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 CONVOLUTIONS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 BATCH_NORMS: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 AVERAGE_POOLS: dict[int, type[nn.Module]] = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
+GLOBAL_POOLS: dict[int, type[nn.Module]] = {
+    1: nn.AdaptiveAvgPool1d,
+    2: nn.AdaptiveAvgPool2d,
+    3: nn.AdaptiveAvgPool3d,
+}
 SIZES = {1: (12,), 2: (8, 6), 3: (6, 4, 4)}
 CHANNELS, CLASSES = 5, 4
 
@@ -48,11 +55,12 @@ class TinyNet(nn.Module):
 
 
 class PooledNet(TinyNet):
-    """The same with global average pooling, behind which gradients are constant over space."""
+    """The same with global average pooling, behind which gradients are constant over space, and one linear layer."""
 
-    def __init__(self, seed: int = 0) -> None:
-        super().__init__(seed=seed)
-        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(CHANNELS, CLASSES)).double()
+    def __init__(self, ndim: int = 2, *args: Any, **kwargs: Any) -> None:
+        super().__init__(ndim, *args, **kwargs)
+        pooling, linear = GLOBAL_POOLS[ndim](1), nn.Linear(CHANNELS, CLASSES)
+        self.head = nn.Sequential(pooling, nn.Flatten(), linear).double().eval()
 
 
 class FlippableNet(nn.Module):
@@ -118,9 +126,9 @@ class Dead(nn.Module):
 class TwoOutputs(nn.Module):
     """A layer with two output tensors, of different channels, and the one tensor that ``head`` makes of them."""
 
-    def __init__(self, ndim: int = 2) -> None:
+    def __init__(self, ndim: int = 2, network: type[TinyNet] = TinyNet) -> None:
         super().__init__()
-        self.net = TinyNet(ndim)
+        self.net = network(ndim)
         self.first, self.second = self.net.features, TinyNet(ndim, seed=1).features
         self.both = _Both(self.first, self.second)
 

@@ -19,9 +19,9 @@ from captum_unioncam.testing.map_checks import TARGETS
 from captum_unioncam.testing.networks import CHANNELS, Alarm, Dead, TinyNet, WithChannels, tiny_inputs
 
 
-def training_net(ndim: int = 2) -> TinyNet:
+def training_net(ndim: int = 2, network: type[TinyNet] = TinyNet) -> TinyNet:
     """A network in training, with a batch norm that is not, and with a gradient and a frozen parameter."""
-    net = TinyNet(ndim, batch_norm=True, dropout=0.5).train()
+    net = network(ndim, batch_norm=True, dropout=0.5).train()
     net.features[3].eval()
     net.features[0].requires_grad_(False)
     (weight, _) = net.features[2].parameters()
@@ -59,11 +59,11 @@ def require_as_found(net: nn.Module, before: dict[str, Any]) -> None:
 def training_mode(subject: Subject) -> None:
     """A model in training is explained in evaluation mode, and trains on."""
     inputs = tiny_inputs(subject.ndim)
-    net = training_net(subject.ndim).eval()
+    net = training_net(subject.ndim, subject.traits.network).eval()
     expected = subject.explain(net, net.features, inputs, TARGETS)
     for kind, make in FORWARDS.items():
         with given(f"a model in training mode, {kind} as forward_func"):
-            net = training_net(subject.ndim)
+            net = training_net(subject.ndim, subject.traits.network)
             before = state_of(net)
             made = subject.explain(make(net), net.features, inputs, TARGETS)
             require_as_found(net, before)
@@ -76,23 +76,23 @@ def state_after_errors(subject: Subject) -> None:
     inputs = tiny_inputs(subject.ndim)
     for kind in ("the model", "a function"):
         for place in ("in front of", "in", "behind"):
-            net, layer, alarm = _net_with_alarm(subject.ndim, place)
+            net, layer, alarm = _net_with_alarm(subject, place)
             subject.explain(FORWARDS[kind](net), layer, inputs, TARGETS)
             for number in sorted({1, min(2, alarm.calls), alarm.calls}):
                 with given(f"{kind} as forward_func and an error {place} the layer in pass {number}"):
-                    net, layer, alarm = _net_with_alarm(subject.ndim, place, number)
+                    net, layer, alarm = _net_with_alarm(subject, place, number)
                     error = _error_as_found(subject, net, kind, layer, inputs, TARGETS)
                     require(isinstance(error, KeyError), f"{error!r} was raised in place of that error")
         for several in (False, True):
             with given(f"{kind} as forward_func, the target 99 and {'a list of layers' if several else 'a layer'}"):
-                net = training_net(subject.ndim)
+                net = training_net(subject.ndim, subject.traits.network)
                 layers = [net.features[0], net.features] if several else net.features
                 _error_as_found(subject, net, kind, layers, inputs, 99)
 
 
-def _net_with_alarm(ndim: int, place: str, at_call: int | None = None) -> tuple[nn.Module, nn.Module, Alarm]:
+def _net_with_alarm(subject: Subject, place: str, at_call: int | None = None) -> tuple[nn.Module, nn.Module, Alarm]:
     """A network that raises in a pass, the layer to explain in it, and what raises."""
-    net, alarm = training_net(ndim), Alarm(at_call=at_call)
+    net, alarm = training_net(subject.ndim, subject.traits.network), Alarm(at_call=at_call)
     layer = net.features[-1] if place == "in front of" else net.features
     modules, position = (net.head, 0) if place == "behind" else (net.features, 3)
     modules.insert(position, alarm)
@@ -111,7 +111,7 @@ def _error_as_found(
 @layer_check
 def untouched_inputs(subject: Subject) -> None:
     """Inputs and baselines keep values and flags, even if the model writes into its input."""
-    net = TinyNet(subject.ndim)
+    net = subject.net(subject.ndim)
     net.features.insert(0, nn.ReLU(inplace=True))
     values = tiny_inputs(subject.ndim)
     expected = subject.explain(net, net.features, values.clone(), TARGETS)
@@ -132,7 +132,7 @@ def untouched_inputs(subject: Subject) -> None:
 @layer_check
 def random_numbers(subject: Subject) -> None:
     """The map does not depend on the state of the global random generators, and leaves it."""
-    net, inputs, maps = TinyNet(subject.ndim), tiny_inputs(subject.ndim), []
+    net, inputs, maps = subject.net(subject.ndim), tiny_inputs(subject.ndim), []
     for seed in (0, 1):
         torch.manual_seed(seed)
         before = state_of(net)
@@ -161,11 +161,11 @@ class Keeping(nn.Module):
 @layer_check
 def kept_tensors(subject: Subject) -> None:
     """Buffers and tensors that passes change, and the random state, are in each pass and afterwards as they were."""
-    net, inputs = TinyNet(subject.ndim), tiny_inputs(subject.ndim)
+    net, inputs = subject.net(subject.ndim), tiny_inputs(subject.ndim)
     expected = subject.explain(net, net.features, inputs, TARGETS)
     for kind, make in FORWARDS.items():
         with given(f"a model whose passes change what it keeps, {kind} as forward_func"):
-            net, keeping = TinyNet(subject.ndim), Keeping()
+            net, keeping = subject.net(subject.ndim), Keeping()
             net.features.insert(0, keeping)
             before, kept = state_of(net), keeping.kept
             made = subject.explain(make(net), net.features, inputs, TARGETS)
@@ -177,7 +177,7 @@ def kept_tensors(subject: Subject) -> None:
 @layer_check
 def surroundings(subject: Subject) -> None:
     """Neither autocast nor inference mode around a call changes the map."""
-    net, inputs = TinyNet(subject.ndim).float(), tiny_inputs(subject.ndim).float()
+    net, inputs = subject.net(subject.ndim).float(), tiny_inputs(subject.ndim).float()
     expected = subject.explain(net, net.features, inputs, TARGETS)
     around: dict[str, Callable[[], Any]] = {
         "torch.autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
@@ -196,9 +196,9 @@ def surroundings(subject: Subject) -> None:
 def threads(subject: Subject) -> None:
     """One model in training is explained in several threads at once as in one."""
     inputs = tiny_inputs(subject.ndim)
-    net = training_net(subject.ndim).eval()
+    net = training_net(subject.ndim, subject.traits.network).eval()
     expected = subject.explain(net, net.features, inputs, TARGETS)
-    net = training_net(subject.ndim)
+    net = training_net(subject.ndim, subject.traits.network)
     # Lets the other thread in, in the middle of a pass.
     net.features[1].register_forward_hook(lambda *_: time.sleep(1e-4))
     before = state_of(net)
@@ -215,12 +215,12 @@ def threads(subject: Subject) -> None:
 def in_place_and_frozen(subject: Subject) -> None:
     """Modules that write into their input, in the layer or behind it, and frozen parameters change nothing."""
     inputs = tiny_inputs(subject.ndim)
-    net = TinyNet(subject.ndim)
+    net = subject.net(subject.ndim)
     expected = subject.explain(net, net.features, inputs, TARGETS)
     with given("a layer that ends in an in-place ReLU"):
-        in_place = TinyNet(subject.ndim, nn.ReLU(inplace=True))
+        in_place = subject.net(subject.ndim, nn.ReLU(inplace=True))
         require_same(subject.explain(in_place, in_place.features, inputs, TARGETS), expected, "of the usual ReLU")
-    followed = [TinyNet(subject.ndim, nn.SiLU()) for _ in range(2)]
+    followed = [subject.net(subject.ndim, nn.SiLU()) for _ in range(2)]
     for behind, relu in zip(followed, (nn.ReLU(), nn.ReLU(inplace=True)), strict=True):
         behind.head.insert(0, relu)
     usual, in_place_maps = (subject.explain(behind, behind.features, inputs, TARGETS) for behind in followed)
@@ -242,9 +242,11 @@ def pass_counts(subject: Subject) -> None:
         return
     inputs, wide = tiny_inputs(subject.ndim), list(range(CHANNELS))
     for what, net in {
-        "a network": TinyNet(subject.ndim, nn.SiLU()),
-        "a network with two more channels, which are constant": WithChannels(TinyNet(subject.ndim), wide, (0.0, 3.7)),
-        "a network whose channels are dead": TinyNet(subject.ndim, Dead()),
+        "a network": subject.net(subject.ndim, nn.SiLU()),
+        "a network with two more channels, which are constant": WithChannels(
+            subject.net(subject.ndim), wide, (0.0, 3.7)
+        ),
+        "a network whose channels are dead": subject.net(subject.ndim, Dead()),
     }.items():
         with given(what):
             _require_passes(subject, net, inputs, expected_of)

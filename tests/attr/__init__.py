@@ -4,3 +4,6 @@ OWN = {name: cls for name, cls in CAMS.items() if cls.__module__.startswith("cap
 """This package's methods by name, variants included; other tests register methods of their own."""
 
 METHODS = tuple(dict.fromkeys(OWN.values()))
+
+OF_ANY_HEAD = tuple(cls for cls in METHODS if cls.name != "cam")
+"""Those that do not ask for global average pooling and one linear layer behind the layer."""

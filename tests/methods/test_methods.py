@@ -30,6 +30,7 @@ OWN = {
     "layer_cam": lambda net, x, t, b: captum_unioncam.LayerLayerCam(net, net.features).attribute(x, t),
     "hires_cam": lambda net, x, t, b: captum_unioncam.LayerHiResCam(net, net.features).attribute(x, t),
     "eigen_cam": lambda net, x, t, b: captum_unioncam.LayerEigenCam(net, net.features).attribute(x, t),
+    "cam": lambda net, x, t, b: captum_unioncam.LayerLinearCam(net, net.features).attribute(x, t),
 }
 CAPTUM = {
     "grad_cam": lambda net, x, t, b: captum_attr.LayerGradCam(net, net.features).attribute(
@@ -127,7 +128,7 @@ def grad_cam_classes():
 
 def net_for(name):
     # CAM asks for one fully connected layer, and SESS crops to squares of other sizes.
-    return Net(pooled=name in ("torchcam:CAM", "grad_cam:SESS"))
+    return Net(pooled=name in ("cam", "torchcam:CAM", "grad_cam:SESS"))
 
 
 TORCHCAM = (
@@ -166,7 +167,7 @@ def test_every_cam_class_of_the_packages_is_tested_here():
 @pytest.mark.filterwarnings("ignore:Input Tensor 0 did not", "ignore:Setting backward hooks")
 @pytest.mark.parametrize("name", [*OWN, *CAPTUM])
 def test_built_in_methods_are_direct_calls_summed_cut_and_upsampled(name):
-    net, (inputs, target, baselines) = Net().double(), data(dtype=torch.float64)
+    net, (inputs, target, baselines) = net_for(name).double(), data(dtype=torch.float64)
     maps = run(name, net, inputs, target, baselines)
     direct = {**OWN, **CAPTUM}[name](out_of_place(net), inputs, target, baselines)
     assert maps.shape == (3, 1, *SIZE)
@@ -176,7 +177,7 @@ def test_built_in_methods_are_direct_calls_summed_cut_and_upsampled(name):
 
 @pytest.mark.parametrize("name", [*OWN, *CAPTUM])
 def test_an_example_has_its_own_baseline(name):
-    net, (inputs, target, black) = Net().double(), data(dtype=torch.float64)
+    net, (inputs, target, black) = net_for(name).double(), data(dtype=torch.float64)
     baselines = torch.cat([black, black - 1, black + 2])
     maps = run(name, net, inputs, target, baselines)
     each = [run(name, net, inputs[i : i + 1], target[i : i + 1], baselines[i : i + 1]) for i in range(3)]
