@@ -35,7 +35,8 @@ with_confidences = pytest.mark.parametrize(
 )
 everything = pytest.mark.parametrize(
     "judge",
-    [partial(attributed, cls) for cls in METHODS] + [partial(measured, metric) for metric in CURVES_AND_DROPS],
+    [partial(attributed, cls) for cls in METHODS if cls.name != "cam"]
+    + [partial(measured, metric) for metric in CURVES_AND_DROPS],
     ids=lambda judge: judge.args[0].__name__,
 )
 
