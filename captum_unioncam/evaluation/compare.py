@@ -15,18 +15,18 @@ from captum_unioncam.metrics.table import SECONDS, Metric
 
 @dataclass(frozen=True)
 class Comparison:
-    """What several methods say of one class of a picture.
+    """Several methods' results for one class of a picture.
 
     Args:
         picture (str): Its name.
         photo (Tensor): As the model saw it, before normalisation: (3, H, W), in [0, 1].
         class_index (int): The explained output of the model.
         class_name (str): Its name.
-        confidence (float): The model's, in the class.
+        confidence (float): The model's confidence in the class.
         layer (str): The explained layer.
-        metrics (list[Metric]): The table's columns.
-        judgements (dict[str, Judgement]): Of the methods, by name.
-        failures (dict[str, str]): What went wrong, of the methods that failed. Default: none
+        metrics (list[Metric]): The columns of the table.
+        judgements (dict[str, Judgement]): By method.
+        failures (dict[str, str]): The error of each method that failed. Default: none
     """
 
     picture: str
@@ -48,51 +48,49 @@ class Comparison:
         names = [metric.name for metric in self.metrics]
         table: pd.DataFrame = pd.DataFrame(rows, columns=["method", *names, "error"])
         for metric in self.metrics:
-            # Whole numbers, also beside those that are missing.
+            # Int64 keeps whole numbers whole where others are missing.
             table[metric.name] = table[metric.name].astype("Int64" if metric.is_yes_or_no else float)
         return table
 
     def csv(self) -> bytes:
-        """The table as a file."""
+        """The table as a CSV file."""
         return self.table().to_csv(index=False).encode(errors="replace")
 
 
 def compare(
     judge: Judge, name: str, picture: Image.Image, target: int | None = None, show_progress: bool = False
 ) -> Comparison:
-    """Lets each of the judge's methods explain a class of a picture.
+    """Explains a class of a picture with each of the judge's methods.
 
     Args:
-        judge (Judge): The model, the methods and the metrics; of these, what needs to know where objects are is left
-            out.
+        judge (Judge): The model, the methods and the metrics. Metrics that need the objects' places are left out.
         name (str): The picture's.
         picture (PIL.Image.Image): In mode RGB, of any size.
         target (int or None): The class. Default: None, the most probable
         show_progress (bool): Show a progress bar on the standard error stream. Default: False
 
     Returns:
-        *Comparison*: A method that fails does not keep the others from it.
+        *Comparison*: Also of the other methods if one fails.
     """
     subject = judge.subject
     shown = subject.shown(picture)
-    confidences = subject.confidences(subject.input_and_baseline(shown)[0])[0]
+    confidences = judge.confidences(shown)
     target = int(confidences.argmax()) if target is None else target
-    methods = judge.method_names
-    pairs = ((method, (target,)) for method in (progress(methods, desc="methods") if show_progress else methods))
+    methods = progress(judge.method_names, desc="methods") if show_progress else judge.method_names
     judgements, failures = {}, {}
-    for outcome in judge.run(pairs, shown, name=name, confidences=confidences):
+    for outcome in judge.run(((method, [target]) for method in methods), shown, name=name, confidences=confidences):
         if outcome.problem is None:
             (judgements[outcome.method],) = outcome.judgements
         else:
             failures[outcome.method] = outcome.problem
     return Comparison(
-        name,
-        shown,
-        target,
-        subject.classifier.class_name(target),
-        confidences[target].item(),
-        subject.layer_name,
-        [*(metric for metric in judge.metrics if not metric.needs_objects), SECONDS],
-        judgements,
-        failures,
+        picture=name,
+        photo=shown,
+        class_index=target,
+        class_name=subject.classifier.class_name(target),
+        confidence=confidences[target].item(),
+        layer=subject.layer_name,
+        metrics=[*(metric for metric in judge.metrics if not metric.needs_objects), SECONDS],
+        judgements=judgements,
+        failures=failures,
     )

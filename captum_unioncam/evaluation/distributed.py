@@ -1,4 +1,4 @@
-"""Which share of the work this process has, under torchrun or alone."""
+"""This process's number and device, under torchrun or alone."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ import torch
 
 from captum_unioncam.system.errors import WrongArgument
 
-# What each process takes.
-
 
 def rank() -> int:
     """This process's number, from 0.
 
     Raises:
-        WrongArgument: RANK is none of the processes of WORLD_SIZE.
+        WrongArgument: RANK is not a number from 0 to WORLD_SIZE - 1.
     """
     return _number("RANK", 0, world_size() - 1)
 
@@ -24,32 +22,32 @@ def world_size() -> int:
     """How many processes there are.
 
     Raises:
-        WrongArgument: WORLD_SIZE is no number from 1.
+        WrongArgument: WORLD_SIZE is not a number from 1.
     """
     return _number("WORLD_SIZE", 1, 10**6, default=1)
 
 
 def is_first_process() -> bool:
-    """Whether this is the one that speaks for all."""
+    """Whether this process prints what is common to all."""
     return rank() == 0
 
 
 def local_device(device: str | None) -> str | None:
-    """This process's own device: under torchrun each takes another GPU, unless one is named, or the CPU.
+    """The device, or under torchrun, where none or "cuda" is given, this process's own GPU.
 
     Raises:
-        WrongArgument: LOCAL_RANK is no number from 0.
+        WrongArgument: LOCAL_RANK is not a number from 0.
     """
     if device in (None, "cuda") and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
         index = _number("LOCAL_RANK", 0, 10**6) % torch.cuda.device_count()
-        # For whatever of a user's code says no more than "cuda".
+        # Also for user code that names no more than "cuda".
         torch.cuda.set_device(index)
         return f"cuda:{index}"
     return device
 
 
 def shared_gpus(device: str | None) -> str | None:
-    """A line where processes of this machine have to share a GPU; None where each has its own."""
+    """A message if processes of this machine share a GPU; None if each has its own."""
     if device is None or not device.startswith("cuda") or "LOCAL_WORLD_SIZE" not in os.environ:
         return None
     processes, gpus = _number("LOCAL_WORLD_SIZE", 1, 10**6), torch.cuda.device_count()
@@ -59,7 +57,7 @@ def shared_gpus(device: str | None) -> str | None:
 
 
 def _number(name: str, least: int, most: int, default: int = 0) -> int:
-    """What torchrun, or whoever starts the processes, has put into the environment."""
+    """A number that torchrun has put into the environment."""
     text = os.environ.get(name, str(default))
     if text.isascii() and text.isdecimal() and len(text) < 10 and least <= int(text) <= most:
         return int(text)

@@ -1,4 +1,4 @@
-"""Classes of a picture explained by any method, with GradCAM beside it, and what is recorded of it."""
+"""Explains classes of a picture by any method, with GradCAM for comparison, and records how."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from captum_unioncam.models.subject import ExplainedModel
 from captum_unioncam.models.zoo import DEMO_MODEL
 from captum_unioncam.system.versions import package_versions
 
-# Shown beside every method.
+# Shown for comparison with every method.
 _COMPARED = "grad_cam"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What pictures are explained with; all of it goes into the record.
+    """How pictures are explained. All of it goes into the record.
 
     Args:
         model, weights, preprocess: As ``load_classifier`` takes them.
@@ -34,7 +34,7 @@ class Settings:
             whose output has space
         device (str or None): Where to compute. Default: None, "cuda" where there is one, and "cpu" elsewhere
         confidence (str): As ``ExplainedModel`` takes it. Default: "softmax"
-        dtype (str): What the channels are scored in: "float32", "bfloat16" or "float16". Default: "float32"
+        dtype (str): Precision in which channels are scored: "float32", "bfloat16" or "float16". Default: "float32"
         batch_size (int or None): Batch size of the masked forward passes. Default: None, the fastest
         theta, channel_weights, max_channels: As ``MethodSettings`` takes them. Default: None, the method's own
         method (str): As ``captum_unioncam.methods`` knows it. Default: "union_cam"
@@ -64,7 +64,7 @@ class Settings:
         )
 
     def of_methods(self, show_progress: bool = False) -> MethodSettings:
-        """What methods are told of it."""
+        """Those of the methods."""
         return MethodSettings(
             theta=self.theta,
             max_channels=self.max_channels,
@@ -84,11 +84,10 @@ class Explanation:
         class_index (int): The explained output of the model.
         class_name (str): Its name.
         confidence (float): The model's confidence in the class.
-        settings (Settings): What it was explained with.
-        map (Tensor): The method's, (1, 1, h, w), not negative; UnionCAM's is the selected one of the union and the
-            region map, in [0, 1].
+        settings (Settings): How it was explained.
+        map (Tensor): The method's map, (1, 1, h, w), not negative. UnionCAM's is the selected one, in [0, 1].
         grad_cam (Tensor or None): GradCAM's map of the layer, (1, 1, h, w), not scaled. Default: None, it failed
-        details (Any): How the map came to be, such as ``UnionCamDetails``. Default: None, the method does not say
+        details (Any): Intermediate results, such as ``UnionCamDetails``. Default: None, the method has none
     """
 
     photo: Tensor
@@ -102,7 +101,7 @@ class Explanation:
 
     @property
     def choice(self) -> str | None:
-        """UnionCAM's selected map: "union" or "region"; None of other methods."""
+        """UnionCAM's selected map: "union" or "region"; None for other methods."""
         if not isinstance(self.details, UnionCamDetails):
             return None
         return "union" if self.details.union_selected.item() else "region"
@@ -116,7 +115,7 @@ class Explanation:
         return {name: beta.item() for name, beta in zip(("denoised", "region", "union"), betas, strict=True)}
 
     def record(self) -> dict[str, Any]:
-        """All but the maps, as JSON has it, without what the method does not have."""
+        """All but the maps, as JSON values. Entries that are None are left out."""
         known = {
             "class": {"index": self.class_index, "name": self.class_name},
             "confidence": self.confidence,
@@ -130,12 +129,12 @@ class Explanation:
         return {key: value for key, value in known.items() if value is not None}
 
     def _number(self, name: str) -> float | None:
-        """Of the details, where they have it."""
+        """A number of the details, None if they do not have it."""
         value = getattr(self.details, name, None)
         return None if value is None else value.item()
 
     def npy(self) -> bytes:
-        """A file of the raw map at the layer's resolution, (h, w), float32, for ``numpy.load``."""
+        """The raw map at the layer's resolution, (h, w), float32, as a file for ``numpy.load``."""
         file = io.BytesIO()
         np.save(file, self.map[0, 0].cpu().numpy().astype(np.float32), allow_pickle=False)
         return file.getvalue()
@@ -145,10 +144,9 @@ class Explainer:
     """Explains pictures with one model and layer.
 
     Args:
-        settings (Settings): What to explain with.
+        settings (Settings): How to explain.
         show_progress (bool): Show the progress of downloads and of masked passes. Default: False
-        subject (ExplainedModel or None): The settings' model, with its layer, where it is there already. Default: None,
-            it is loaded
+        subject (ExplainedModel or None): The settings' model with its layer. Default: None, loaded
 
     Attributes:
         subject (ExplainedModel): The model.
@@ -156,7 +154,7 @@ class Explainer:
 
     Raises:
         WrongArgument: There is no such model, layer, device or method, or the layer has no space.
-        Failure: The model cannot be loaded, does not run on pictures, or does not return (N, classes), or the method's
+        Failure: The model cannot be loaded, does not run on pictures, or does not return (N, classes); or the method's
             package is not installed.
     """
 
@@ -180,23 +178,23 @@ class Explainer:
             top_k (int): Without ``target``, how many of the most probable classes to explain. Default: 1
 
         Returns:
-            *Iterator[Explanation]*: One for each class; where the method has masked passes, those of all are one sweep.
+            *Iterator[Explanation]*: One for each class. The masked passes of all classes are one sweep.
 
         Raises:
-            Exception: Whatever the method raises. A GradCAM that fails is left out.
+            Exception: Whatever the method raises. If GradCAM fails, it is left out.
         """
         subject = self.subject
         shown = subject.shown(picture)
-        confidences = subject.confidences(subject.input_and_baseline(shown)[0])[0]
+        confidences = self._judge.confidences(shown)
         classes = confidences.topk(min(top_k, subject.classes)).indices.tolist() if target is None else [target]
         pairs = [(method, classes) for method in self._judge.method_names]
-        found = {}
+        judgements = {}
         for outcome in self._judge.run(pairs, shown, confidences=confidences):
             if outcome.error is not None and outcome.method == self.settings.method:
                 raise outcome.error
-            found[outcome.method] = outcome.judgements
-        compared: list[Tensor | None] = [judged.map for judged in found[_COMPARED]] or [None] * len(classes)
-        for index, judged, grad_cam in zip(classes, found[self.settings.method], compared, strict=True):
+            judgements[outcome.method] = outcome.judgements
+        compared: list[Tensor | None] = [judged.map for judged in judgements[_COMPARED]] or [None] * len(classes)
+        for index, judged, grad_cam in zip(classes, judgements[self.settings.method], compared, strict=True):
             yield Explanation(
                 photo=shown,
                 class_index=index,

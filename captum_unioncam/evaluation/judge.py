@@ -22,20 +22,20 @@ from captum_unioncam.models.subject import ExplainedModel
 from captum_unioncam.system.errors import Failure, WrongArgument, one_line
 
 Objects = Mapping[int, Tensor | None]
-"""By class: where its objects are, bool, (H, W), or None where that is not known."""
+"""The mask of each class's objects, bool, (H, W), or None where it is unknown."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What one method did on one class.
+    """One method's result for one class.
 
     Args:
-        map (Tensor): (1, 1, h, w), of the method's own resolution, not negative.
-        attribution (Tensor): The same at the size that the model sees, (1, 1, H, W).
-        confidence (float): The model's, in the class, for the whole picture.
-        values (dict[str, float]): By metric, of those that could be computed; and the seconds.
-        curves (dict[str, list[float]]): By metric, of those that have one: confidences at equal steps.
-        details (Any): How the map came about, such as ``UnionCamDetails``. Default: None, the method does not say
+        map (Tensor): (1, 1, h, w), at the method's own resolution, not negative.
+        attribution (Tensor): The map at the model's input size, (1, 1, H, W).
+        confidence (float): The model's confidence in the class, for the whole picture.
+        values (dict[str, float]): The value of each metric that could be computed, and the "seconds".
+        curves (dict[str, list[float]]): The curve of each metric that has one: confidences at equal steps.
+        details (Any): Intermediate results, such as ``UnionCamDetails``. Default: None, the method has none
     """
 
     map: Tensor
@@ -48,13 +48,13 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one method on some classes of a picture.
+    """One method's results for some classes of a picture, or its error.
 
     Args:
         method (str): Its name.
         targets (tuple[int, ...]): The classes.
-        judgements (list[Judgement]): One for each of them; none where it failed.
-        error (Exception or None): What it raised. Default: None, nothing
+        judgements (list[Judgement]): One for each class; none if the method failed.
+        error (Exception or None): What the method raised. Default: None
     """
 
     method: str
@@ -64,7 +64,7 @@ class Outcome:
 
     @property
     def problem(self) -> str | None:
-        """What went wrong, in a line that does not begin with the method's name."""
+        """The error in a line, without the method's name in front."""
         if self.error is None:
             return None
         message = one_line(self.error).removeprefix(f"{self.method}: ")
@@ -72,7 +72,7 @@ class Outcome:
 
     @property
     def is_shortage(self) -> bool:
-        """Whether memory ran out, which is not the picture's fault."""
+        """Whether memory ran out."""
         return self.error is not None and any(map(_is_shortage, _chain(self.error)))
 
 
@@ -82,18 +82,18 @@ class Judge:
     Args:
         subject (ExplainedModel): The model and the layer to explain.
         method_names (Iterable[str]): As ``captum_unioncam.methods`` knows them.
-        settings (MethodSettings): Of the methods; the metrics take its ``internal_batch_size`` too.
-        steps (int): Of the metrics' curves. Default: 100
-        seed (int): Of the methods and metrics that draw random numbers. Default: 0
-        metrics (Iterable[str] or None): Names of those to compute. Default: None, all
+        settings (MethodSettings): The methods' settings; metrics use the ``internal_batch_size`` too.
+        steps (int): Steps of the metrics' curves. Default: 100
+        seed (int): Seed of methods and metrics that draw random numbers. Default: 0
+        metrics (Iterable[str] or None): Names of the metrics to compute. Default: None, all
 
     Attributes:
         subject (ExplainedModel): As given.
-        metrics (list[Metric]): Those that are computed, in the order of tables.
+        metrics (list[Metric]): The metrics, in the order of tables.
 
     Raises:
         WrongArgument: There is no such method or metric, or more steps than pixels.
-        Failure: A method's package is not installed, or it does not go together with the model.
+        Failure: A method's package is not installed, or the method does not take the model.
     """
 
     def __init__(
@@ -121,13 +121,18 @@ class Judge:
             "confidence_fn": subject.confidence_fn,
             "internal_batch_size": settings.internal_batch_size,
         }
-        # Of maps alone nobody wants the seconds.
+        # No warm-up is needed where only maps are computed, and no seconds are shown.
         self._is_warm = metrics is not None and not list(metrics)
 
     @property
     def method_names(self) -> list[str]:
-        """In the order given."""
+        """The methods, in the given order."""
         return list(self._methods)
+
+    def confidences(self, shown: Tensor) -> Tensor:
+        """The model's confidence in each class, (classes,), for a picture as the model sees it."""
+        inputs, _ = self.subject.input_and_baseline(shown)
+        return self.subject.confidences(inputs)[0]
 
     def run(
         self,
@@ -137,17 +142,17 @@ class Judge:
         name: str = "",
         confidences: Tensor | None = None,
     ) -> Iterator[Outcome]:
-        """Judges methods on a picture, one after the other; one that raises does not keep the others from it.
+        """Judges methods on a picture, one after the other, also after one that raises.
 
         Args:
-            pairs (Iterable): Of a method, one of ``method_names``, and the classes that it is to explain.
+            pairs (Iterable): Pairs of a method, one of ``method_names``, and the classes that it explains.
             shown, objects, name, confidences: As :meth:`judge` takes them.
 
         Returns:
             *Iterator[Outcome]*: One for each pair.
         """
         for method, targets in pairs:
-            # Given when the handler is left, which holds what the method had on the device.
+            # Yielded outside the handler, which would keep the method's tensors alive.
             outcome = Outcome(method, tuple(targets))
             try:
                 outcome = replace(outcome, judgements=self.judge(method, shown, targets, objects, name, confidences))
@@ -164,18 +169,18 @@ class Judge:
         name: str = "",
         confidences: Tensor | None = None,
     ) -> list[Judgement]:
-        """Lets a method explain classes of a picture, and judges its attributions.
+        """Explains classes of a picture with a method, and judges its attributions.
 
         Args:
             method (str): One of ``method_names``.
-            shown (Tensor): What the model sees of the picture, (3, H, W), in [0, 1].
-            targets (Sequence[int]): The classes. A method that explains several in one sweep does, and its seconds are
-                shared among them.
-            objects (Mapping[int, Tensor or None] or None): Where each class's objects are, bool, (H, W). Default: None,
-                it is not known
-            name (str): The picture's: random numbers depend on it, the class, the method and the metric, and not on
-                what was judged before. Default: "", none
-            confidences (Tensor or None): The model's in each class, (classes,). Default: None, they are computed
+            shown (Tensor): The picture as the model sees it, (3, H, W), in [0, 1].
+            targets (Sequence[int]): The classes. If the method explains them in one sweep, its seconds are divided
+                among them.
+            objects (Mapping[int, Tensor or None] or None): The mask of each class's objects, bool, (H, W). Default:
+                None, unknown
+            name (str): The picture's. Random numbers depend only on it, the class, the method and the metric. Default:
+                ""
+            confidences (Tensor or None): The model's confidence in each class, (classes,). Default: None, computed
 
         Returns:
             *list[Judgement]*: One for each class.
@@ -207,7 +212,7 @@ class Judge:
     def _explained(
         self, method: str, targets: Sequence[int], inputs: Tensor, black: Tensor, name: str
     ) -> list[Explained]:
-        """What the method says of each target: of all in one sweep, or of one after the other, each with its seed."""
+        """Explains the targets in one sweep, or one after the other, each with its seed."""
         run = self._methods[method]
         sweeps = [list(targets)] if run.sweeps else [[target] for target in targets]
         explained = []
@@ -219,7 +224,7 @@ class Judge:
     def _measured(
         self, arguments: Mapping[str, Any], of: tuple[str, int, str]
     ) -> tuple[dict[str, float], dict[str, list[float]]]:
-        """Values and curves by metric, of the arguments that metrics take."""
+        """Values and curves by metric."""
         values, curves = {}, {}
         for metric in self.metrics:
             if metric.needs_objects and "objects" not in arguments:
@@ -233,37 +238,37 @@ class Judge:
         return values, curves
 
     def _warm_up(self, inputs: Tensor) -> None:
-        """The first passes prepare much that the first method's seconds are not to hold."""
+        """Runs the model once, so that the first method's seconds do not include one-time preparations."""
         if not self._is_warm:
             with torch.enable_grad():
                 inputs = inputs.clone().requires_grad_()
-                # A copy, since the model may write into its input, which a leaf forbids.
+                # A copy, since the model may write into its input, and a leaf may not be written to.
                 output = output_tensor(self.subject.model(inputs.clone()), len(inputs))
                 if output.requires_grad:
                     torch.autograd.grad(output.sum(), inputs, allow_unused=True)
             self._is_warm = True
 
     def _now(self) -> float:
-        """Seconds, when the device is done."""
+        """Seconds, after the device has finished."""
         if self.subject.device.type == "cuda":
             torch.cuda.synchronize(self.subject.device)
         return time.perf_counter()
 
 
 def _seeded_devices() -> list[int]:
-    """The GPUs that torch.manual_seed seeds, besides the CPU: all, once one is in use."""
+    """The GPUs that torch.manual_seed seeds: all, once one is in use."""
     in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return list(range(torch.cuda.device_count())) if in_use else []
 
 
 def release(error: BaseException) -> None:
-    """Frees what the frames hold that the error went through, the tensors of a pass among it."""
+    """Drops the error's tracebacks, whose frames hold the tensors of a pass."""
     for each in _chain(error):
         each.__traceback__ = None
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """The error, and those that it came of."""
+    """The error, its causes and its contexts."""
     found: list[BaseException] = []
     waiting: list[BaseException | None] = [error]
     while waiting:

@@ -1,13 +1,12 @@
-"""Methods judged over a data set, resumable, on as many processes as there are.
+"""Judges methods over a data set: resumable, on any number of processes.
 
-On several devices or machines, all of which see the same folders::
+On several devices or machines with a shared file system::
 
     torchrun --nproc-per-node 8 -m captum_unioncam evaluate DATA --methods union_cam,grad_cam --out DIR
 
-Each image is a problem of its own: every process takes its share of the images, looks what is missing of it, and writes
-what it finds to a file of its own. The processes never speak to each other, so that none waits for another, and any
-number of them goes on where others were stopped; that they evaluate the same, each reads from the settings in the
-folder, which the first to come writes.
+Each process takes its share of the images, finds which of their records are missing, and writes those to its own file.
+Processes do not communicate, so none waits for another, and an evaluation can be resumed by any number of them. The
+first process writes the settings to the folder; the others compare theirs with them.
 """
 
 from __future__ import annotations
@@ -56,21 +55,21 @@ from captum_unioncam.system.versions import package_versions
 _SECONDS_BETWEEN_LINES = 30
 
 SHORTAGE = "out of memory: "
-"""What the error of a record begins with that is made anew at the next start."""
+"""Prefix of the errors of records that are done again at the next start."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is evaluated: all that the records depend on.
+    """The data and settings on which records depend.
 
     Args:
         data (str): "demo", or the folder of a data set, as ``open_data_set`` takes it.
         classes (Path or None): Its file of classes. Default: None
-        limit (int or None): Take a random subset of so many images, the same for everyone. Default: None, all
-        seed (int): Of the subset, and of methods that draw random numbers. Default: 0
-        steps (int): Of the insertion and deletion curves. Default: 100
-        settings (MethodSettings): Of the methods. Its batch size, which only changes rounding, may differ between
-            starts.
+        limit (int or None): Size of a random subset of the images, the same in every process. Default: None, all
+        seed (int): Seed of the subset and of methods that draw random numbers. Default: 0
+        steps (int): Steps of the insertion and deletion curves. Default: 100
+        settings (MethodSettings): The methods' settings. The batch size may differ between starts, since it changes
+            only rounding.
     """
 
     data: str
@@ -81,7 +80,7 @@ class Evaluation:
     settings: MethodSettings = field(default_factory=MethodSettings)
 
     def names_and_targets(self, data_set: DataSet) -> dict[str, tuple[int, ...] | Failure]:
-        """The chosen images, each with its targets, or with why they cannot be read."""
+        """The targets of each chosen image, or why they cannot be read."""
         chosen: dict[str, tuple[int, ...] | Failure] = {}
         for name in subset(data_set.names, self.limit, self.seed):
             try:
@@ -96,7 +95,7 @@ class Evaluation:
         chosen: Mapping[str, tuple[int, ...] | Failure],
         metric_names: Sequence[str],
     ) -> EvaluationSettings:
-        """The settings as they are kept beside the records."""
+        """The settings as written beside the records."""
         images = [(name, None if isinstance(targets, Failure) else targets) for name, targets in chosen.items()]
         dtype = self.settings.score_dtype
         return {
@@ -113,7 +112,7 @@ class Evaluation:
             "layer": subject.layer_name,
             "preprocess": subject.preprocess,
             "confidence": subject.confidence,
-            # As the paper has it, where nothing else is said.
+            # The default of this package's methods.
             "theta": 10.0 if self.settings.theta is None else self.settings.theta,
             "max_channels": self.settings.max_channels,
             "dtype": "float32" if dtype is None else str(dtype).removeprefix("torch."),
@@ -125,7 +124,7 @@ class Evaluation:
 
 @dataclass
 class Tally:
-    """What one process did: records written, how many of them failures, and of how many images."""
+    """Counts of one process: records written, failures among them, and images."""
 
     records: int = 0
     failures: int = 0
@@ -143,27 +142,28 @@ def evaluate(
     metric_names: Iterable[str] | None = None,
     accept_other_versions: bool = False,
 ) -> Tally:
-    """Judges the methods on every image and target of which there is no record yet.
+    """Judges the methods on every image and target that has no record yet.
 
     Args:
-        evaluation (Evaluation): What to evaluate on, and how.
+        evaluation (Evaluation): The data and the settings.
         subject (ExplainedModel): The model and the layer.
-        method_names (Sequence[str]): As ``captum_unioncam.methods`` knows them. Others may be added in a later start.
-        folder (Path): Where the records go, and those of an earlier start are; made if need be.
+        method_names (Sequence[str]): As ``captum_unioncam.methods`` knows them. A later start may add others.
+        folder (Path): Holds the records; made if need be.
         workers (int): Processes that read pictures while the device computes. Default: 2
         show_progress (bool): Show a progress bar on the standard error stream. Default: True
-        retry_failures (bool): Judge anew where a record holds an error. Where memory ran out, that is always done.
+        retry_failures (bool): Also redo records that hold an error. Those of exhausted memory are always redone.
             Default: False
-        metric_names (Iterable[str] or None): As ``captum_unioncam.metrics.table`` knows them. Default: None, those that
-            the folder's evaluation was begun with, or else all
-        accept_other_versions (bool): Go on where packages have other versions than at the first start. Default: False
+        metric_names (Iterable[str] or None): As ``captum_unioncam.metrics.table`` knows them. Default: None, those of
+            the folder's evaluation, or all in a new one
+        accept_other_versions (bool): Continue although packages have other versions than at the first start. Default:
+            False
 
     Returns:
-        *Tally*: Of this process.
+        *Tally*: The counts of this process.
 
     Raises:
         WrongArgument: There is no such data set, method or metric, or the folder holds an evaluation with other
-            settings, which another process with another model or other data may have begun.
+            settings.
         Failure: The folder cannot be written.
     """
     data_set = open_data_set(evaluation.data, subject.classifier.class_names, subject.classes, evaluation.classes)
@@ -173,15 +173,16 @@ def evaluate(
     chosen = evaluation.names_and_targets(data_set)
     settings = evaluation.recorded(subject, chosen, [metric.name for metric in judge.metrics])
     begin_or_go_on(folder, settings, accept_other_versions)
-    # By place among all images, not among the missing: that changes while other processes write.
+    # Shares are of all images, not of the missing ones, which change while other processes write.
     share = dict(list(chosen.items())[rank() :: world_size()])
     missing = _missing(folder, share, method_names, retry_failures)
     total = sum(map(len, missing.values()))
     tally = Tally(images=len(missing))
     pictures = _Pictures(data_set, list(missing), subject.classifier.preprocessing)
     loader = DataLoader(pictures, batch_size=None, num_workers=min(workers, len(missing)))
-    shown = show_progress and total
-    bar = progress(desc="records", total=total, mininterval=_update_interval()) if shown else NullProgress()
+    # A bar that is not on a terminal writes a line to a log at each update.
+    interval = 0.5 if sys.stderr.isatty() else _SECONDS_BETWEEN_LINES
+    bar = progress(desc="records", total=total, mininterval=interval) if show_progress and total else NullProgress()
     with RecordFile(folder) as file, bar:
         for seen in _reported(loader):
             for record in _records(judge, seen, missing[seen.name], chosen[seen.name]):
@@ -193,10 +194,10 @@ def evaluate(
 
 
 def _reported(loader: DataLoader[_Seen]) -> Iterator[_Seen]:
-    """What the workers read; one that was killed, or cannot be started, is told in a sentence."""
+    """The pictures that the workers read; a ``Failure`` if a worker dies or cannot be started."""
     try:
         if loader.num_workers:
-            # Where not even a lock can be shared, the loader would leave itself half made.
+            # Fails early where locks cannot be shared, before the loader is partly constructed.
             multiprocessing.Lock()
         yield from loader
     except (RuntimeError, OSError) as error:
@@ -216,12 +217,11 @@ def _records(judge: Judge, seen: _Seen, keys: Sequence[Key], targets: tuple[int,
         for name, target, method in keys:
             yield Record(name, target, None if target is None else class_name(target), method, error=error)
         return
-    # One class at a time, so that the seconds are those of one.
+    # One class at a time, to measure the seconds of one.
     pairs = [(method, (target,)) for _, target, method in keys if target is not None]
     objects = {target: None if mask is None else torch.from_numpy(mask) for target, mask in seen.objects.items()}
     for outcome in judge.run(pairs, torch.from_numpy(seen.shown), objects, seen.name):
         (target,) = outcome.targets
-        # Whatever a method raises on one image, the others are still to be judged.
         if outcome.error is not None:
             release(outcome.error)
             if not _answers(judge.subject.device):
@@ -236,7 +236,7 @@ def _records(judge: Judge, seen: _Seen, keys: Sequence[Key], targets: tuple[int,
 
 
 def _answers(device: torch.device) -> bool:
-    """Whether the device still computes: after some errors a GPU does nothing more for this process."""
+    """Whether the device still computes; after some errors a GPU no longer does in this process."""
     try:
         return bool(torch.ones(1, device=device).add(1).item() == 2)
     except torch.OutOfMemoryError:
@@ -246,7 +246,7 @@ def _answers(device: torch.device) -> bool:
 
 
 def _numbers(judgement: Judgement) -> dict[str, Any]:
-    """What a record says of the judgement."""
+    """The judgement as fields of a record."""
     return {
         "confidence": _short(judgement.confidence),
         "values": {name: _short(value) for name, value in judgement.values.items()},
@@ -256,7 +256,7 @@ def _numbers(judgement: Judgement) -> dict[str, Any]:
 
 
 def _short(value: float) -> float:
-    """To six digits: the rest is rounding that differs between devices."""
+    """Six digits; further ones differ between devices by rounding."""
     return float(f"{value:.6g}")
 
 
@@ -265,21 +265,14 @@ def _thumbnail(attribution: Tensor) -> str:
     return base64.b64encode((small * 255).round().to(torch.uint8).cpu().numpy().tobytes()).decode()
 
 
-def _update_interval() -> float:
-    """Seconds: a bar that is not on a terminal is a line in a log for each update."""
-    return 0.5 if sys.stderr.isatty() else _SECONDS_BETWEEN_LINES
-
-
-# What the pictures are while the device computes. Arrays are sent through a pipe: tensors would need shared memory, of
-# which a container has 64 MB, and where it is full a worker neither sends its picture nor ends.
-
-
+# Workers send arrays, which go through a pipe. Tensors need shared memory: a container has 64 MB of it, and where it is
+# full, workers hang.
 Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """An image as the model sees it, and where it sees each target's objects; or why it cannot be read."""
+    """An image and the masks of its objects as the model sees them, or why it cannot be read."""
 
     name: str
     shown: Array | None
@@ -288,7 +281,7 @@ class _Seen:
 
 
 class _Pictures(Dataset[_Seen]):
-    """Read and preprocessed in a worker."""
+    """Pictures, read and preprocessed in a worker."""
 
     def __init__(self, data_set: DataSet, names: Sequence[str], preprocessing: Preprocessing) -> None:
         self.data_set = data_set
@@ -308,7 +301,7 @@ class _Pictures(Dataset[_Seen]):
                 for target, mask in sample.objects.items()
             }
         except Exception as error:
-            # An image that cannot be read must not end the worker, and with it the run.
+            # An image that cannot be read must not end the run.
             return _Seen(name, None, {}, one_line(error))
         arrays = {target: None if mask is None else mask.numpy() for target, mask in objects.items()}
         return _Seen(name, shown.numpy(), arrays)
@@ -317,7 +310,7 @@ class _Pictures(Dataset[_Seen]):
 def _missing(
     folder: Path, share: Mapping[str, tuple[int, ...] | Failure], method_names: Sequence[str], retry_failures: bool
 ) -> dict[str, list[Key]]:
-    """The keys of the records that there are not yet, by image; where memory ran out, there may be more now."""
+    """The keys of missing records, by image. Includes records of exhausted memory, which may suffice now."""
     done = {
         record.key
         for record in read_records(folder)

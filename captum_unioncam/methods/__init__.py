@@ -1,4 +1,4 @@
-"""Attribution methods by name, all called alike: this package's, Captum's, torchcam's, grad-cam's and the user's own.
+"""Attribution methods by name, with one interface: this package's, Captum's, torchcam's, grad-cam's and your own.
 
 Example::
 
@@ -8,9 +8,9 @@ Example::
     >>> methods.register("mine", lambda model, layer, settings: lambda images, labels, baselines: images.abs())
 
 A name is one of ``names()``, ``torchcam:NAME`` or ``grad_cam:NAME`` for a CAM class of those packages, or
-``package.module:function`` for a factory of the user's.
+``package.module:function`` for a factory of your own.
 
-``registry.py`` finds them, and ``adapters`` has a file for each package. Imports attr and what is below.
+``registry.py`` finds them; ``adapters`` has a file for each package. Imports attr and what is below it.
 """
 
 from captum_unioncam.methods.registry import create, describe, names, register

@@ -30,12 +30,12 @@ from captum_unioncam.system.plugins import load_entry_points
 
 
 class Method:
-    """A method by name for one model and layer, as :func:`create` makes it; called as ``Attribute`` says.
+    """A method for one model and layer, as :func:`create` makes it.
 
     Args:
         name (str): As given to ``create``.
-        model (torch.nn.Module): Runs in evaluation mode meanwhile, and is left as it was found.
-        run (Callable): The method, which may have ``each`` as well.
+        model (torch.nn.Module): Runs in evaluation mode, and is restored afterwards.
+        run (Callable): An ``Attribute``; its method ``each``, if any, explains several targets in one sweep.
     """
 
     def __init__(self, name: str, model: Module, run: Any) -> None:
@@ -43,7 +43,7 @@ class Method:
 
     @property
     def sweeps(self) -> bool:
-        """Whether several targets are explained in one sweep, as by this package's CAMs, which draw nothing."""
+        """Whether several targets are explained in one sweep, as by this package's methods."""
         return hasattr(self._run, "each")
 
     def __call__(self, inputs: Tensor, target: Tensor, baselines: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class Method:
         return maps if maps.shape[2:] == inputs.shape[2:] else up(maps, inputs.shape[2:])
 
     def each(self, inputs: Tensor, targets: Tensor, baselines: Tensor) -> list[Explained]:
-        """What the method says of several targets of each example; this package's CAMs do so in one sweep.
+        """Explains several targets of each example.
 
         Args:
             inputs (Tensor): (N, 3, H, W).
@@ -87,10 +87,9 @@ class Method:
 def create(name: str, model: Module, layer: Module, settings: MethodSettings | None = None) -> Method:
     """Makes the method of that name for a model and a layer.
 
-    The method runs the model in evaluation mode, and leaves model and inputs as it found them, after an exception too.
-    Its attributions are summed over their channels, their negative part, which speaks against the class, is cut, and
-    they are upsampled bilinearly to the inputs' size. What is random, by torch or by numpy, follows torch's global
-    generator.
+    The method runs the model in evaluation mode, and restores model and inputs, also after an exception. Attributions
+    are summed over their channels, clamped to 0 or more, and upsampled bilinearly to the inputs' size. Random numbers,
+    of torch and of NumPy, depend on torch's global generator.
 
     Args:
         name (str): One of ``names()``, "torchcam:NAME", "grad_cam:NAME" (upper case, "-" and "_" do not matter there),
@@ -124,12 +123,12 @@ def create(name: str, model: Module, layer: Module, settings: MethodSettings | N
 
 
 def names() -> list[str]:
-    """The names of this package's methods and Captum's, of the registered ones, and of other packages'."""
+    """The names of all methods: this package's, Captum's, the registered ones, and those of plugins."""
     return list(_known())
 
 
 def describe(name: str) -> str:
-    """What a method is, in a line: the first of its docstring, "" where it has none.
+    """The first line of the method's docstring, "" if it has none.
 
     Args:
         name (str): One of ``names()``.
@@ -138,16 +137,17 @@ def describe(name: str) -> str:
 
 
 def with_defaults(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as the method takes them: a CAM's own defaults for those that are None, and what a variant fixes."""
-    if name not in CAMS:
+    """The settings with a CAM's own defaults in place of None, and with the arguments that a variant fixes."""
+    method_class = _classes().get(name)
+    if method_class is None:
         return dict(settings)
-    own = {argument.name: argument.default for argument in options(CAMS[name].attribute)}
+    own = {argument.name: argument.default for argument in options(method_class.attribute)}
     taken = {key: own.get(key) if value is None else value for key, value in settings.items()}
-    return {**taken, **CAMS[name].variants.get(name, {})}
+    return {**taken, **method_class.variants.get(name, {})}
 
 
 def register(name: str, factory: Factory) -> None:
-    """Gives a method of the user's own a name, which ``create`` then knows.
+    """Adds a method of the user's own under a name for ``create``.
 
     Args:
         name (str): A new one, without ":".
@@ -172,7 +172,7 @@ def register(name: str, factory: Factory) -> None:
 
 
 PEERS = {"torchcam": TORCHCAM, "grad_cam": GRAD_CAM}
-"""Packages of CAM classes, by what stands in front of the colon."""
+"""Packages of CAM classes, by the prefix of their methods' names."""
 
 PEER_PACKAGES = tuple(peer.distribution for peer in PEERS.values())
 """Their names on PyPI."""
@@ -193,16 +193,16 @@ def _as_factory(found: Any) -> Factory:
 
 def _known() -> dict[str, Factory]:
     """Every method by name."""
-    # First: a class of another package is listed, with its variants, as it is loaded.
+    # First, since loading a class of another package adds it and its variants to CAMS.
     plugins = _plugins()
-    cams = {name: cam(cam_class, cam_class.variants.get(name, {})) for name, cam_class in CAMS.items()}
-    return {
-        **cams,
-        Rise.name: cam(Rise, {}),
-        **CAPTUM_METHODS,
-        **_registered,
-        **{name: plugins[name] for name in plugins if name not in cams},
-    }
+    classes = {name: cam(found, found.variants.get(name, {})) for name, found in _classes().items()}
+    others = {name: plugins[name] for name in plugins if name not in classes}
+    return {**classes, **CAPTUM_METHODS, **_registered, **others}
+
+
+def _classes() -> dict[str, type[CamAttribution[Any]] | type[Rise]]:
+    """The methods that are classes, of this package and of others."""
+    return {**CAMS, Rise.name: Rise}
 
 
 def _factory(name: str) -> Factory:
@@ -221,14 +221,13 @@ def _factory(name: str) -> Factory:
 
 def _is_ours(name: str) -> bool:
     """Whether the method is this package's or Captum's."""
-    return name in (*CAPTUM_METHODS, Rise.name) or (
-        name in CAMS and CAMS[name].__module__.startswith("captum_unioncam.")
-    )
+    found = _classes().get(name)
+    return name in CAPTUM_METHODS or (found is not None and found.__module__.startswith("captum_unioncam."))
 
 
 @contextmanager
 def _failing_as(name: str) -> Iterator[None]:
-    """Whatever others' methods raise is a ``Failure``; this package's and Captum's raise what they raise."""
+    """Turns any exception of other packages' methods into a ``Failure``."""
     try:
         yield
     except (Failure, WrongArgument):
@@ -253,10 +252,10 @@ def _check_shape(name: str, result: Any, inputs: Tensor) -> None:
 
 @contextmanager
 def _gradients_and_seeds() -> Iterator[None]:
-    """Enables gradients, and seeds NumPy's global generator, which Captum draws from, by torch's; restores both."""
+    """Enables gradients, and seeds NumPy's global generator, which Captum uses, from torch's. Restores both."""
     state = np.random.get_state()
     with torch.random.fork_rng(devices=[]):
-        # Not drawn from torch's own sequence, which the method continues.
+        # In a fork, so that the method's own random numbers do not change.
         np.random.seed(int(torch.randint(2**32, ())))
     try:
         with torch.enable_grad():

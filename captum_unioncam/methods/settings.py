@@ -1,4 +1,4 @@
-"""What every method is told, is given, and gives back."""
+"""The settings, arguments and results of methods."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from captum_unioncam.engine.confidence import ConfidenceFunction
 
 @dataclass(frozen=True)
 class MethodSettings:
-    """What methods can be told; each takes what it knows, and ignores the rest.
+    """Settings for any method, which ignores those it has no argument for.
 
     Args:
-        theta, channel_weights, max_channels, score_dtype: As ``LayerUnionCam.attribute`` takes them; for CAMs alone.
-            Default: None, the method's own
-        internal_batch_size (int or None): Batch size of the methods that run many forward passes. Default: None, the
-            method's own
-        confidence_fn (Callable or None): As ``LayerUnionCam`` takes it; for CAMs alone. Default: None, the method's own
+        theta, channel_weights, max_channels, score_dtype: As ``LayerUnionCam.attribute`` takes them; for this
+            package's methods only. Default: None, the method's own default
+        internal_batch_size (int or None): Batch size of methods that run many forward passes. Default: None, the
+            method's own default
+        confidence_fn (Callable or None): As ``LayerUnionCam`` takes it; for this package's methods only. Default:
+            None, the method's own default
         show_progress (bool): Show the progress of methods that run many forward passes. Default: False
     """
 
@@ -37,11 +38,11 @@ class MethodSettings:
 
 @dataclass(frozen=True)
 class Explained:
-    """What a method says of one target of each example.
+    """A method's result for one target of each example.
 
     Args:
-        attributions (Tensor): (N, C, h, w), of the method's own resolution.
-        details (Any): How they came about, such as ``UnionCamDetails``. Default: None, the method does not say
+        attributions (Tensor): (N, C, h, w), at the method's own resolution.
+        details (Any): Intermediate results, such as ``UnionCamDetails``. Default: None, the method has none
     """
 
     attributions: Tensor
@@ -49,7 +50,7 @@ class Explained:
 
 
 Attribute = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Inputs (N, 3, H, W), targets (N,) and baselines (1 or N, 3, H, W) to attributions (N, C, h, w)."""
+"""A function of inputs (N, 3, H, W), targets (N,) and baselines (1 or N, 3, H, W) to attributions (N, C, h, w)."""
 
 Factory = Callable[[Module, Module, MethodSettings], Attribute]
-"""A model, the layer to explain and the settings to a method for them."""
+"""A function of a model, the layer to explain and the settings; returns the method for them."""

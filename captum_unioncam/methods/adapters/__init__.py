@@ -1,1 +1,1 @@
-"""Other packages' attribution methods, called as this package's: a file for each package. Imports as methods does."""
+"""Adapters to other packages' attribution methods, one file each. Imports what methods may import."""

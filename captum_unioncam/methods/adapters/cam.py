@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -18,7 +17,7 @@ from captum_unioncam.system.documents import sections
 
 
 class CamMethod:
-    """A method with its arguments, which explains several targets of each example in one sweep.
+    """A method with its arguments. Explains several targets of each example in one sweep.
 
     Args:
         cam_class (type): A ``CamAttribution``, or ``Rise``, which takes no layer.
@@ -34,7 +33,7 @@ class CamMethod:
         layer: Module,
         settings: MethodSettings,
     ) -> None:
-        given = {field.name: getattr(settings, field.name) for field in fields(settings)}
+        given = vars(settings)
         where = (model,) if cam_class is Rise else (model, layer)
         self.cam = cam_class(*where, **_taken_by(cam_class, given))
         self._takes = set(inspect.signature(self.cam.attribute).parameters)
@@ -44,7 +43,7 @@ class CamMethod:
         return self.each(inputs, target.unsqueeze(1), baselines)[0].attributions
 
     def each(self, inputs: Tensor, targets: Tensor, baselines: Tensor) -> list[Explained]:
-        """What it says of each of the targets (N, T), with details where it has them."""
+        """Explains the targets (N, T), with details if the method has any."""
         if not self.cam.gives_details:
             stacked: Tensor = self.cam.attribute_targets(inputs, targets, **self._with(baselines))
             return [Explained(attributions) for attributions in stacked.unbind(1)]
@@ -57,13 +56,13 @@ class CamMethod:
 
 
 def _taken_by(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the settings that the function takes, without what is left to its own defaults."""
+    """The settings that the function has as parameters, without those that are None."""
     parameters = inspect.signature(function).parameters
     return {name: value for name, value in given.items() if name in parameters and value is not None}
 
 
 def cam(cam_class: type[CamAttribution[Any]] | type[Rise], fixed: Mapping[str, Any]) -> Factory:
-    """The factory of a CAM class, ``fixed`` being arguments of its ``attribute`` that no settings change."""
+    """The factory of a CAM class. Settings do not change the arguments of ``attribute`` in ``fixed``."""
     factory = partial(CamMethod, cam_class, fixed)
     with_arguments = "".join(f" With {argument}={value!r}." for argument, value in fixed.items())
     factory.__doc__ = sections(cam_class.__doc__)[""].partition("\n")[0] + with_arguments

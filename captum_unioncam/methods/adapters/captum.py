@@ -23,7 +23,7 @@ from torch.nn import Module
 from captum_unioncam.methods.adapters.in_place import without_in_place
 from captum_unioncam.methods.settings import Attribute, Factory, MethodSettings
 
-# Rows in a pass of Captum's methods that run many, unless the settings say otherwise.
+# Batch size of Captum's methods that run many passes, where the settings have none.
 _PASS_ROWS = 32
 
 
@@ -50,7 +50,7 @@ def _of_input(attribution: Any) -> Factory:
 
 
 def _integrated_gradients(model: Module, _layer: Module, settings: MethodSettings) -> Attribute:
-    """Captum\'s IntegratedGradients."""
+    """Captum's IntegratedGradients."""
     method = IntegratedGradients(model)
 
     def attribute(inputs: Tensor, target: Tensor, baselines: Tensor) -> Tensor:
@@ -63,11 +63,11 @@ def _integrated_gradients(model: Module, _layer: Module, settings: MethodSetting
 
 
 def _gradient_shap(model: Module, _layer: Module, _settings: MethodSettings) -> Attribute:
-    """Captum\'s GradientShap."""
+    """Captum's GradientShap."""
     method = GradientShap(model)
 
     def attribute(inputs: Tensor, target: Tensor, baselines: Tensor) -> Tensor:
-        # One by one, since Captum draws an example's baselines from those of all examples.
+        # One example at a time: Captum draws an example's baselines from those of the whole batch.
         each = zip(*(torch.split(rows, 1) for rows in (inputs, baselines.expand_as(inputs), target)), strict=True)
         return torch.cat([method.attribute(example, baseline, target=index) for example, baseline, index in each])
 
@@ -75,7 +75,7 @@ def _gradient_shap(model: Module, _layer: Module, _settings: MethodSettings) -> 
 
 
 def _occlusion(model: Module, _layer: Module, settings: MethodSettings) -> Attribute:
-    """Captum\'s Occlusion, by patches of a seventh of the image\'s sides."""
+    """Captum's Occlusion, by patches of a seventh of the image's sides."""
     method = Occlusion(model)
 
     def attribute(inputs: Tensor, target: Tensor, baselines: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Methods that cannot explain models whose modules write into their inputs."""
+"""Runs methods on models whose modules write into their inputs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from captum_unioncam.methods.settings import Attribute, Factory, MethodSettings
 
 
 def without_in_place(factory: Factory) -> Factory:
-    """The method, run on a model none of whose modules writes into its input, as ReLUs with ``inplace`` do.
+    """The method, with ``inplace`` switched off in the model's modules while it runs.
 
-    Captum cannot hook those, and what torchcam and grad-cam keep of a layer's output would be overwritten.
+    Captum cannot hook such modules, and torchcam and grad-cam keep the layer's output, which they would overwrite.
     """
 
     def factory_without(model: Module, layer: Module, settings: MethodSettings) -> Attribute:

@@ -1,4 +1,4 @@
-"""Other packages of CAM classes: what torchcam's and grad-cam's adapters share."""
+"""The shared part of the adapters to torchcam and grad-cam, packages of CAM classes."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from captum_unioncam.system.imports import suggestion
 
 @dataclass(frozen=True)
 class Peer:
-    """A package of CAM classes, each made of a model and a layer, and run example by example.
+    """A package of CAM classes, whose constructors take a model and a layer.
 
-    One example at a time, since some hold a mask or a masked input for every channel of the whole batch at once. The
-    hooks that they leave on the model are taken off by ``left_as_found``.
+    They are run one example at a time, since some hold a mask or a masked input for every channel of the whole batch.
+    ``left_as_found`` removes the hooks that they leave on the model.
     """
 
     distribution: str

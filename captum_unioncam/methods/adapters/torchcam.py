@@ -14,7 +14,7 @@ from captum_unioncam.methods.settings import Attribute, MethodSettings
 
 def _torchcam(cam_class: Any, model: Module, layer: Module, settings: MethodSettings) -> Attribute:
     linear = [module for module in model.modules() if isinstance(module, Linear)]
-    # CAM's weights are those of the only fully connected layer; torchcam finds it as well, and logs so for each call.
+    # CAM takes the weights of the only fully connected layer. torchcam finds it too, but logs it at each call.
     arguments = {"fc_layer": linear[0]} if cam_class.__name__ == "CAM" and len(linear) == 1 else {}
 
     def attribute(inputs: Tensor, target: Tensor, _baselines: Tensor) -> Tensor:
