@@ -3,6 +3,8 @@ import torch
 from torch import nn
 
 from captum_unioncam import LayerUnionCam, find_spatial_layer
+from captum_unioncam.attr.find_layer import spatial_layers
+from captum_unioncam.engine.layouts.with_maps import WithMaps
 from tests.networks import SIZES, PooledNet, TinyNet, tiny_inputs
 
 
@@ -85,3 +87,24 @@ def test_a_model_without_space_is_refused():
     net = nn.Sequential(nn.Flatten(), nn.Linear(96, 3)).double()
     with pytest.raises(ValueError, match=r"no layer has an output of shape \(N, K, \*spatial\)"):
         find_spatial_layer(net, tiny_inputs())
+
+
+def test_a_model_that_tells_nothing_of_gradients():
+    net = TinyNet()
+
+    class Detached(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            return self.net(x).detach()
+
+    assert find_spatial_layer(Detached(), tiny_inputs()) == ("net.features", net.features)
+
+
+def test_what_was_put_around_a_layer_is_not_found():
+    net = nn.Sequential(nn.Conv2d(2, 5, 3), nn.Flatten(), nn.Linear(120, 4)).double()
+    net[0] = WithMaps(net[0], lambda output: output)
+    assert find_spatial_layer(net, tiny_inputs()) == ("0", net[0])
+    assert list(spatial_layers(net, tiny_inputs())) == ["0"]

@@ -196,3 +196,29 @@ def test_heads_are_what_they_look_like():
     q, k, v = heads.qkv(t).reshape(2, 5, 3, 2, 8).permute(2, 0, 3, 1, 4)
     expected = F.scaled_dot_product_attention(q, k, v, scale=1.0).transpose(1, 2).flatten(2)
     assert torch.allclose(heads(t), heads.out(expected), atol=1e-5)
+
+
+def test_positions_of_a_signal_that_are_added_are_no_map():
+    """They do not answer at all."""
+
+    class Signal(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.convolution, self.positions, self.head = nn.Conv1d(2, 6, 3, padding=1), nn.Identity(), nn.Linear(6, 4)
+            self.table = nn.Parameter(torch.randn(1, 6, 12))
+
+        def forward(self, x):
+            x = self.convolution(x)
+            return self.head((x * self.positions(self.table.expand(x.shape))).mean(2))
+
+    assert find_spatial_layer(Signal(), torch.rand(3, 2, 12))[0] == "convolution"
+
+
+def test_what_a_linear_layer_makes_is_no_map_at_two_positions_either():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 6, 3), nn.Flatten(), nn.Linear(840, 24), nn.Unflatten(1, (6, 2, 2)), nn.Flatten()),
+        nn.Linear(24, 4),
+    )
+    assert find_spatial_layer(net, torch.rand(2, 3, 16, 12))[0] == "0"

@@ -335,3 +335,47 @@ def test_an_argument_that_happens_to_have_a_row_an_example_is_refused():
         ):
             with pytest.raises(ValueError, match=r"^additional_forward_args: number 0 .*by a closure"):
                 call()
+
+
+def doubled(x):
+    return 2 * x
+
+
+def through_others(x):
+    return torch.from_numpy(x.detach().cpu().__array__())
+
+
+class CallingAFunction(TinyNet):
+    def forward(self, x):
+        return super().forward(doubled(x))
+
+
+class CallingNumPy(TinyNet):
+    def forward(self, x):
+        return super().forward(x * float(np.pi))
+
+
+class CallingWhatReads(TinyNet):
+    def forward(self, x):
+        return super().forward(through_others(x))
+
+
+def test_functions_that_a_model_calls_are_looked_into():
+    assert takes_any_format(CallingAFunction())
+    assert not takes_any_format(CallingNumPy())
+    assert not takes_any_format(CallingWhatReads())
+
+
+def test_masks_are_chosen_by_numbers_on_the_inputs_own_device():
+    """Inputs on several devices, all of which take the mask."""
+    devices = PretendedDevices()
+    inputs = devices.put(tiny_inputs(), "cuda:0"), tiny_inputs()
+
+    def forward(x, y):
+        return x.mean((2, 3)).square() + y.to(x.device).mean((2, 3))
+
+    maps = torch.rand(3, 4, 4, 3, generator=torch.Generator().manual_seed(0)).double()
+    with devices.active():
+        made = MaskedScorer(forward, inputs, None, [1], None).confidences(maps)
+    expected = MaskedScorer(forward, (tiny_inputs(), tiny_inputs()), None, [1], None)
+    assert torch.allclose(made, expected.confidences(maps), rtol=0, atol=1e-12)

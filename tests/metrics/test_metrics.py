@@ -377,3 +377,14 @@ def test_curves_of_integer_pictures(model, images, curve):
 
     area = curve(of_integers, pictures, attributions, TARGETS, baselines=0, steps=6)
     assert same(area, curve(model, pictures.double() / 255, attributions, TARGETS, baselines=0, steps=6))
+
+
+def test_the_attribution_that_masks_may_come_behind_one_that_does_not(images):
+    model, number = TwoInputs(), torch.tensor([[1.0], [0.5], [2.0]]).double()
+
+    def number_first(number, one, other):
+        return model(one, number, other)
+
+    attr = maps()
+    found = metrics.confidence_drop(number_first, (number, images, images), (number, attr, attr), TARGETS)
+    assert same(found, metrics.confidence_drop(model, (images, number, images), (attr, number, attr), TARGETS))

@@ -294,3 +294,10 @@ def test_other_packages_add_metrics_and_a_broken_one_is_a_warning(packages):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert [each.name for each in find_metrics(["added"])] == ["added"]
+
+
+def test_what_is_shown_in_percent_is_the_value_times_100():
+    shown = {each.name: each.scale for each in all_metrics().values() if each.name in ("drop", "increase", "energy")}
+    assert shown == {"drop": 100, "increase": 100, "energy": 100}
+    for each in find_metrics(["drop", "increase", "insertion", "deletion", "pointing", "energy"]):
+        assert (each.scale, each.form) == ((100, ".1f") if "(%)" in each.title else (1, ".3f"))
