@@ -6,14 +6,15 @@ import torch
 from torch import Tensor
 
 from captum_unioncam.attr.base import LayerT, PerturbationCam
-from captum_unioncam.engine.checks import check_positive, described
+from captum_unioncam.engine.checks import described
+from captum_unioncam.engine.representatives import REPRESENTATIVES, check_channel_selection
 from captum_unioncam.engine.scoring import TargetPasses
 
 CHANNEL_WEIGHTS = ("score", "softmax")
 
 
 def region_weights(scores: Tensor, scored: Tensor, channel_weights: str) -> Tensor:
-    """``w_k`` (N, K): the scores as they are, or their softmax over the scored channels; 0 for the others.
+    """``w_k`` (N, K): the scores as they are, or their softmax over the channels that have one; 0 for the others.
 
     Score-CAM's equation subtracts the baseline's score before the softmax, which changes nothing: it is the same for
     every channel.
@@ -24,12 +25,12 @@ def region_weights(scores: Tensor, scored: Tensor, channel_weights: str) -> Tens
     return weights.masked_fill(~scored, 0)
 
 
-def check_region_settings(channel_weights: str, max_channels: int | None) -> None:
-    """Raises ``ValueError`` for unknown ``channel_weights``, or ``max_channels`` below 1."""
+def check_region_settings(channel_weights: str, max_channels: int | None, channel_selection: str) -> None:
+    """Raises ``ValueError`` for unknown ``channel_weights`` or ``channel_selection``, or ``max_channels`` below 1."""
     if not isinstance(channel_weights, str) or channel_weights not in CHANNEL_WEIGHTS:
         known = ", ".join(map(repr, CHANNEL_WEIGHTS))
         raise ValueError(f"channel_weights: got {described(channel_weights)}; give one of {known}.")
-    check_positive("max_channels", max_channels)
+    check_channel_selection(max_channels, channel_selection)
 
 
 class LayerScoreCam(PerturbationCam[LayerT]):
@@ -51,8 +52,8 @@ class LayerScoreCam(PerturbationCam[LayerT]):
     name = "score_cam"
     relu = True
 
-    def check(self, channel_weights: str, max_channels: int | None) -> None:
-        check_region_settings(channel_weights, max_channels)
+    def check(self, channel_weights: str, max_channels: int | None, channel_selection: str) -> None:
+        check_region_settings(channel_weights, max_channels, channel_selection)
 
     def weights(
         self,
@@ -61,21 +62,27 @@ class LayerScoreCam(PerturbationCam[LayerT]):
         *,
         channel_weights: str = "score",
         max_channels: int | None = None,
+        channel_selection: str = REPRESENTATIVES,
     ) -> Tensor:
         """
         Args:
             channel_weights (str): "score" weights each channel by its confidence, "softmax" by the softmax of the raw
                 target outputs. Default: "score", the paper's
-            max_channels (int or None): Score only so many live channels, those of largest standard deviation over
-                space. Default: None, all
+            max_channels (int or None): Run at most so many channels' passes an example. Default: None, one for each
+                channel that is not constant
+            channel_selection (str): Which channels are scored, where ``max_channels`` are fewer. "representatives"
+                groups the channels by their masks, and each gets the score of its group's representative: 32 passes
+                give nearly the full map. "deviation" scores those of largest standard deviation over space; the others
+                get weight 0. Default: "representatives"
 
         Raises:
-            ValueError: An unknown ``channel_weights``, ``max_channels`` below 1.
+            ValueError: An unknown ``channel_weights`` or ``channel_selection``, ``max_channels`` below 1.
 
         Examples::
 
             >>> score_cam = LayerScoreCam(model, model.features[28])
             >>> attr = score_cam.attribute(images, target=3)  # (N, 1, 14, 14)
         """
-        scores, scored = passes.channel_scores(activations, max_channels, raw=channel_weights == "softmax")
-        return region_weights(scores, scored, channel_weights)
+        raw = channel_weights == "softmax"
+        scores, representatives = passes.channel_scores(activations, max_channels, channel_selection, raw=raw)
+        return region_weights(scores, representatives >= 0, channel_weights)

@@ -14,6 +14,7 @@ from captum_unioncam.attr.denoised_grad_cam import LayerDenoisedGradCam, check_t
 from captum_unioncam.attr.find_layer import Layer
 from captum_unioncam.attr.score_cam import LayerScoreCam, check_region_settings, region_weights
 from captum_unioncam.engine.maps import clipped, divide_or_zero, minmax, spatial_range, weighted
+from captum_unioncam.engine.representatives import REPRESENTATIVES, scored_channels
 from captum_unioncam.engine.scoring import TargetPasses
 
 _Without = Literal[False]
@@ -36,6 +37,8 @@ class UnionCamDetails(CamDetails):
         union_selected (Tensor): Whether the attribution is the union map, and not the region map; (N,), bool.
         channel_scores (Tensor): The score of the input seen through each channel, (N, K): class confidences, or raw
             target outputs with ``channel_weights="softmax"``; 0 where the channel was not scored.
+        representatives (Tensor): The channel whose score each channel was weighted by, (N, K), int64: itself where it
+            was scored, -1 for one of weight 0.
         forward_passes (Tensor): Masked forward passes run for the example: its scored channels and the four
             confidences; (N,), int64, also where the details are of several targets.
     """
@@ -49,6 +52,7 @@ class UnionCamDetails(CamDetails):
     union_confidence: Tensor
     union_selected: Tensor
     channel_scores: Tensor
+    representatives: Tensor
     forward_passes: Tensor
 
     @property
@@ -91,9 +95,10 @@ def select(union_selected: Tensor, union_map: Tensor, region_map: Tensor) -> Ten
 
 
 def unite_and_select(
-    passes: TargetPasses, denoised_sum: Tensor, region_sum: Tensor, scores: Tensor, scored: Tensor
+    passes: TargetPasses, denoised_sum: Tensor, region_sum: Tensor, scores: Tensor, representatives: Tensor
 ) -> UnionCamDetails:
     """AMU and AMS, Eq. 4-8, of ``L_D`` and ``L_R``, both (N, 1, *spatial)."""
+    scored = scored_channels(representatives)
     denoised_map, region_map = minmax(denoised_sum), minmax(region_sum)
     # The baseline is what a mask of zeros shows.
     masks = torch.cat([torch.zeros_like(denoised_map), denoised_map, region_map], dim=1)
@@ -109,7 +114,8 @@ def unite_and_select(
         region_confidence=region,
         union_confidence=united,
         union_selected=united - baseline > region - baseline,
-        channel_scores=scores,
+        channel_scores=scores.masked_fill(~scored, 0),
+        representatives=representatives,
         forward_passes=scored.sum(1) + CONFIDENCE_PASSES,
     )
 
@@ -178,9 +184,9 @@ class LayerUnionCam(GradientCam[LayerT], PerturbationCam[LayerT]):
 
         def attribute(self, *args: Any, **options: Any) -> Any: ...
 
-    def check(self, theta: float, channel_weights: str, max_channels: int | None) -> None:
+    def check(self, theta: float, channel_weights: str, max_channels: int | None, channel_selection: str) -> None:
         check_theta(theta)
-        check_region_settings(channel_weights, max_channels)
+        check_region_settings(channel_weights, max_channels, channel_selection)
 
     def cam(
         self,
@@ -192,6 +198,7 @@ class LayerUnionCam(GradientCam[LayerT], PerturbationCam[LayerT]):
         theta: float = 10.0,
         channel_weights: str = "score",
         max_channels: int | None = None,
+        channel_selection: str = REPRESENTATIVES,
     ) -> CamResult:
         """
         Args:
@@ -205,11 +212,12 @@ class LayerUnionCam(GradientCam[LayerT], PerturbationCam[LayerT]):
             >>> attr = union_cam.attribute(images, target=labels)  # (N, 1, 14, 14)
             >>> heat = LayerAttribution.interpolate(attr, images.shape[2:], "bilinear")
         """
-        scores, scored = passes.channel_scores(activations, max_channels, raw=channel_weights == "softmax")
-        region = clipped(weighted(region_weights(scores, scored, channel_weights), activations))
+        raw = channel_weights == "softmax"
+        scores, representatives = passes.channel_scores(activations, max_channels, channel_selection, raw=raw)
+        region = clipped(weighted(region_weights(scores, representatives >= 0, channel_weights), activations))
         denoised = denoised_terms(gradients, activations, theta)
         denoised_sum, region_sum = (terms.sum(1, keepdim=True) for terms in (denoised, region))
-        details = unite_and_select(passes, denoised_sum, region_sum, scores, scored)
+        details = unite_and_select(passes, denoised_sum, region_sum, scores, representatives)
         if summed:
             return select(details.union_selected, details.union_map, details.region_map), details
         return selected_terms(details, denoised, region), details

@@ -25,10 +25,11 @@ from captum_unioncam.engine.confidence import (
     DefaultConfidence,
     confidences_by,
 )
-from captum_unioncam.engine.maps import full_precision, spatial_range
+from captum_unioncam.engine.maps import full_precision
 from captum_unioncam.engine.model_state import modules_behind
 from captum_unioncam.engine.outputs import Outputs
 from captum_unioncam.engine.perturbations import Chunk, Masks, Placed, Queue, check_dense, check_maskable, masked_as
+from captum_unioncam.engine.representatives import REPRESENTATIVES, channel_representatives, scored_channels
 from captum_unioncam.engine.rows import check_model_rows, check_rows_of_arguments, takes_any_format
 from captum_unioncam.engine.tuning import PassTuner, WrongRows, fixed_rows
 
@@ -153,26 +154,35 @@ class MaskedScorer:
         return TargetPasses(self, t)
 
     def channel_scores(
-        self, activations: Tensor, max_channels: int | None = None, *, raw: bool = False
+        self,
+        activations: Tensor,
+        max_channels: int | None = None,
+        channel_selection: str = REPRESENTATIVES,
+        *,
+        raw: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Score of each input under each of its channels, for every target: one sweep serves them all, and is kept.
 
         Args:
             activations (Tensor): (N, K, *spatial).
-            max_channels (int or None): Score only so many, as :func:`channels_to_score` chooses them. Default: None
+            max_channels (int or None): Run at most so many passes an example. Default: None, one a live channel
+            channel_selection (str): How they are chosen, as :func:`channel_representatives` does.
+                Default: "representatives"
             raw (bool): The raw target output in place of its confidence. Default: False
 
         Returns:
-            *tuple[Tensor, Tensor]*: Scores (T, N, K), 0 where not scored, and which were scored (N, K), bool.
+            *tuple[Tensor, Tensor]*: Scores (T, N, K), each channel's own or its representative's, 0 where it has none;
+            and the channel that was scored in its place, -1 for none, (N, K), int64.
 
         Raises:
             ValueError: As ``confidences``.
         """
-        key = (id(activations), max_channels, raw)
+        key = (id(activations), max_channels, channel_selection, raw)
         if key not in self._sweeps:
-            scored = channels_to_score(activations, max_channels)
+            representatives = channel_representatives(activations, max_channels, channel_selection)
+            own = self.sweep(activations, scored_channels(representatives), raw)
             # The activations are kept as well, so that no others get their number.
-            self._sweeps[key] = activations, self.sweep(activations, scored, raw), scored
+            self._sweeps[key] = activations, _spread(own, representatives), representatives
         return self._sweeps[key][1:]
 
     def sweep(self, activations: Tensor, scored: Tensor, raw: bool = False) -> Tensor:
@@ -357,24 +367,22 @@ class TargetPasses:
         return self.scorer.confidences(maps, self.target)
 
     def channel_scores(
-        self, activations: Tensor, max_channels: int | None = None, *, raw: bool = False
+        self,
+        activations: Tensor,
+        max_channels: int | None = None,
+        channel_selection: str = REPRESENTATIVES,
+        *,
+        raw: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """As ``MaskedScorer.channel_scores``, of this target: both (N, K)."""
-        scores, scored = self.scorer.channel_scores(activations, max_channels, raw=raw)
-        return scores[self.target], scored
+        scores, representatives = self.scorer.channel_scores(activations, max_channels, channel_selection, raw=raw)
+        return scores[self.target], representatives
 
 
-def channels_to_score(activations: Tensor, max_channels: int | None) -> Tensor:
-    """Which channels (N, K) get a masked pass: the live ones, or the ``max_channels`` of them that vary most.
-
-    A channel that is constant over space has no mask. Variation is the standard deviation over space.
-    """
-    live = spatial_range(activations).flatten(1) > 0
-    if max_channels is None or max_channels >= live.shape[1]:
-        return live
-    deviation = activations.flatten(2).std(-1).masked_fill(~live, -1)
-    kept = torch.zeros_like(live).scatter(1, deviation.topk(max_channels).indices, True)
-    return live & kept
+def _spread(own: Tensor, representatives: Tensor) -> Tensor:
+    """Each channel's representative's score (T, N, K), 0 where it has none."""
+    scores = own.take_along_dim(representatives.clamp(min=0).unsqueeze(0), 2)
+    return scores.masked_fill(representatives < 0, 0)
 
 
 def _as_rows(target: TargetType, device: torch.device) -> TargetType:

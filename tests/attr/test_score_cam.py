@@ -4,7 +4,6 @@ from torch import nn
 
 from captum_unioncam import LayerScoreCam
 from captum_unioncam.attr.score_cam import region_weights
-from captum_unioncam.engine.scoring import channels_to_score
 from captum_unioncam.testing import Traits
 from tests.attr import reference as loops
 from tests.networks import CHANNELS, TinyNet, same, tiny_inputs
@@ -46,21 +45,13 @@ def test_terms_are_zero_where_the_sum_is_clipped():
     assert same(positive, terms.relu())
 
 
-def test_max_channels_keeps_the_live_channels_that_vary_most():
-    activations = torch.zeros(2, 4, 3)
-    activations[0, :, 0] = torch.tensor([1.0, 3.0, 0.0, 2.0])
-    activations[1, :, 1] = torch.tensor([0.0, 0.0, 5.0, 0.0])
-    assert channels_to_score(activations, None).tolist() == [[True, True, False, True], [False, False, True, False]]
-    assert channels_to_score(activations, 2).tolist() == [[False, True, False, True], [False, False, True, False]]
-    assert channels_to_score(activations, 4).equal(channels_to_score(activations, None))
-
-
-def test_max_channels_weighs_the_others_zero():
+def test_channels_selected_by_deviation_leave_the_others_without_weight():
     net, inputs = TinyNet(activation=nn.SiLU()), tiny_inputs()
     score_cam = LayerScoreCam(net, net.features)
     every = score_cam.attribute(inputs, 0, attr_dim_summation=False)
-    kept = channels_to_score(net.features(inputs), 2)
-    terms = score_cam.attribute(inputs, 0, attr_dim_summation=False, max_channels=2)
+    deviation = net.features(inputs).flatten(2).std(-1)
+    kept = deviation >= deviation.sort(1, descending=True).values[:, 1:2]
+    terms = score_cam.attribute(inputs, 0, attr_dim_summation=False, max_channels=2, channel_selection="deviation")
     assert kept.sum(1).tolist() == [2, 2, 2]
     assert (terms[~kept] == 0).all()
     assert (terms[kept].flatten(1).abs().sum(1) > 0).all()

@@ -220,6 +220,7 @@ def test_confidences_that_are_not_finite_are_named():
         ("theta", "10"),
         ("channel_weights", "sum"),
         ("max_channels", 0),
+        ("channel_selection", "all"),
         ("internal_batch_size", -3),
         ("internal_batch_size", 2.5),
         ("internal_batch_size", True),

@@ -41,6 +41,7 @@ def explanation(photo, union_selected):
         union_confidence=torch.tensor([0.64]),
         union_selected=torch.tensor([union_selected]),
         channel_scores=torch.zeros(1, 3),
+        representatives=torch.arange(3).unsqueeze(0),
         forward_passes=torch.tensor([7]),
     )
     selected = maps[2] if union_selected else maps[1]
