@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from captum_unioncam.attr.grad_plus_plus_score_cam import LayerGradPlusPlusScoreCam
     from captum_unioncam.attr.group_cam import LayerGroupCam
     from captum_unioncam.attr.hires_cam import LayerHiResCam
+    from captum_unioncam.attr.integrated_grad_cam import LayerIntegratedGradCam
     from captum_unioncam.attr.is_cam import LayerISCam
     from captum_unioncam.attr.layer_cam import LayerLayerCam
     from captum_unioncam.attr.recipro_cam import LayerReciproCam
     from captum_unioncam.attr.rise import Rise
     from captum_unioncam.attr.score_cam import LayerScoreCam
+    from captum_unioncam.attr.smooth_grad_cam_plus_plus import LayerSmoothGradCamPlusPlus
     from captum_unioncam.attr.ss_cam import LayerSSCam
     from captum_unioncam.attr.union_cam import LayerUnionCam, UnionCamDetails
     from captum_unioncam.attr.upsampled import UpsampledAttribution
@@ -39,11 +41,13 @@ _HOMES = {
     "LayerGroupCam": "attr.group_cam",
     "LayerHiResCam": "attr.hires_cam",
     "LayerISCam": "attr.is_cam",
+    "LayerIntegratedGradCam": "attr.integrated_grad_cam",
     "LayerLayerCam": "attr.layer_cam",
     "LayerLinearCam": "attr.cam",
     "LayerReciproCam": "attr.recipro_cam",
     "LayerSSCam": "attr.ss_cam",
     "LayerScoreCam": "attr.score_cam",
+    "LayerSmoothGradCamPlusPlus": "attr.smooth_grad_cam_plus_plus",
     "LayerUnionCam": "attr.union_cam",
     "LayerXGradCam": "attr.x_grad_cam",
     "Rise": "attr.rise",
@@ -63,11 +67,13 @@ __all__ = [
     "LayerGroupCam",
     "LayerHiResCam",
     "LayerISCam",
+    "LayerIntegratedGradCam",
     "LayerLayerCam",
     "LayerLinearCam",
     "LayerReciproCam",
     "LayerSSCam",
     "LayerScoreCam",
+    "LayerSmoothGradCamPlusPlus",
     "LayerUnionCam",
     "LayerXGradCam",
     "Rise",

@@ -30,6 +30,7 @@ from captum_unioncam.engine._captum import (
 from captum_unioncam.engine.capture import LayerCall
 from captum_unioncam.engine.checks import check_function, check_inputs, check_layer
 from captum_unioncam.engine.confidence import ConfidenceFunction
+from captum_unioncam.engine.copies import CopyPasses, GradientCopies
 from captum_unioncam.engine.layouts.base import ReshapeTransform
 from captum_unioncam.engine.maps import clipped, weighted
 from captum_unioncam.engine.model_state import evaluation_mode
@@ -90,6 +91,8 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
     """More names under which the method is listed, each with the arguments of ``attribute`` that it stands for."""
     relu: ClassVar[bool] = False
     """Whether the map is the ReLU of the sum."""
+    has_terms: ClassVar[bool] = True
+    """Whether the map is a sum over the channels, so that there is something to return without the sum."""
     made_of: ClassVar[tuple[type[CamAttribution[Any]], ...]] = ()
     """Methods whose arguments this one has, and which document them."""
     gives_details: ClassVar[bool] = False
@@ -279,6 +282,9 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
     def check(self, *args: Any, **kwargs: Any) -> None:
         """Raises ``ValueError`` for arguments of the method's own that it cannot take, before any forward pass."""
 
+    def check_for(self, *args: Any, **kwargs: Any) -> None:
+        """Raises ``ValueError`` for arguments of the method's own that do not fit ``inputs``, before any pass."""
+
     def weights(self, *args: Any, **kwargs: Any) -> Tensor:
         """The channels' weights (N, K), of a method whose terms are these times the activations."""
         raise NotImplementedError(f"{type(self).__name__}: define weights, terms or cam.")
@@ -311,8 +317,11 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
         """The template: each layer output explained for each target, in the form in which Captum returns it."""
         own, of_passes, of_capture = (_taken(f, options) for f in (self._equations(), self._passes, self._captured))
         self.check(**own)
-        own["summed"] = attr_dim_summation
+        if not attr_dim_summation and not self.has_terms:
+            raise ValueError(f"attr_dim_summation: {self.get_name()} has no terms by channel; leave it True.")
         tensors = check_inputs(format_tensor_into_tuples(inputs))
+        self.check_for(inputs=tensors, **own)
+        own["summed"] = attr_dim_summation
         outputs = Outputs(targets, tensors[0].shape[0], argument)
         functions = evaluation_mode(self.forward_func, getattr(self, "score_func", None))
         with functions as (forward_func, score_func), torch.no_grad():
@@ -340,7 +349,7 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
         """What the equations get to run passes with, for each target."""
         return [{} for _ in targets]
 
-    def _captured(self, call: LayerCall, targets: Sequence[TargetType]) -> list[list[list[dict[str, Tensor]]]]:
+    def _captured(self, call: LayerCall, targets: Sequence[TargetType]) -> list[list[list[dict[str, Any]]]]:
         """What the equations get of each layer, each of its outputs, and each target."""
         return [[[{"activations": a}] * len(targets) for a in of_layer] for of_layer in call.activations()]
 
@@ -353,9 +362,12 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
 class GradientCam(CamAttribution[LayerT], GradientAttribution):
     """A method whose equations get ``activations`` and ``gradients``, both (N, K, *spatial)."""
 
+    at_copies: ClassVar[bool] = False
+    """Whether the equations get ``copies`` in place of ``gradients``, to run passes with altered inputs."""
+
     def _captured(
         self, call: LayerCall, targets: Sequence[TargetType], grad_kwargs: dict[str, Any] | None = None
-    ) -> list[list[list[dict[str, Tensor]]]]:
+    ) -> list[list[list[dict[str, Any]]]]:
         """
         Args:
             grad_kwargs (dict or None): Further arguments of ``torch.autograd.grad``. Default: None
@@ -363,6 +375,15 @@ class GradientCam(CamAttribution[LayerT], GradientAttribution):
         Raises:
             ValueError: Gradients that are not finite.
         """
+        if self.at_copies:
+            copies = GradientCopies(call, targets, grad_kwargs)
+            return [
+                [
+                    [{"activations": a, "copies": CopyPasses(copies, layer, output, t)} for t in range(len(targets))]
+                    for output, a in enumerate(of_layer)
+                ]
+                for layer, of_layer in enumerate(call.activations())
+            ]
         gradients, activations = call.gradients_and_activations(targets, grad_kwargs)
         return [
             [

@@ -83,7 +83,7 @@ class LayerLinearCam(CamAttribution[LayerT]):
             )
         return class_weights.to(activations)
 
-    def _captured(self, call: LayerCall, targets: Sequence[TargetType]) -> list[list[list[dict[str, Tensor]]]]:
+    def _captured(self, call: LayerCall, targets: Sequence[TargetType]) -> list[list[list[dict[str, Any]]]]:
         captured = super()._captured(call, targets)
         weights = linear_weights(self.fc, call.forward_func)
         rows = [weights[class_numbers(len(weights), target, call.outputs).to(weights.device)] for target in targets]
