@@ -68,6 +68,25 @@ def check_positive(name: str, value: int | None) -> None:
         raise ValueError(f"{name}: got {described(value)}; give a whole number of at least 1, or None.")
 
 
+def check_count(name: str, value: int) -> None:
+    """Raises ``ValueError`` unless ``value`` is a whole number of at least 1."""
+    if value is None:
+        raise ValueError(f"{name}: got None; give a whole number of at least 1.")
+    check_positive(name, value)
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raises ``ValueError`` unless ``value`` is one of the ``choices``."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name}: got {described(value)}; give one of {', '.join(map(repr, choices))}.")
+
+
+def check_generator(generator: Any) -> None:
+    """Raises ``TypeError`` unless ``generator`` is a ``torch.Generator`` or None."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator: got {described(generator)}; give a torch.Generator, or None.")
+
+
 def check_number(name: str, value: Any, least: float, most: float, what: str) -> None:
     """Raises ``ValueError`` unless ``value`` is a real number from ``least`` to ``most``; ``what`` would do."""
     if not isinstance(value, Real) or isinstance(value, bool) or not least <= float(value) <= most:

@@ -31,7 +31,9 @@ OWN = {
     "hires_cam": lambda net, x, t, b: captum_unioncam.LayerHiResCam(net, net.features).attribute(x, t),
     "eigen_cam": lambda net, x, t, b: captum_unioncam.LayerEigenCam(net, net.features).attribute(x, t),
     "cam": lambda net, x, t, b: captum_unioncam.LayerLinearCam(net, net.features).attribute(x, t),
-    "smooth_grad_cam_plus_plus": lambda net, x, t, b: captum_unioncam.LayerSmoothGradCamPlusPlus(net, net.features).attribute(x, t),
+    "smooth_grad_cam_plus_plus": lambda net, x, t, b: captum_unioncam.LayerSmoothGradCamPlusPlus(
+        net, net.features
+    ).attribute(x, t),
     "integrated_grad_cam": lambda net, x, t, b: captum_unioncam.LayerIntegratedGradCam(net, net.features).attribute(
         x, t, baselines=b
     ),
