@@ -9,6 +9,17 @@ from captum_unioncam.attr.base import GradientCam, LayerT
 from captum_unioncam.engine.maps import divide_unless_zero, spatial_dims
 
 
+def grad_cam_plus_plus_weights(activations: Tensor, gradients: Tensor, normalize_alpha: bool) -> Tensor:
+    """``w_k`` (N, K), of activations and gradients (N, K, *spatial)."""
+    dims = spatial_dims(activations)
+    denominator = 2 + gradients * activations.sum(dims, keepdim=True)
+    alpha = torch.where(gradients > 0, divide_unless_zero(torch.ones_like(gradients), denominator), 0.0)
+    if normalize_alpha:
+        total = alpha.sum(dims, keepdim=True)
+        alpha = alpha / total.where(total != 0, 1.0)
+    return (alpha * gradients.relu()).sum(dims)
+
+
 class LayerGradCamPlusPlus(GradientCam[LayerT]):
     r"""
     Grad-CAM++: a channel's weight is the sum of its positive gradients, each with a coefficient.
@@ -49,10 +60,4 @@ class LayerGradCamPlusPlus(GradientCam[LayerT]):
             >>> grad_cam_plus_plus = LayerGradCamPlusPlus(model, model.features[29])
             >>> attr = grad_cam_plus_plus.attribute(images, target=3)  # (N, 1, 14, 14)
         """
-        dims = spatial_dims(activations)
-        denominator = 2 + gradients * activations.sum(dims, keepdim=True)
-        alpha = torch.where(gradients > 0, divide_unless_zero(torch.ones_like(gradients), denominator), 0.0)
-        if normalize_alpha:
-            total = alpha.sum(dims, keepdim=True)
-            alpha = alpha / total.where(total != 0, 1.0)
-        return (alpha * gradients.relu()).sum(dims)
+        return grad_cam_plus_plus_weights(activations, gradients, normalize_alpha)

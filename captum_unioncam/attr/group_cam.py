@@ -10,8 +10,8 @@ from torch import Tensor
 from captum_unioncam.attr.base import GradientCam, LayerT, PerturbationCam
 from captum_unioncam.engine._captum import BaselineType
 from captum_unioncam.engine.blur import blurred
-from captum_unioncam.engine.checks import check_finite, check_number, check_positive
-from captum_unioncam.engine.maps import spatial_range, weighted
+from captum_unioncam.engine.checks import check_count, check_finite, check_number
+from captum_unioncam.engine.maps import weighted
 from captum_unioncam.engine.scoring import TargetPasses
 
 BLUR_PIXELS, BLUR_SIGMA = 51, 50.0
@@ -34,18 +34,16 @@ class LayerGroupCam(GradientCam[LayerT], PerturbationCam[LayerT]):
     https://arxiv.org/abs/2103.13859, as in its published code; the abstract's denoising is gone from that, and is
     ``denoise_percentile`` here). A group whose map is constant gets weight 0.
 
-    It takes a forward and a backward pass, and ``groups + 1`` masked passes an example, whatever the number of
-    channels. Which channels share a group depends on their order in the layer, which is arbitrary. Choose it for maps
-    close to Score-CAM's at a small part of the price.
+    It takes a forward and a backward pass, a masked pass for each group, and one of the blurred input, whatever the
+    number of channels. Which channels share a group depends on their order in the layer, which is arbitrary. Choose it
+    for maps close to Score-CAM's at a small part of the price.
     """
 
     name = "group_cam"
     has_own_baselines = True
 
     def check(self, groups: int, denoise_percentile: float | None) -> None:
-        if groups is None:
-            raise ValueError("groups: got None; give a whole number of at least 1.")
-        check_positive("groups", groups)
+        check_count("groups", groups)
         if denoise_percentile is not None:
             check_number("denoise_percentile", denoise_percentile, 0, 100, "a percentile from 0 to 100, or None")
 
@@ -87,8 +85,9 @@ class LayerGroupCam(GradientCam[LayerT], PerturbationCam[LayerT]):
         if denoise_percentile is not None:
             threshold = maps.flatten(2).quantile(denoise_percentile / 100, dim=2)
             maps = maps * (maps.flatten(2) > threshold.unsqueeze(2)).reshape(maps.shape)
+        scores, representatives = passes.channel_scores(maps)
         # What a mask of zeros shows is the baseline.
-        baseline, *seen = passes.confidences(torch.cat([torch.zeros_like(maps[:, :1]), maps], 1)).unbind(1)
-        gains = (torch.stack(seen, 1) - baseline.unsqueeze(1)).relu() * (spatial_range(maps).flatten(1) > 0)
+        baseline = passes.confidences(torch.zeros_like(maps[:, :1]))
+        gains = (scores - baseline).relu() * (representatives >= 0)
         of_channels = (weighted(gains, (maps > 0).to(maps))).repeat_interleave(size, 1)
         return terms * of_channels[:, : terms.shape[1]]

@@ -22,7 +22,7 @@ from captum_unioncam.engine._captum import (
     log_usage,
     progress,
 )
-from captum_unioncam.engine.checks import check_function, check_inputs, check_number, check_positive, described
+from captum_unioncam.engine.checks import check_count, check_function, check_generator, check_inputs, check_number
 from captum_unioncam.engine.confidence import ConfidenceFunction
 from captum_unioncam.engine.maps import MAX_SPATIAL_DIMS, full_precision
 from captum_unioncam.engine.model_state import evaluation_mode
@@ -226,17 +226,14 @@ class Rise(PerturbationAttribution):
 
 def check_drawing(n_masks: int, grid_size: int, p1: float, generator: torch.Generator | None) -> None:
     """Raises ``ValueError`` or ``TypeError`` for masks that cannot be drawn."""
-    for name, value, least in (("n_masks", n_masks, 1), ("grid_size", grid_size, 2)):
-        if value is None:
-            raise ValueError(f"{name}: got None; give a whole number of at least {least}.")
-        check_positive(name, value)
+    check_count("n_masks", n_masks)
+    check_count("grid_size", grid_size)
     if grid_size < 2:
         raise ValueError(f"grid_size: got {grid_size}; give at least 2 cells.")
     check_number("p1", p1, 0, 1, "a probability above 0, at most 1")
     if p1 == 0:
         raise ValueError("p1: got 0, and no mask shows anything; give a probability above 0.")
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator: got {described(generator)}; give a torch.Generator, or None.")
+    check_generator(generator)
 
 
 def random_masks(

@@ -70,6 +70,22 @@ class Queue:
 
 
 @dataclass(frozen=True)
+class Change:
+    """What becomes of masks, or of what they show, before a pass. Both functions get the number of the input too.
+
+    Args:
+        mask (Callable or None): Masks (R, 1, *spatial) to others. Default: None, as they are
+        shown (Callable or None): Masked inputs (R, C, *spatial) to others. Default: None, as they are
+    """
+
+    mask: Callable[[Tensor, int], Tensor] | None = None
+    shown: Callable[[Tensor, int], Tensor] | None = None
+
+
+UNCHANGED = Change()
+
+
+@dataclass(frozen=True)
 class Masks:
     """Masks that are made when they are needed.
 
@@ -77,13 +93,15 @@ class Masks:
         dims (int): Inputs of so many dimensions take a mask.
         make (Callable): A chunk, one such input, (N, C, *spatial), and its number among the inputs, to the masks of the
             chunk's rows for it, (R, 1, *spatial), in [0, 1].
+        change (Change): What becomes of them. Default: ``UNCHANGED``
     """
 
     dims: int
     make: Callable[[Chunk, Tensor, int], Tensor]
+    change: Change = UNCHANGED
 
     @classmethod
-    def of_maps(cls, maps: Tensor) -> Masks:
+    def of_maps(cls, maps: Tensor, change: Change = UNCHANGED) -> Masks:
         """``minmax(up(m))`` for each of the maps (N, M, *spatial), which are of any resolution."""
         placed = Placed(maps)
 
@@ -91,12 +109,33 @@ class Masks:
             examples, numbers = chunk.on(inputs.device)
             return minmax(up(placed.on(inputs.device)[examples, numbers].unsqueeze(1), inputs.shape[2:]))
 
-        return cls(maps.dim(), make)
+        return cls(maps.dim(), make, change)
+
+    def shown(self, chunk: Chunk, inputs: Tensor, i: int, rows: Tensor, baselines: Tensor) -> Tensor:
+        """What the chunk's masks show of an input, (R, C, *spatial), in its dtype.
+
+        Args:
+            chunk (Chunk): R rows.
+            inputs (Tensor): (N, C, *spatial), number ``i`` of the inputs.
+            i (int): That number.
+            rows, baselines (Tensor): Those of the chunk, (R or 1, C, *spatial).
+        """
+        mask = self.make(chunk, inputs, i)
+        if self.change.mask is not None:
+            mask = self.change.mask(mask, i)
+        blended = blend(mask, rows, baselines)
+        if self.change.shown is not None:
+            blended = self.change.shown(blended, i)
+        return as_inputs(blended, inputs)
 
 
 def masked_as(inputs: Tensor, mask: Tensor, rows: Tensor, baselines: Tensor) -> Tensor:
-    """The blend in the dtype of ``inputs``; whole numbers are rounded, or every mask would darken."""
-    blended = blend(mask, rows, baselines)
+    """The blend, in the dtype of ``inputs``."""
+    return as_inputs(blend(mask, rows, baselines), inputs)
+
+
+def as_inputs(blended: Tensor, inputs: Tensor) -> Tensor:
+    """In the dtype of ``inputs``; whole numbers are rounded, or every mask would darken."""
     return (blended if inputs.is_floating_point() else blended.round()).to(inputs.dtype)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +28,16 @@ from captum_unioncam.engine.confidence import (
 from captum_unioncam.engine.maps import full_precision
 from captum_unioncam.engine.model_state import modules_behind
 from captum_unioncam.engine.outputs import Outputs
-from captum_unioncam.engine.perturbations import Chunk, Masks, Placed, Queue, check_dense, check_maskable, masked_as
+from captum_unioncam.engine.perturbations import (
+    UNCHANGED,
+    Change,
+    Chunk,
+    Masks,
+    Placed,
+    Queue,
+    check_dense,
+    check_maskable,
+)
 from captum_unioncam.engine.representatives import REPRESENTATIVES, channel_representatives, scored_channels
 from captum_unioncam.engine.rows import check_model_rows, check_rows_of_arguments, takes_any_format
 from captum_unioncam.engine.tuning import PassTuner, WrongRows, fixed_rows
@@ -185,7 +194,35 @@ class MaskedScorer:
             self._sweeps[key] = activations, _spread(own, representatives), representatives
         return self._sweeps[key][1:]
 
-    def sweep(self, activations: Tensor, scored: Tensor, raw: bool = False) -> Tensor:
+    def mean_channel_scores(
+        self,
+        kept_as: Hashable,
+        activations: Tensor,
+        changes: Callable[[], Iterable[Change]],
+        max_channels: int | None = None,
+        channel_selection: str = REPRESENTATIVES,
+    ) -> Tensor:
+        """Mean of ``channel_scores`` over changes of what the channels show: a sweep each, which serves every target.
+
+        Args:
+            kept_as (Hashable): What the changes are, besides the next three arguments.
+            activations, max_channels, channel_selection: As for ``channel_scores``.
+            changes (Callable): Gives the changes, at least one, each when the sweep of the one before is done.
+
+        Returns:
+            *Tensor* (T, N, K), each channel's own mean or its representative's, 0 where it has none.
+        """
+        key = (id(activations), max_channels, channel_selection, kept_as)
+        if key not in self._sweeps:
+            representatives = channel_representatives(activations, max_channels, channel_selection)
+            scored = scored_channels(representatives)
+            total, count = torch.zeros(()), 0
+            for change in changes():
+                total, count = total + self.sweep(activations, scored, change=change), count + 1
+            self._sweeps[key] = activations, _spread(total / count, representatives), representatives
+        return self._sweeps[key][1]
+
+    def sweep(self, activations: Tensor, scored: Tensor, raw: bool = False, change: Change = UNCHANGED) -> Tensor:
         """Scores (T, N, K) of the channels that are ``scored`` (N, K), 0 elsewhere; as ``channel_scores``."""
         # Not "or": a compiled module raises when asked for its truth.
         forward_func = self.forward_func if self.score_func is None else self.score_func
@@ -198,7 +235,8 @@ class MaskedScorer:
             else nullcontext(),
             bar,
         ):
-            scores = self._scores(Masks.of_maps(activations), scored, self.targets, forward_func, output_fn, tuner, bar)
+            masks = Masks.of_maps(activations, change)
+            scores = self._scores(masks, scored, self.targets, forward_func, output_fn, tuner, bar)
             return scores.to(activations)
 
     def _computes_on(self, forward_func: Callable[..., Any]) -> str:
@@ -289,7 +327,7 @@ class MaskedScorer:
     ) -> Tensor:
         """Runs one forward pass, to scores (T, R)."""
         inputs = tuple(
-            self._masked_input(i, masks.make(chunk, x, i), chunk, channels_last) if masked else self._rows_of(x, chunk)
+            self._masked_input(i, masks, chunk, channels_last) if masked else self._rows_of(x, chunk)
             for i, (x, masked) in enumerate(zip(self.inputs, inputs_with_mask(self.inputs, masks.dims), strict=True))
         )
         additional = tuple(self._rows_of(arg, chunk) for arg in self.additional_forward_args)
@@ -327,10 +365,10 @@ class MaskedScorer:
         )
         return scores.reshape(-1)
 
-    def _masked_input(self, i: int, mask: Tensor, chunk: Chunk, channels_last: bool) -> Tensor:
+    def _masked_input(self, i: int, masks: Masks, chunk: Chunk, channels_last: bool) -> Tensor:
         inputs, baselines = self.inputs[i], self.baselines[i]
         rows, behind = (self._rows_of(values, chunk, share=True) for values in (inputs, baselines))
-        masked = masked_as(inputs, mask, rows, behind)
+        masked = masks.shown(chunk, inputs, i, rows, behind)
         memory_format = torch.channels_last if channels_last and masked.dim() == 4 else torch.contiguous_format
         return masked.contiguous(memory_format=memory_format)
 
@@ -377,6 +415,24 @@ class TargetPasses:
         """As ``MaskedScorer.channel_scores``, of this target: both (N, K)."""
         scores, representatives = self.scorer.channel_scores(activations, max_channels, channel_selection, raw=raw)
         return scores[self.target], representatives
+
+    def mean_channel_scores(
+        self,
+        kept_as: Hashable,
+        activations: Tensor,
+        changes: Callable[[], Iterable[Change]],
+        max_channels: int | None = None,
+        channel_selection: str = REPRESENTATIVES,
+    ) -> Tensor:
+        """As ``MaskedScorer.mean_channel_scores``, of this target: (N, K)."""
+        return self.scorer.mean_channel_scores(kept_as, activations, changes, max_channels, channel_selection)[
+            self.target
+        ]
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Each (N, ...)."""
+        return self.scorer.inputs
 
 
 def _spread(own: Tensor, representatives: Tensor) -> Tensor:
