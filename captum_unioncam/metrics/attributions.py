@@ -19,12 +19,10 @@ from captum_unioncam.engine._captum import (
 )
 from captum_unioncam.engine.blur import blurred
 from captum_unioncam.engine.checks import (
-    check_baselines,
     check_finite,
     check_function,
     check_inputs,
     check_positive,
-    check_target,
     described,
 )
 from captum_unioncam.engine.confidence import ConfidenceFunction
@@ -107,8 +105,6 @@ class JudgedAttributions:
         check_function("confidence_fn", confidence_fn)
         self.forward_func = forward_func
         self.inputs = check_inputs(format_tensor_into_tuples(inputs))
-        check_target(target, self.inputs[0].shape[0])
-        check_baselines(baselines, self.inputs)
         self.target = target
         self.baselines = baselines
         self.additional_forward_args = format_additional_forward_args(additional_forward_args)

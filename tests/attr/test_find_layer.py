@@ -108,3 +108,16 @@ def test_what_was_put_around_a_layer_is_not_found():
     net[0] = WithMaps(net[0], lambda output: output)
     assert find_spatial_layer(net, tiny_inputs()) == ("0", net[0])
     assert list(spatial_layers(net, tiny_inputs())) == ["0"]
+
+
+def test_what_the_model_raises_is_raised():
+    class Failing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features = nn.Conv2d(2, 5, 3).double()
+
+        def forward(self, x):
+            raise KeyError(f"behind {self.features(x).shape[1]} channels")
+
+    with pytest.raises(KeyError, match="behind 5 channels"):
+        find_spatial_layer(Failing(), tiny_inputs())

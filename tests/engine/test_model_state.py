@@ -228,3 +228,23 @@ def test_confidences_do_not_follow_a_surrounding_autocast_and_score_dtype_counts
         made = LayerScoreCam(net, net.features).attribute(inputs, 1, **low)
         assert torch.allclose(made, scored, rtol=0, atol=1e-5)
         assert torch.is_autocast_enabled("cpu")
+
+
+def test_a_tensor_that_cannot_be_compared_is_left_alone():
+    class Sparse(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = TinyNet()
+            self.features = self.net.features
+            self.register_buffer("table", torch.eye(4, dtype=torch.float64).to_sparse())
+
+        def forward(self, x):
+            return self.net(x) @ self.table
+
+    net = Sparse()
+    with pytest.raises(RuntimeError):
+        torch.equal(net.table, net.table)
+    version = net.table._version
+    expected = LayerUnionCam(net.net, net.features).attribute(tiny_inputs(), 1)
+    assert same(LayerUnionCam(net, net.features).attribute(tiny_inputs(), 1), expected)
+    assert net.table._version == version
