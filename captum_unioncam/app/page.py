@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from html import escape
 from ipaddress import ip_address
 from pathlib import Path
 from signal import SIG_DFL, SIGTERM, default_int_handler, signal
-from threading import Lock, current_thread, main_thread
+from threading import current_thread, main_thread
 from typing import Any
 
 import gradio as gr
@@ -72,8 +73,9 @@ A network names what it sees in a picture. UnionCAM shows which places speak for
 Take a picture, press **Explain**, and compare with other methods."""
 
 
-# Pillow's limit is the process's, and large pictures take much memory: one at a time.
-_opening = Lock()
+# Pillow's limit is the process's, and large pictures take much memory: one at a time, and always in the same thread,
+# since the C library keeps what a thread has freed for that thread.
+_opening = ThreadPoolExecutor(1, "opening")
 
 
 class _Page(gr.Blocks):
@@ -183,15 +185,19 @@ def _opened(file: FileData | None) -> tuple[str, Image.Image]:
     name = Path(file.orig_name or file.path).name.encode(errors="replace").decode()
     if not Path(file.path).exists():
         raise Failure(f"{name}: has been deleted here in the meantime; drop it again.")
-    with _opening:
-        limit = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = min(limit or _MOST_PIXELS, _MOST_PIXELS)
-        try:
-            return name, open_picture(Path(file.path))
-        except Failure as error:
-            raise Failure(str(error).replace(file.path, name)) from error
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
+    try:
+        return name, _opening.submit(_within_limit, Path(file.path)).result()
+    except Failure as error:
+        raise Failure(str(error).replace(file.path, name)) from error
+
+
+def _within_limit(path: Path) -> Image.Image:
+    limit = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = min(limit or _MOST_PIXELS, _MOST_PIXELS)
+    try:
+        return open_picture(path)
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def choices(subject: ExplainedModel) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -345,8 +351,12 @@ class _GuardedApp(App):
 
 @contextmanager
 def _environment(folder: Path) -> Iterator[None]:
-    """What Gradio reads of the environment: uploaded pictures go into the folder, and with it."""
-    given = {"GRADIO_TEMP_DIR": str(folder), "GRADIO_ANALYTICS_ENABLED": "False"}
+    """What Gradio reads of the environment, and sets there: uploaded pictures go into the folder, and with it."""
+    given = {
+        "GRADIO_TEMP_DIR": str(folder),
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        "HF_HUB_DISABLE_TELEMETRY": "True",
+    }
     before = {name: os.environ.get(name) for name in given}
     os.environ.update(given)
     try:

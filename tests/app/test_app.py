@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from html import escape, unescape
 from pathlib import Path
 from signal import SIGTERM, getsignal
-from threading import Thread
+from threading import Thread, get_ident
 
 import matplotlib
 import numpy as np
@@ -334,6 +334,22 @@ def test_weights_that_cannot_be_downloaded_leave_nothing_to_choose(workbench, mo
     assert warnings[0].startswith("Network resnet18: cannot download https://")
 
 
+def test_large_pictures_are_opened_in_one_thread(tmp_path, monkeypatch):
+    """The C library keeps freed memory for each thread that had it."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    opened, limit = [], Image.MAX_IMAGE_PIXELS
+    real = page.open_picture
+    monkeypatch.setattr(page, "open_picture", lambda path: opened.append(get_ident()) or real(path))
+    visitors = [Thread(target=page._opened, args=(FileData(path=str(tmp_path / "a.png")),)) for _ in range(3)]
+    for visitor in visitors:
+        visitor.start()
+    for visitor in visitors:
+        visitor.join()
+    assert len(opened) == 3
+    assert len({*opened}) == 1
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
 def test_another_model_brings_its_layers_and_classes(workbench):
     layer, target = page._Handlers(workbench).choose("demo")
     assert layer["value"] == "features.15"
@@ -539,7 +555,7 @@ def ask_server(client, file):
 def test_uploaded_pictures_are_deleted_in_time_and_embedded_ones_are_not(photo, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", "")
     monkeypatch.setattr(page, "_DELETION", (0.2, 0.5))
-    before = getsignal(SIGTERM)
+    before, environment = getsignal(SIGTERM), dict(os.environ)
     with page.served(Workbench()) as address:
         assert getsignal(SIGTERM) != before
         with httpx.Client(base_url=address, timeout=30, trust_env=False) as client:
@@ -556,6 +572,7 @@ def test_uploaded_pictures_are_deleted_in_time_and_embedded_ones_are_not(photo, 
             refused = ask_server(client, file)["output"]["error"]
             assert refused.endswith(".png: has been deleted here in the meantime; drop it again.")
     assert getsignal(SIGTERM) == before
+    assert dict(os.environ) == environment
 
 
 def test_the_server_gives_and_reads_no_files_but_those_uploaded(address, tmp_path):
