@@ -11,9 +11,13 @@ from captum._utils.common import (
     _run_forward,
     _select_targets,
 )
+from captum._utils.gradient import (
+    _extract_device_ids,
+    _forward_layer_distributed_eval,
+    _gather_distributed_tensors,
+)
 from captum._utils.progress import NullProgress, progress
 from captum._utils.typing import BaselineType, TargetType
-from captum.attr._utils.common import _validate_input, _validate_target
 from captum.log import log_usage
 
 if TYPE_CHECKING:
@@ -37,14 +41,15 @@ if TYPE_CHECKING:
 else:
     from captum.attr import Attribution, GradientAttribution, LayerAttribution, PerturbationAttribution
 
+extract_device_ids = _extract_device_ids
 format_additional_forward_args = _format_additional_forward_args
 format_baseline = _format_baseline
 format_output = _format_output
 format_tensor_into_tuples = _format_tensor_into_tuples
+forward_layer_distributed_eval = _forward_layer_distributed_eval
+gather_distributed_tensors = _gather_distributed_tensors
 run_forward = _run_forward
 select_targets = _select_targets
-validate_input = _validate_input
-validate_target = _validate_target
 
 __all__ = [
     "Attribution",
@@ -54,14 +59,15 @@ __all__ = [
     "NullProgress",
     "PerturbationAttribution",
     "TargetType",
+    "extract_device_ids",
     "format_additional_forward_args",
     "format_baseline",
     "format_output",
     "format_tensor_into_tuples",
+    "forward_layer_distributed_eval",
+    "gather_distributed_tensors",
     "log_usage",
     "progress",
     "run_forward",
     "select_targets",
-    "validate_input",
-    "validate_target",
 ]

@@ -1,17 +1,30 @@
-"""What a layer computed for the inputs, and what the target's gradient there is, in a model left as it was found."""
+"""What a layer computed for the inputs, and what the target's gradient there is, in a model left as it was found.
+
+Captum's helpers run the pass, keep what the layers compute on each device and put it together. Of Captum's
+``compute_layer_gradients_and_eval``, the last step is replaced: it takes one target a pass, its float16 gradients
+underflow, and it fails without a reason where the output does not depend on a layer.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from captum_unioncam.engine._captum import TargetType, run_forward, select_targets
+from captum_unioncam.engine._captum import (
+    TargetType,
+    extract_device_ids,
+    forward_layer_distributed_eval,
+    gather_distributed_tensors,
+    select_targets,
+)
 from captum_unioncam.engine.checks import check_finite, inputs_with_mask
 from captum_unioncam.engine.gradients import gradients, recurrent_training
 from captum_unioncam.engine.layouts.base import ReshapeTransform
@@ -19,12 +32,33 @@ from captum_unioncam.engine.layouts.torchvision import KnownTransforms
 from captum_unioncam.engine.maps import MAX_SPATIAL_DIMS, full_precision
 from captum_unioncam.engine.model_state import modules_behind
 from captum_unioncam.engine.outputs import Outputs
-from captum_unioncam.engine.seen import OTHER_LAYER, SeenLayer, watched
+from captum_unioncam.engine.seen import OTHER_LAYER, USUAL_LAYER, LayerError, SeenLayer, watched
 
 OfLayers = list[tuple[Tensor, ...]]
 """Each layer's tensors."""
+OnDevices = dict[SeenLayer, dict[torch.device, tuple[Tensor, ...]]]
+"""Each layer's tensors on each device."""
 
 _WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
+
+
+@dataclass(frozen=True)
+class LayerMaps:
+    """What maps were made of.
+
+    Args:
+        layer (Module): Whose output or input they are.
+        part (int): Which of its tensors.
+        value (Tensor): The tensor, (N, ...).
+        transform (Callable): The tensor to maps.
+        maps (Tensor): (N, K, *spatial).
+    """
+
+    layer: Module
+    part: int
+    value: Tensor
+    transform: ReshapeTransform
+    maps: Tensor
 
 
 @dataclass(frozen=True)
@@ -40,6 +74,7 @@ class LayerCall:
         attribute_to_layer_input (bool): Look at the layers' inputs in place of their outputs.
         reshape_transform (Callable or None): A layer's output to maps. None: the one that is known for the layer.
         outputs (Outputs): What the model's outputs have to be like.
+        of_maps (list[LayerMaps]): What the activations were made of, once they are known.
     """
 
     forward_func: Callable[..., Any]
@@ -50,13 +85,13 @@ class LayerCall:
     attribute_to_layer_input: bool
     reshape_transform: ReshapeTransform | None
     outputs: Outputs
+    of_maps: list[LayerMaps] = field(default_factory=list)
 
     def activations(self) -> OfLayers:
         """The outputs (or inputs) of each layer, each (N, K, *spatial), checked, half precision as float32."""
-        seen = self._seen(differentiable=False)
-        with torch.no_grad(), watched(list(seen.values())):
-            self._run()
-        return self._as_maps([_gathered(self._parts(seen[layer])) for layer in self.layers], "activations")
+        with torch.no_grad(), watched(self.layers, self.attribute_to_layer_input, differentiable=False) as seen:
+            made, _ = self._run(seen)
+        return self._as_maps(self._gathered(made, seen), "activations")
 
     def gradients_and_activations(
         self, targets: Sequence[TargetType], grad_kwargs: dict[str, Any] | None
@@ -79,52 +114,58 @@ class LayerCall:
     def _differentiated(
         self, targets: Sequence[TargetType], grad_kwargs: dict[str, Any]
     ) -> tuple[list[OfLayers], OfLayers]:
-        seen = self._seen(differentiable=True)
-        with torch.enable_grad(), watched(list(seen.values())):
-            output = self._run()
-            parts = {layer: self._parts(seen[layer]) for layer in seen}
-            for one in seen.values():
-                # The backward pass runs a checkpointed layer once more.
-                one.recording = False
-            selected = [_selected(output, target) for target in targets]
-            of_targets = []
-            for number, of_target in enumerate(selected, 1):
-                keep = {"retain_graph": True} if number < len(selected) else {}
-                of_targets.append(self._gradients(of_target, parts, {**grad_kwargs, **keep}))
-        return (
-            [[_gathered(of_target[layer]) for layer in self.layers] for of_target in of_targets],
-            [_gathered(parts[layer]) for layer in self.layers],
-        )
+        # Until the backward pass has run, which runs a checkpointed layer once more.
+        with torch.enable_grad(), watched(self.layers, self.attribute_to_layer_input, differentiable=True) as seen:
+            made, output = self._run(seen)
+            if len(targets) > 1:
+                grad_kwargs = {**grad_kwargs, "retain_graph": True}
+            of_targets = [self._gradients(_selected(output, target), made, grad_kwargs) for target in targets]
+        return [self._gathered(of_target, seen) for of_target in of_targets], self._gathered(made, seen)
 
-    def _gradients(
-        self, selected: Tensor, parts: dict[Module, list[tuple[Tensor, ...]]], grad_kwargs: dict[str, Any]
-    ) -> dict[Module, list[tuple[Tensor, ...]]]:
-        """Of one target: those at each layer, on each device, of each tensor."""
+    def _gradients(self, selected: Tensor, made: OnDevices, grad_kwargs: dict[str, Any]) -> OnDevices:
+        """Of one target: those at each tensor of each layer."""
         if not selected.requires_grad:
             raise ValueError(
                 "forward_func: its output has no gradient, since it detaches it or runs under torch.no_grad(); call "
                 "the model's forward, or take LayerScoreCam, which needs none."
             )
-        found = iter(gradients(selected, [x for of in parts.values() for part in of for x in part], grad_kwargs))
-        made = {layer: [tuple(next(found) for _ in part) for part in of_layer] for layer, of_layer in parts.items()}
-        for layer, of_layer in made.items():
-            if any(gradient is None for part in of_layer for gradient in part):
-                raise ValueError(
-                    f"layer: the output does not depend on {self._name(layer)}, or only by detach(); {OTHER_LAYER}, or "
-                    "take LayerScoreCam, which needs no gradient."
+        tensors, form = tree_flatten(made)
+        found: OnDevices = tree_unflatten(gradients(selected, tensors, grad_kwargs), form)
+        for seen, of_layer in found.items():
+            if any(gradient is None for gradient in tree_flatten(of_layer)[0]):
+                raise LayerError(
+                    f"layer: the output does not depend on {self._name(seen.layer)}, or only by detach(); "
+                    f"{OTHER_LAYER}, or take LayerScoreCam, which needs no gradient."
                 )
-        return made  # type: ignore[return-value]
+        return found
 
-    def _run(self) -> Tensor:
-        output = run_forward(self.forward_func, _copies(self.inputs), None, self.additional_forward_args)
-        return self.outputs.tensor(output, self.inputs[0].shape[0])
+    def _run(self, seen: list[SeenLayer]) -> tuple[OnDevices, Tensor]:
+        """What the layers compute in one pass, and the model's output."""
 
-    def _seen(self, differentiable: bool) -> dict[Module, SeenLayer]:
-        return {layer: SeenLayer(layer, self.attribute_to_layer_input, differentiable) for layer in self.layers}
+        @wraps(self.forward_func, updated=())
+        def checked(*args: Any) -> Tensor:
+            output = self.outputs.tensor(self.forward_func(*args), self.inputs[0].shape[0])
+            for one in seen:
+                one.check(self._name(one.layer))
+            return output
 
-    def _parts(self, seen: SeenLayer) -> list[tuple[Tensor, ...]]:
-        device_ids = self.device_ids or getattr(self.forward_func, "device_ids", None)
-        return seen.on_each_device(self._name(seen.layer), device_ids)
+        made: OnDevices
+        made, output = forward_layer_distributed_eval(
+            checked,
+            # The model may write into its input (an in-place ReLU), and Captum sets requires_grad on a layer's input.
+            tuple(x.detach().clone() for x in self.inputs),
+            seen,
+            additional_forward_args=self.additional_forward_args,
+            forward_hook_with_return=True,
+            require_layer_grads=seen[0].differentiable,
+        )
+        return made, output
+
+    def _gathered(self, made: OnDevices, seen: list[SeenLayer]) -> OfLayers:
+        """The tensors of each layer, from all devices."""
+        device_ids = extract_device_ids(self.forward_func, made, self.device_ids)
+        gathered = [gather_distributed_tensors(made[one], device_ids) for one in seen]
+        return [tuple(x.dequantize() if x.is_quantized else x for x in tensors) for tensors in gathered]
 
     def _name(self, layer: Module) -> str:
         """The layer's name in the model where that is known, and its type."""
@@ -133,10 +174,16 @@ class LayerCall:
         return f"{name!r} ({type(layer).__name__})" if name else type(layer).__name__
 
     def _as_maps(self, of_layers: OfLayers, what: str) -> OfLayers:
-        return [
+        transforms = self._transforms()
+        made = [
             tuple(_checked(value, transform(value), what, self.inputs) for value in values)
-            for values, transform in zip(of_layers, self._transforms(), strict=True)
+            for values, transform in zip(of_layers, transforms, strict=True)
         ]
+        if what == "activations":
+            for layer, transform, values, maps in zip(self.layers, transforms, of_layers, made, strict=True):
+                parts = enumerate(zip(values, maps, strict=True))
+                self.of_maps.extend(LayerMaps(layer, i, value.detach(), transform, m) for i, (value, m) in parts)
+        return made
 
     def _transforms(self) -> list[ReshapeTransform]:
         if self.reshape_transform is not None:
@@ -154,20 +201,6 @@ def _selected(output: Tensor, target: TargetType) -> Tensor:
     return selected
 
 
-def _gathered(parts: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """Each tensor of a layer, from all devices."""
-    if len(parts) == 1:
-        return parts[0]
-    device = parts[0][0].device
-    return tuple(torch.cat([tensor.to(device) for tensor in tensors]) for tensors in zip(*parts, strict=True))
-
-
-def _copies(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    # The model may write into its input (an in-place ReLU), and Captum sets requires_grad on a layer's input: neither
-    # may reach the caller's tensors, nor the masked passes that follow.
-    return tuple(x.detach().clone() for x in inputs)
-
-
 def _checked(value: Tensor, maps: Any, what: str, inputs: tuple[Tensor, ...]) -> Tensor:
     """What was made of a layer's ``value``, if it is maps."""
     if not isinstance(maps, Tensor) or not 3 <= maps.dim() <= 2 + MAX_SPATIAL_DIMS:
@@ -177,16 +210,15 @@ def _checked(value: Tensor, maps: Any, what: str, inputs: tuple[Tensor, ...]) ->
                 f"reshape_transform: made {made} of the layer's {what} of shape {tuple(value.shape)}; return "
                 "(N, K, *spatial) with one to three spatial dimensions."
             )
-        raise ValueError(
+        raise LayerError(
             f"layer: its {what} have shape {tuple(value.shape)}, not (N, K, *spatial) with one to three spatial "
-            "dimensions; choose a layer with space, such as the last convolution "
-            "(captum_unioncam.find_spatial_layer finds one)."
+            f"dimensions; choose a layer with space, such as {USUAL_LAYER}."
         )
     examples = inputs[0].shape[0]
     if maps.shape[0] != examples:
-        raise ValueError(
+        raise LayerError(
             f"layer: its {what} hold {maps.shape[0]} examples where the inputs hold {examples}; choose a layer that "
-            "keeps one row an example."
+            f"keeps one row an example, such as {USUAL_LAYER}."
         )
     # Not all methods mask inputs: without this, tokens would pass for the maps of a signal.
     inputs_with_mask(inputs, maps.dim())

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import update_wrapper
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,6 +25,8 @@ class Outputs:
     def __init__(self, targets: Sequence[TargetType], examples: int, argument: str = "target") -> None:
         self.targets, self.examples, self.argument = targets, examples, argument
         self.form: torch.Size | None = None
+        self.first: Tensor | None = None
+        """That of the examples as they are: of the first pass, which sees what a layer computes for them."""
         self.misses_target = False
         for target in targets:
             check_target(target, examples, argument=argument)
@@ -46,30 +47,10 @@ class Outputs:
                 check_target(target, self.examples, tensor.shape[1:], self.argument)
             self.misses_target = False
             self.form = tensor.shape[1:]
+            self.first = tensor.detach()
         elif tensor.shape[1:] != self.form:
             raise ValueError(
                 f"{function}: returned the shape {tuple(tensor.shape)} for {rows} rows, where the first pass had "
                 f"(rows, {', '.join(map(str, self.form))}); return as many numbers a row in every pass."
             )
         return tensor
-
-
-class TensorOutput:
-    """A model that returns one tensor, whatever ``function`` returns.
-
-    Args:
-        function (Callable): The model, or a function of it.
-        outputs (Outputs): Holds the outputs to what is known of them.
-        rows (int): With how many rows it is called.
-    """
-
-    def __init__(self, function: Callable[..., Any], outputs: Outputs, rows: int) -> None:
-        update_wrapper(self, function, updated=())
-        self.function, self.outputs, self.rows = function, outputs, rows
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        return self.outputs.tensor(self.function(*args, **kwargs), self.rows)
-
-    def __getattr__(self, name: str) -> Any:
-        # Captum asks a DataParallel model for its devices.
-        return getattr(self.__dict__["function"], name)

@@ -1,4 +1,4 @@
-"""What layers compute in a pass, seen by hooks."""
+"""Layers as Captum's helpers see them, and what keeps one from being explained."""
 
 from __future__ import annotations
 
@@ -12,26 +12,45 @@ from torch.nn import Module
 
 from captum_unioncam.engine.model_state import not_compiled
 
-OTHER_LAYER = "choose another, such as the one that captum_unioncam.find_spatial_layer finds"
+USUAL_LAYER = "the one that captum_unioncam.find_spatial_layer finds"
+OTHER_LAYER = f"choose another, such as {USUAL_LAYER}"
 NO_GRADIENT = "choose a layer behind that, call the model's forward, or take LayerScoreCam, which needs no gradient"
 
 
-class SeenLayer:
-    """The tensors that each call of a layer made, or was given.
+class LayerError(ValueError):
+    """A layer that cannot be explained, of a model where another may be."""
 
-    What comes after the layer gets a copy: it may write into what it gets.
+    def suggest(self, name: str) -> None:
+        """Has the message name that layer as another."""
+        self.args = (str(self).replace(USUAL_LAYER, repr(name)),)
+
+
+class SeenLayer(Module):
+    """Stands in for a layer in Captum's helpers, which take all that a module returns for tensors.
+
+    A hook of the layer calls it with the tensors of real numbers in the layer's output or input, and passes on the
+    copies that Captum returns: what comes after the layer may write into what it gets.
 
     Args:
         layer (Module): Has the hook as long as it is ``watched``.
         of_input (bool): Look at its input in place of its output.
-        differentiable (bool): Make the tensors some of which gradients can be taken.
+        differentiable (bool): Gradients of the tensors will be taken.
     """
 
+    layer: Module
+
     def __init__(self, layer: Module, of_input: bool, differentiable: bool) -> None:
+        super().__init__()
         self.layer, self.of_input, self.differentiable = layer, of_input, differentiable
-        self.calls: list[tuple[Tensor, ...]] = []
+        self.devices: list[torch.device] = []
         self.problem: str | None = None
-        self.recording = self.watching = True
+        self.watching = True
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        if self._forward_hooks or not self.differentiable:
+            return tensors
+        # Captum's hook did this. It is gone when the backward pass runs a checkpointed layer once more.
+        return tuple(tensor.requires_grad_().clone() for tensor in tensors)
 
     def watch(self) -> Any:
         """Puts the hook on, and returns its handle."""
@@ -51,82 +70,63 @@ class SeenLayer:
         return self._look(output) if self.watching else None
 
     def _look(self, value: Any) -> Any:
-        parts = list(value) if isinstance(value, (tuple, list)) else [value]
-        tensors = [part for part in parts if self._is_taken(part)]
+        several = isinstance(value, (tuple, list))
+        parts = list(value) if several else [value]
+        taken = [i for i, x in enumerate(parts) if isinstance(x, Tensor) and (x.is_floating_point() or x.is_quantized)]
+        tensors = [parts[i] for i in taken]
+        self.problem = self.problem or self._problem(parts, tensors)
+        if self.problem:
+            return value
+        self.devices.append(tensors[0].device)
+        for i, copy in zip(taken, self(*tensors), strict=True):
+            parts[i] = copy
+        if not several:
+            return parts[0]
+        return type(value)._make(parts) if hasattr(value, "_make") else type(value)(parts)
+
+    def _problem(self, parts: Sequence[Any], tensors: Sequence[Tensor]) -> str | None:
         if not tensors:
-            self.problem = self.problem or f"has {_described(parts)}, and no tensor of real numbers; {OTHER_LAYER}"
-        if self.differentiable:
-            self._make_differentiable(tensors)
-        if self.recording:
-            self.calls.append(tuple(x.dequantize() if x.is_quantized else x for x in tensors))
-        copies = [part.clone() if self._is_taken(part) else part for part in parts]
-        if isinstance(value, (tuple, list)):
-            return type(value)._make(copies) if hasattr(value, "_make") else type(value)(copies)
-        return copies[0]
-
-    def _is_taken(self, part: Any) -> bool:
-        return isinstance(part, Tensor) and (part.is_floating_point() or part.is_quantized)
-
-    def _make_differentiable(self, tensors: Sequence[Tensor]) -> None:
-        if not torch.is_grad_enabled():
-            self.problem = self.problem or (
+            described = ", ".join(str(x.dtype) if isinstance(x, Tensor) else type(x).__name__ for x in parts)
+            return f"has {described or 'nothing'}, and no tensor of real numbers; {OTHER_LAYER}"
+        if self.differentiable and not torch.is_grad_enabled():
+            return (
                 "is run by forward_func under torch.no_grad() (or checkpointed with use_reentrant=True), so no "
                 f"gradient of the output reaches it; {NO_GRADIENT}"
             )
-        elif any(x.is_quantized for x in tensors):
-            self.problem = self.problem or f"is quantised, so no gradient of the output reaches it; {NO_GRADIENT}"
-        else:
-            for tensor in tensors:
-                # Those that do not require a gradient are leaves.
-                tensor.requires_grad_()
+        if self.differentiable and any(x.is_quantized for x in tensors):
+            return f"is quantised, so no gradient of the output reaches it; {NO_GRADIENT}"
+        return None
 
-    def on_each_device(self, name: str, device_ids: Sequence[int] | None) -> list[tuple[Tensor, ...]]:
-        """The tensors of the layer's one call, or of the one on each of several devices, in the order of these.
-
-        Args:
-            name (str): Of the layer, for errors.
-            device_ids (Sequence[int] or None): Of a ``DataParallel`` model.
-
-        Raises:
-            ValueError: The layer was not called or called again, or has no tensors of which maps are made.
-        """
-        if self.problem:
-            raise ValueError(f"layer: {name} {self.problem}.")
-        if not self.calls:
-            raise ValueError(
-                f"layer: {name} is not run by forward_func, or is within TorchScript, which hooks do not see; "
-                f"{OTHER_LAYER}."
-            )
-        devices = [tensors[0].device for tensors in self.calls]
-        if len(set(devices)) < len(devices):
-            raise ValueError(
-                f"layer: {name} is called {len(devices)} times in a pass, each time with other maps; {OTHER_LAYER}."
-            )
-        places = {number: place for place, number in enumerate(device_ids or ())}
-        return sorted(self.calls, key=lambda tensors: places.get(tensors[0].device.index, 0))
-
-
-def _described(parts: Sequence[Any]) -> str:
-    return ", ".join(f"{x.dtype}" if isinstance(x, Tensor) else type(x).__name__ for x in parts) or "nothing"
+    def check(self, name: str) -> None:
+        """Raises ``LayerError``, with the layer's name, where Captum would fail or take the last of several calls."""
+        problem, calls = self.problem, len(self.devices)
+        if not problem and not calls:
+            problem = f"is not run by forward_func, or is within TorchScript, which hooks do not see; {OTHER_LAYER}"
+        # A DataParallel model calls it once on each device.
+        if not problem and len(set(self.devices)) < calls:
+            problem = f"is called {calls} times in a pass, each time with other maps; {OTHER_LAYER}"
+        if problem:
+            raise LayerError(f"layer: {name} {problem}.")
 
 
 @contextmanager
-def watched(layers: Sequence[SeenLayer]) -> Iterator[None]:
+def watched(layers: Sequence[Module], of_input: bool, differentiable: bool) -> Iterator[list[SeenLayer]]:
     """Has each layer seen by its hook meanwhile, compiled code run as it was written."""
+    seen = [SeenLayer(layer, of_input, differentiable) for layer in layers]
     handles: list[Any] = []
 
     def end() -> None:
-        for seen in layers:
-            seen.watching = False
+        for one in seen:
+            one.watching = False
         for handle in handles:
             handle.remove()
 
     try:
         try:
-            for seen in layers:
-                handles.append(seen.watch())
+            for one in seen:
+                handles.append(one.watch())
             with not_compiled():
-                yield
+                yield seen
         finally:
             end()
     finally:

@@ -19,7 +19,7 @@ from torch import nn
 
 from captum_unioncam import LayerUnionCam, UpsampledAttribution
 from captum_unioncam.engine import _captum
-from tests.attr import METHODS
+from tests.attr import OF_ANY_HEAD
 from tests.networks import TinyNet, same, tiny_inputs
 
 GRAD_CAM_ENTRIES = [entry for entry in config if LayerGradCam in entry["algorithms"]]
@@ -72,7 +72,7 @@ class ErrorModule(nn.Module):
 
 @pytest.mark.parametrize("mode", HookRemovalMode)
 @pytest.mark.parametrize("entry", GRAD_CAM_ENTRIES, ids=lambda entry: entry["name"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_ANY_HEAD)
 def test_no_hook_is_left_behind(method, entry, mode):
     _, model, args, layer_name, _, _ = parse_test_config(copy.deepcopy(entry))
     space = has_space(LayerGradCam(model, get_target_layer(model, layer_name)).attribute(**copy.deepcopy(args)))
@@ -200,14 +200,24 @@ def test_two_methods_side_by_side_take_the_same_call():
 
 
 PARAMETERS = {
+    "extract_device_ids": ["forward_fn", "saved_layer", "device_ids"],
     "format_additional_forward_args": ["additional_forward_args"],
     "format_baseline": ["baselines", "inputs"],
     "format_output": ["is_inputs_tuple", "output"],
     "format_tensor_into_tuples": ["inputs"],
+    "forward_layer_distributed_eval": [
+        "forward_fn",
+        "inputs",
+        "layer",
+        "target_ind",
+        "additional_forward_args",
+        "attribute_to_layer_input",
+        "forward_hook_with_return",
+        "require_layer_grads",
+    ],
+    "gather_distributed_tensors": ["saved_layer", "device_ids", "key_list"],
     "run_forward": ["forward_func", "inputs", "target", "additional_forward_args"],
     "select_targets": ["output", "target"],
-    "validate_input": ["inputs", "baselines", "n_steps", "method", "draw_baseline_from_distrib"],
-    "validate_target": ["num_samples", "target"],
 }
 
 
