@@ -13,11 +13,13 @@ from captum_unioncam.attr.base import CamDetails, CamResult, GradientCam, Inputs
 from captum_unioncam.attr.denoised_grad_cam import LayerDenoisedGradCam, check_theta, denoised_terms
 from captum_unioncam.attr.find_layer import Layer
 from captum_unioncam.attr.score_cam import LayerScoreCam, check_region_settings, region_weights
+from captum_unioncam.engine.checks import check_choice
 from captum_unioncam.engine.maps import clipped, divide_or_zero, minmax, spatial_range, weighted
 from captum_unioncam.engine.representatives import REPRESENTATIVES, scored_channels
 from captum_unioncam.engine.scoring import TargetPasses
 
 _Without = Literal[False]
+PAPER, BEST = "paper", "best"
 CONFIDENCE_PASSES = 4
 """Of the baseline, and of the denoised, the region and the union map."""
 
@@ -34,7 +36,9 @@ class UnionCamDetails(CamDetails):
         denoised_confidence (Tensor): Class confidence of the input seen through :math:`D`, (N,).
         region_confidence (Tensor): The same through :math:`R`.
         union_confidence (Tensor): The same through :math:`U`.
-        union_selected (Tensor): Whether the attribution is the union map, and not the region map; (N,), bool.
+        union_selected (Tensor): Whether the attribution is the union map; (N,), bool.
+        denoised_selected (Tensor): Whether it is the denoised map, which ``selection="best"`` alone allows; (N,), bool.
+            Where neither is selected, it is the region map.
         channel_scores (Tensor): The score of the input seen through each channel, (N, K): class confidences, or raw
             target outputs with ``channel_weights="softmax"``; 0 where the channel was not scored.
         representatives (Tensor): The channel whose score each channel was weighted by, (N, K), int64: itself where it
@@ -51,6 +55,7 @@ class UnionCamDetails(CamDetails):
     region_confidence: Tensor
     union_confidence: Tensor
     union_selected: Tensor
+    denoised_selected: Tensor
     channel_scores: Tensor
     representatives: Tensor
     forward_passes: Tensor
@@ -89,13 +94,20 @@ def unite(denoised_map: Tensor, region_map: Tensor, denoised_beta: Tensor, regio
     return denoised_beta.reshape(shape) * denoised_map + region_beta.reshape(shape) * region_map
 
 
-def select(union_selected: Tensor, union_map: Tensor, region_map: Tensor) -> Tensor:
-    """Eq. 8: the union map of the examples where it is selected (N,), the region map of the others."""
-    return union_map.where(union_selected.reshape((-1,) + (1,) * (union_map.dim() - 1)), region_map)
+def select(details: UnionCamDetails, denoised: Tensor, region: Tensor, union: Tensor) -> Tensor:
+    """Eq. 8: of each example that of the three maps, or of the terms that sum to them, which is selected."""
+    shape = (-1,) + (1,) * (region.dim() - 1)
+    united = union.where(details.union_selected.reshape(shape), region)
+    return denoised.where(details.denoised_selected.reshape(shape), united)
 
 
 def unite_and_select(
-    passes: TargetPasses, denoised_sum: Tensor, region_sum: Tensor, scores: Tensor, representatives: Tensor
+    passes: TargetPasses,
+    denoised_sum: Tensor,
+    region_sum: Tensor,
+    scores: Tensor,
+    representatives: Tensor,
+    selection: str,
 ) -> UnionCamDetails:
     """AMU and AMS, Eq. 4-8, of ``L_D`` and ``L_R``, both (N, 1, *spatial)."""
     scored = scored_channels(representatives)
@@ -105,6 +117,11 @@ def unite_and_select(
     baseline, denoised, region = passes.confidences(masks).unbind(1)
     union = unite(denoised_map, region_map, denoised - baseline, region - baseline)
     united = passes.confidences(union).squeeze(1)
+    union_selected = united - baseline > region - baseline
+    denoised_selected = torch.zeros_like(union_selected)
+    if selection == BEST:
+        denoised_selected = denoised - baseline > torch.maximum(united, region) - baseline
+        union_selected = union_selected & ~denoised_selected
     return UnionCamDetails(
         denoised_map=denoised_map,
         region_map=region_map,
@@ -113,7 +130,8 @@ def unite_and_select(
         denoised_confidence=denoised,
         region_confidence=region,
         union_confidence=united,
-        union_selected=united - baseline > region - baseline,
+        union_selected=union_selected,
+        denoised_selected=denoised_selected,
         channel_scores=scores.masked_fill(~scored, 0),
         representatives=representatives,
         forward_passes=scored.sum(1) + CONFIDENCE_PASSES,
@@ -128,7 +146,7 @@ def selected_terms(details: UnionCamDetails, denoised_terms: Tensor, region_term
     betas = details.denoised_beta, details.region_beta
     union = unite(details.denoised_map, details.region_map, *betas)
     union_terms = unite(denoised_terms, region_terms, *betas)
-    return select(details.union_selected, divide_or_zero(union_terms, spatial_range(union)), region_terms)
+    return select(details, denoised_terms, region_terms, divide_or_zero(union_terms, spatial_range(union)))
 
 
 class LayerUnionCam(GradientCam[LayerT], PerturbationCam[LayerT]):
@@ -144,6 +162,8 @@ class LayerUnionCam(GradientCam[LayerT], PerturbationCam[LayerT]):
         \text{map} = \begin{cases} \text{minmax}(U) & \beta(U) > \beta(R) \\ R & \text{otherwise} \end{cases}
         \quad \text{(AMS, Eq. 7-8)}
 
+    ``selection="best"`` selects :math:`D` too, where :math:`\beta(D)` is the largest of the three. It costs no pass.
+
     (Hu et al., *UnionCAM: enhancing CNN interpretability through denoising, weighted fusion, and selective high-quality
     class activation mapping*, Frontiers in Neurorobotics 18, 2024, https://doi.org/10.3389/fnbot.2024.1490198).
 
@@ -153,7 +173,10 @@ class LayerUnionCam(GradientCam[LayerT], PerturbationCam[LayerT]):
     """
 
     name = "union_cam"
-    variants: ClassVar = {"union_cam_softmax": {"channel_weights": "softmax"}}
+    variants: ClassVar = {
+        "union_cam_softmax": {"channel_weights": "softmax"},
+        "union_cam_best": {"selection": BEST},
+    }
     made_of = (LayerDenoisedGradCam, LayerScoreCam)
     gives_details = True
 
@@ -184,8 +207,11 @@ class LayerUnionCam(GradientCam[LayerT], PerturbationCam[LayerT]):
 
         def attribute(self, *args: Any, **options: Any) -> Any: ...
 
-    def check(self, theta: float, channel_weights: str, max_channels: int | None, channel_selection: str) -> None:
+    def check(
+        self, theta: float, channel_weights: str, max_channels: int | None, channel_selection: str, selection: str
+    ) -> None:
         check_theta(theta)
+        check_choice("selection", selection, (PAPER, BEST))
         check_region_settings(channel_weights, max_channels, channel_selection)
 
     def cam(
@@ -199,12 +225,19 @@ class LayerUnionCam(GradientCam[LayerT], PerturbationCam[LayerT]):
         channel_weights: str = "score",
         max_channels: int | None = None,
         channel_selection: str = REPRESENTATIVES,
+        selection: str = PAPER,
     ) -> CamResult:
-        """
+        r"""
         Args:
+            selection (str): "paper" selects the better of the union and the region map, "best" the best of all three
+                maps: that of the largest :math:`\beta`, of equal ones the region map before the union map before the
+                denoised map. Default: "paper", Eq. 8
             attr_dim_summation (bool): Return the map; without, the terms of the sum that makes it, one a channel,
                 scaled so that they sum to the map plus a constant per example. Default: True
             return_details (bool): Return ``(attributions, UnionCamDetails)``. Default: False
+
+        Raises:
+            ValueError: An unknown ``selection``.
 
         Examples::
 
@@ -217,7 +250,7 @@ class LayerUnionCam(GradientCam[LayerT], PerturbationCam[LayerT]):
         region = clipped(weighted(region_weights(scores, representatives >= 0, channel_weights), activations))
         denoised = denoised_terms(gradients, activations, theta)
         denoised_sum, region_sum = (terms.sum(1, keepdim=True) for terms in (denoised, region))
-        details = unite_and_select(passes, denoised_sum, region_sum, scores, representatives)
+        details = unite_and_select(passes, denoised_sum, region_sum, scores, representatives, selection)
         if summed:
-            return select(details.union_selected, details.union_map, details.region_map), details
+            return select(details, details.denoised_map, details.region_map, details.union_map), details
         return selected_terms(details, denoised, region), details

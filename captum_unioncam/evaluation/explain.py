@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from captum_unioncam.attr.union_cam import UnionCamDetails
+from captum_unioncam.engine.tuning import fast_dtype
 from captum_unioncam.evaluation.judge import Judge
 from captum_unioncam.methods.registry import PEER_PACKAGES, with_defaults
 from captum_unioncam.methods.settings import MethodSettings
@@ -22,6 +23,9 @@ from captum_unioncam.system.versions import package_versions
 
 # Shown for comparison with every method.
 _COMPARED = "grad_cam"
+
+QUALITIES = {"exact": None, "balanced": 128, "fast": 32}
+"""Presets, by how many channels of a picture they score."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,8 @@ class Settings:
         confidence (str): As ``ExplainedModel`` takes it. Default: "softmax"
         dtype (str): Precision in which channels are scored: "float32", "bfloat16" or "float16". Default: "float32"
         batch_size (int or None): Batch size of the masked forward passes. Default: None, the fastest
-        theta, channel_weights, max_channels: As ``MethodSettings`` takes them. Default: None, the method's own
+        theta, channel_weights, max_channels, channel_selection: As ``MethodSettings`` takes them. Default: None, the
+            method's own
         method (str): As ``captum_unioncam.methods`` knows it. Default: "union_cam"
     """
 
@@ -51,6 +56,7 @@ class Settings:
     theta: float | None = None
     channel_weights: str | None = None
     max_channels: int | None = None
+    channel_selection: str | None = None
     method: str = "union_cam"
 
     def subject(self, show_progress: bool = False) -> ExplainedModel:
@@ -63,6 +69,12 @@ class Settings:
             self.model, self.weights, self.layer, self.preprocess, self.device, show_progress, self.confidence
         )
 
+    def of_quality(self, quality: str, device: torch.device) -> Settings:
+        """The settings with those of a preset, of ``QUALITIES``; half precision only where the device is made for it."""
+        dtype = fast_dtype(device) if quality == "fast" else None
+        name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
+        return replace(self, max_channels=QUALITIES[quality], dtype=name)
+
     def of_methods(self, show_progress: bool = False) -> MethodSettings:
         """Those of the methods."""
         return MethodSettings(
@@ -71,6 +83,7 @@ class Settings:
             internal_batch_size=self.batch_size,
             score_dtype=None if self.dtype == "float32" else getattr(torch, self.dtype),
             channel_weights=self.channel_weights,
+            channel_selection=self.channel_selection,
             show_progress=show_progress,
         )
 
@@ -104,6 +117,8 @@ class Explanation:
         """UnionCAM's selected map: "union" or "region"; None for other methods."""
         if not isinstance(self.details, UnionCamDetails):
             return None
+        if self.details.denoised_selected.item():
+            return "denoised"
         return "union" if self.details.union_selected.item() else "region"
 
     @property

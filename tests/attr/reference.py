@@ -134,6 +134,7 @@ def union_cam(
     baseline: Number | Tensor | tuple[Number | Tensor, ...] = 0.0,
     theta: float = 10.0,
     channel_weights: str = "score",
+    selection: str = "paper",
     confidence_fn: Callable[[Tensor], Tensor] | None = None,
     additional_forward_args: tuple[Any, ...] = (),
 ) -> Reference:
@@ -233,6 +234,12 @@ def union_cam(
     beta_U = union_confidence - baseline_confidence  # Eq. 7
     union_selected = beta_U > beta_R  # Eq. 8
     selected = minmax(U) if union_selected else R
+    if selection == "best":
+        # The best of all three maps; of equal ones R before U before D.
+        betas = {"R": beta_R, "U": beta_U, "D": beta_D}
+        best = max(betas, key=lambda name: betas[name])
+        union_selected = best == "U"
+        selected = {"R": R, "U": minmax(U), "D": D}[best]
 
     return Reference(
         attribution=as_map(selected),

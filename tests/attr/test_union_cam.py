@@ -243,3 +243,31 @@ def test_models_on_a_gpu(dtype):
     attr = union_cam(net.to("cuda", dtype)).attribute(inputs.to("cuda", dtype), [0, 1, 2])
     correlation = torch.corrcoef(torch.stack([attr.flatten().double().cpu(), expected.flatten()]))[0, 1]
     assert correlation > (0.9999 if dtype is torch.float32 else 0.98)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_the_best_of_all_three_maps_agrees_with_the_reference(activation):
+    net, inputs = TinyNet(activation=activation()), tiny_inputs(examples=12)
+    method = union_cam(net)
+    attr, details = method.attribute(inputs, 1, selection="best", return_details=True)
+    terms = method.attribute(inputs, 1, selection="best", attr_dim_summation=False)
+    for i, example in enumerate(inputs.split(1)):
+        expected = loops.union_cam(net, net.features, example, 1, selection="best")
+        assert torch.allclose(attr[i : i + 1], expected.attribution, rtol=0, atol=1e-9)
+        assert details.union_selected[i].item() == expected.union_selected
+    denoised = details.denoised_selected
+    assert set(denoised.tolist()) == {True, False}
+    assert not (denoised & details.union_selected).any()
+    assert same(attr[denoised], details.denoised_map[denoised])
+    difference = (terms.sum(1, keepdim=True) - attr).flatten(1)
+    assert torch.allclose(difference, difference[:, :1], rtol=0, atol=1e-12)
+    # The paper's selection is between the other two.
+    _, paper = method.attribute(inputs, 1, return_details=True)
+    assert not paper.denoised_selected.any()
+    assert same(paper.forward_passes, details.forward_passes)
+
+
+def test_an_unknown_selection_is_named():
+    net = TinyNet()
+    with pytest.raises(ValueError, match=r"^selection: got 'worst'; give one of 'paper', 'best'"):
+        union_cam(net).attribute(tiny_inputs(), 1, selection="worst")

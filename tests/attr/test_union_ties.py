@@ -17,3 +17,6 @@ def test_a_tie_is_the_region_maps(examples):
     assert details.union_selected.tolist() == [False] * examples
     assert torch.equal(attr, details.region_map)
     assert not torch.equal(details.region_map, details.union_map)
+    best, details = method.attribute(inputs, 1, selection="best", return_details=True)
+    assert torch.equal(best, attr)
+    assert details.denoised_selected.tolist() == [False] * examples

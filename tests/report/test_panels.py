@@ -40,6 +40,7 @@ def explanation(photo, union_selected):
         region_confidence=torch.tensor([0.43]),
         union_confidence=torch.tensor([0.64]),
         union_selected=torch.tensor([union_selected]),
+        denoised_selected=torch.tensor([False]),
         channel_scores=torch.zeros(1, 3),
         representatives=torch.arange(3).unsqueeze(0),
         forward_passes=torch.tensor([7]),
