@@ -90,10 +90,10 @@ HOMES = {
 }
 
 MODEL = "--model --weights --device"
-EXPLAINED = f"{MODEL} --layer --preprocess --confidence --theta --max-channels --dtype --batch-size"
+EXPLAINED = f"{MODEL} --layer --preprocess --confidence --theta --max-channels --channel-selection --dtype --batch-size"
 OPTIONS = {
     "": "--version",
-    "explain": f"{EXPLAINED} --method --target --top-k --channel-weights --output --out --format",
+    "explain": f"{EXPLAINED} --method --target --top-k --channel-weights --quality --output --out --format",
     "methods": "",
     "metrics": "",
     "compare": f"{EXPLAINED} --target --methods --metrics --steps --seed --output --out",

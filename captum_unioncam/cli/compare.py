@@ -29,6 +29,7 @@ def compare(
     confidence: options.ConfidenceOption = options.Confidence.softmax,
     theta: options.ThetaOption = None,
     max_channels: options.MaxChannelsOption = None,
+    channel_selection: options.ChannelSelectionOption = None,
     device: options.DeviceOption = None,
     dtype: options.DtypeOption = options.Dtype.float32,
     batch_size: options.BatchSizeOption = None,

@@ -41,6 +41,8 @@ def explain(
     theta: options.ThetaOption = None,
     channel_weights: options.ChannelWeightsOption = None,
     max_channels: options.MaxChannelsOption = None,
+    channel_selection: options.ChannelSelectionOption = None,
+    quality: options.QualityOption = None,
     device: options.DeviceOption = None,
     dtype: options.DtypeOption = options.Dtype.float32,
     batch_size: options.BatchSizeOption = None,
@@ -64,13 +66,22 @@ def explain(
     """
     if target is not None and top_k is not None:
         raise WrongArgument("--target and --top-k do not go together; give one of them.")
+    on_terminal, settings = sys.stderr.isatty(), settings_of(context.params)
+    sources = [context.get_parameter_source(name) for name in ("max_channels", "channel_selection", "dtype")]
+    if quality is not None and any(source is not None and source.name != "DEFAULT" for source in sources):
+        raise WrongArgument("--quality stands for --max-channels, --channel-selection and --dtype; give it, or those.")
     from captum_unioncam.evaluation.explain import Explainer
 
-    explainer = Explainer(settings_of(context.params), show_progress=sys.stderr.isatty())
+    subject = settings.subject(on_terminal)
+    if quality is not None:
+        settings = settings.of_quality(quality, subject.device)
+    explainer = Explainer(settings, on_terminal, subject)
     class_index = None if target is None else explainer.subject.class_index(target)
     make_folder(output)
     names = FreeNames(output, taken=images or [])
-    typer.echo(layer_line(explainer.subject))
+    typer.echo(layer_line(subject))
+    if quality is not None:
+        typer.echo(f"quality: {quality}, {settings.max_channels or 'all'} channels scored in {settings.dtype}")
     failed = False
     for path in images or (None,):
         for outcome in _explain_picture(explainer, path, class_index, top_k or 1, formats or [Format.png], names):

@@ -10,6 +10,8 @@ import typer
 
 Preprocess = StrEnum("Preprocess", ["auto", "paper"])
 ChannelWeights = StrEnum("ChannelWeights", ["score", "softmax"])
+ChannelSelection = StrEnum("ChannelSelection", ["representatives", "deviation"])
+Quality = StrEnum("Quality", ["exact", "balanced", "fast"])
 Protocol = StrEnum("Protocol", ["own", "paper"])
 Confidence = StrEnum("Confidence", ["softmax", "sigmoid", "none"])
 Dtype = StrEnum("Dtype", ["float32", "bfloat16", "float16"])
@@ -120,8 +122,25 @@ MaxChannelsOption = Annotated[
         "--max-channels",
         min=1,
         metavar="N",
-        help="Score only the N channels that vary most, which is faster.",
+        help="Score at most N channels of a picture, which is faster.",
         show_default="all",
+    ),
+]
+ChannelSelectionOption = Annotated[
+    ChannelSelection | None,
+    typer.Option(
+        "--channel-selection",
+        help="Which channels --max-channels scores: representatives of all, or those of largest standard deviation.",
+        show_default="representatives",
+    ),
+]
+QualityOption = Annotated[
+    Quality | None,
+    typer.Option(
+        "--quality",
+        help="exact: score all channels. balanced: 128 representatives of them. fast: 32, in 16 bits where the "
+        "processor has such arithmetic.",
+        show_default="exact",
     ),
 ]
 DtypeOption = Annotated[

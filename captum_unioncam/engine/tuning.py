@@ -33,6 +33,18 @@ def fixed_rows(device: torch.device, positions: int) -> int:
     return min(max(1 << max(rows.bit_length() - 1, 0), FEWEST_ROWS), most)
 
 
+def fast_dtype(device: torch.device) -> torch.dtype | None:
+    """The half precision that the device has arithmetic for; None where it would only imitate it."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type != "cpu":
+        return None
+    # Of PyTorch before 2.8 nothing is known.
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    arithmetic = ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16")
+    return torch.bfloat16 if any(capabilities.get(name) for name in arithmetic) else None
+
+
 @dataclass(frozen=True)
 class PassSetting:
     """A forward pass of ``rows`` masked inputs, 4-D ones in channels-last memory format or not."""

@@ -70,7 +70,7 @@ class Settings:
         )
 
     def of_quality(self, quality: str, device: torch.device) -> Settings:
-        """The settings with those of a preset, of ``QUALITIES``; half precision only where the device is made for it."""
+        """The settings with a preset's, of ``QUALITIES``: half precision only where the device has the arithmetic."""
         dtype = fast_dtype(device) if quality == "fast" else None
         name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
         return replace(self, max_channels=QUALITIES[quality], dtype=name)

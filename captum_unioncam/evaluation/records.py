@@ -367,6 +367,9 @@ def _comparable(settings: EvaluationSettings) -> EvaluationSettings:
     rest = {name: value for name, value in settings.items() if name not in ("versions", *_ABOUT)}
     # They need not be in one order, and the first folders do not name them.
     rest["metrics"] = sorted(settings.get("metrics", FIRST_METRICS))
+    if rest.get("max_channels") is not None:
+        # The first folders do not name it: there was no other.
+        rest.setdefault("channel_selection", "deviation")
     return rest | {f"{package} version": version for package, version in versions.items()}
 
 

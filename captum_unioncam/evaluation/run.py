@@ -31,6 +31,7 @@ from captum_unioncam.datasets.base import DataSet, subset
 from captum_unioncam.datasets.open import open_data_set
 from captum_unioncam.engine._captum import NullProgress, progress
 from captum_unioncam.engine.maps import minmax
+from captum_unioncam.engine.representatives import REPRESENTATIVES
 from captum_unioncam.evaluation.distributed import rank, world_size
 from captum_unioncam.evaluation.judge import Judge, Judgement, release
 from captum_unioncam.evaluation.records import (
@@ -115,6 +116,9 @@ class Evaluation:
             # The default of this package's methods.
             "theta": 10.0 if self.settings.theta is None else self.settings.theta,
             "max_channels": self.settings.max_channels,
+            "channel_selection": None
+            if self.settings.max_channels is None
+            else self.settings.channel_selection or REPRESENTATIVES,
             "dtype": "float32" if dtype is None else str(dtype).removeprefix("torch."),
             "steps": self.steps,
             "metrics": list(metric_names),

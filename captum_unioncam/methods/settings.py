@@ -18,8 +18,8 @@ class MethodSettings:
     """Settings for any method, which ignores those it has no argument for.
 
     Args:
-        theta, channel_weights, max_channels, score_dtype: As ``LayerUnionCam.attribute`` takes them; for this
-            package's methods only. Default: None, the method's own default
+        theta, channel_weights, max_channels, channel_selection, score_dtype: As ``LayerUnionCam.attribute`` takes
+            them; for this package's methods only. Default: None, the method's own default
         internal_batch_size (int or None): Batch size of methods that run many forward passes. Default: None, the
             method's own default
         confidence_fn (Callable or None): As ``LayerUnionCam`` takes it; for this package's methods only. Default:
@@ -33,6 +33,7 @@ class MethodSettings:
     score_dtype: torch.dtype | None = None
     confidence_fn: ConfidenceFunction | None = None
     channel_weights: str | None = None
+    channel_selection: str | None = None
     show_progress: bool = False
 
 

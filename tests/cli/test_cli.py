@@ -223,6 +223,8 @@ def test_the_record_holds_numbers_settings_and_versions(capsys, photo):
         "softmax",
         "--max-channels",
         3,
+        "--channel-selection",
+        "deviation",
         "--batch-size",
         2,
         "--device",
@@ -231,7 +233,7 @@ def test_the_record_holds_numbers_settings_and_versions(capsys, photo):
     code, lines, errors = run(capsys, *OWN, photo, *settings, "--format", "json", "--target", 2, "--layer", "1")
     assert (code, errors, lines[0]) == (0, [], "layer: 1")
     record = json.loads((OUTPUT / "photo-class-2.json").read_text())
-    _, details = own_map(photo, 2, theta=30.0, channel_weights="softmax", max_channels=3)
+    _, details = own_map(photo, 2, theta=30.0, channel_weights="softmax", max_channels=3, channel_selection="deviation")
     versions, betas = record.pop("versions"), record.pop("betas")
     assert {"captum-unioncam", "captum", "torch", "torchvision", "pillow"} == set(versions)
     assert versions["captum-unioncam"] == __version__
@@ -262,6 +264,7 @@ def test_the_record_holds_numbers_settings_and_versions(capsys, photo):
             "theta": 30.0,
             "channel_weights": "softmax",
             "max_channels": 3,
+            "channel_selection": "deviation",
             "method": "union_cam",
         },
     }
@@ -274,6 +277,10 @@ def test_the_record_holds_numbers_settings_and_versions(capsys, photo):
         (["--theta", "60"], {"theta": 60.0}),
         (["--channel-weights", "softmax"], {"channel_weights": "softmax"}),
         (["--max-channels", "1"], {"max_channels": 1}),
+        (
+            ["--max-channels", "2", "--channel-selection", "deviation"],
+            {"max_channels": 2, "channel_selection": "deviation"},
+        ),
         (["--dtype", "bfloat16"], {"score_dtype": torch.bfloat16}),
     ],
 )
@@ -286,6 +293,22 @@ def test_the_raw_map_is_that_of_layer_union_cam_with_the_same_settings(capsys, p
     assert np.allclose(heat, expected[0, 0], atol=1e-6)
     by_default, _ = own_map(photo, 0)
     assert np.allclose(heat, by_default[0, 0], atol=1e-6) == (not settings)
+
+
+@pytest.mark.parametrize("has_bfloat16", [True, False])
+@pytest.mark.parametrize(("quality", "channels"), [("exact", None), ("balanced", 128), ("fast", 32)])
+def test_a_quality_stands_for_channels_and_precision(capsys, photo, monkeypatch, quality, channels, has_bfloat16):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has_bfloat16}, raising=False)
+    dtype = "bfloat16" if quality == "fast" and has_bfloat16 else "float32"
+    given = ["--quality", quality, "--device", "cpu", "--target", "0", "--format", "json", "--format", "npy"]
+    code, lines, errors = run(capsys, *OWN, photo, *given)
+    assert (code, errors) == (0, [])
+    assert lines[1] == f"quality: {quality}, {channels or 'all'} channels scored in {dtype}"
+    settings = json.loads((OUTPUT / "photo-class-0.json").read_text())["settings"]
+    assert (settings["max_channels"], settings["dtype"]) == (channels, dtype)
+    score_dtype = None if dtype == "float32" else torch.bfloat16
+    expected, _ = own_map(photo, 0, max_channels=channels, score_dtype=score_dtype)
+    assert np.allclose(np.load(OUTPUT / "photo-class-0.npy"), expected[0, 0], atol=1e-6)
 
 
 def test_the_raw_map_is_the_selected_one(capsys, tmp_path):
@@ -382,6 +405,10 @@ def test_a_class_is_chosen_by_index_or_name(capsys, photo):
         ([*OWN, "--top-k", "0"], "--top-k"),
         ([*OWN, "--theta", "101"], "--theta"),
         ([*OWN, "--max-channels", "0"], "--max-channels"),
+        ([*OWN, "--channel-selection", "all"], "--channel-selection"),
+        ([*OWN, "--quality", "best"], "--quality"),
+        ([*OWN, "--quality", "fast", "--dtype", "float32"], "--quality stands for --max-channels, --channel-s"),
+        ([*OWN, "--quality", "exact", "--max-channels", "9"], "give it, or those"),
         ([*OWN, "--batch-size", "0"], "--batch-size"),
         ([*OWN, "--dtype", "float8"], "--dtype"),
         ([*OWN, "--format", "gif"], "--format"),

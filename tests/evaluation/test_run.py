@@ -578,7 +578,10 @@ def weights(tmp_path_factory):
         (["--limit", "3"], ["images 6 there, 3 now", "images_sha256 ", "limit None there, 3 now"]),
         (["--steps", "5"], ["steps 2 there, 5 now"]),
         (["--dtype", "bfloat16"], ["dtype 'float32' there, 'bfloat16' now"]),
-        (["--max-channels", "2"], ["max_channels None there, 2 now"]),
+        (
+            ["--max-channels", "2"],
+            ["max_channels None there, 2 now", "channel_selection None there, 'representatives' now"],
+        ),
         (["--layer", "features.2"], ["layer "]),
         (["--confidence", "sigmoid"], ["confidence 'softmax' there, 'sigmoid' now"]),
         (["--weights", "WEIGHTS"], ["model_sha256 "]),
@@ -597,6 +600,19 @@ def test_other_settings_are_refused_and_named(capsys, data, unbroken, finished, 
     assert len(differences) == len(named)
     assert all(map(str.startswith, differences, named))
     assert records_in(OUT) == unbroken
+
+
+def test_a_folder_that_names_no_selection_of_channels_has_those_of_largest_deviation(capsys, data):
+    deviation = ["--max-channels", 2, "--channel-selection", "deviation"]
+    assert run(capsys, data, OUT, *deviation, method_names=["score_cam"])[0] == 0
+    path = OUT / "settings.json"
+    settings = json.loads(path.read_text())
+    assert settings.pop("channel_selection") == "deviation"
+    path.write_text(json.dumps(settings))
+    assert run(capsys, data, OUT, *deviation, method_names=["score_cam"])[0] == 0
+    code, _, err = run(capsys, data, OUT, "--max-channels", 2, method_names=["score_cam"])
+    assert code == 2
+    assert "other settings: channel_selection 'deviation' there, 'representatives' now; give" in err[0]
 
 
 def test_another_preprocessing_is_refused(capsys, data):
