@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from captum_unioncam.attr.cam import LayerLinearCam
     from captum_unioncam.attr.denoised_grad_cam import LayerDenoisedGradCam
     from captum_unioncam.attr.eigen_cam import LayerEigenCam
+    from captum_unioncam.attr.feature_cam import LayerFeatureCam
     from captum_unioncam.attr.find_layer import find_spatial_layer
     from captum_unioncam.attr.fuse import fuse
     from captum_unioncam.attr.grad_cam_plus_plus import LayerGradCamPlusPlus
@@ -36,6 +37,7 @@ _HOMES = {
     "LayerAblationCam": "attr.ablation_cam",
     "LayerDenoisedGradCam": "attr.denoised_grad_cam",
     "LayerEigenCam": "attr.eigen_cam",
+    "LayerFeatureCam": "attr.feature_cam",
     "LayerGradCamPlusPlus": "attr.grad_cam_plus_plus",
     "LayerGradPlusPlusScoreCam": "attr.grad_plus_plus_score_cam",
     "LayerGroupCam": "attr.group_cam",
@@ -62,6 +64,7 @@ __all__ = [
     "LayerAblationCam",
     "LayerDenoisedGradCam",
     "LayerEigenCam",
+    "LayerFeatureCam",
     "LayerGradCamPlusPlus",
     "LayerGradPlusPlusScoreCam",
     "LayerGroupCam",

@@ -322,6 +322,8 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
         tensors = check_inputs(format_tensor_into_tuples(inputs))
         self.check_for(inputs=tensors, **own)
         own["summed"] = attr_dim_summation
+        if "inputs" in signature(self._equations()).parameters:
+            own["inputs"] = tensors
         outputs = Outputs(targets, tensors[0].shape[0], argument)
         functions = evaluation_mode(self.forward_func, getattr(self, "score_func", None))
         with functions as (forward_func, score_func), torch.no_grad():

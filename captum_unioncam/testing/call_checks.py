@@ -140,7 +140,8 @@ def lists_of_layers(subject: Subject) -> None:
     for ndim, relu in product(subject.traits.spatial_dims, (nn.ReLU(), nn.ReLU(inplace=True))):
         net, plain, inputs = subject.net(ndim, relu), subject.net(ndim), tiny_inputs(ndim)
         for numbers in ([0, 2, 1], [4], [4, 4], [3, 4]):
-            for settings in ({}, {"attribute_to_layer_input": True}, {"attr_dim_summation": False}):
+            forms = [{"attr_dim_summation": summed} for summed in subject.summations]
+            for settings in ({"attribute_to_layer_input": True}, *forms):
                 with given(f"{ndim}-D inputs, the list of features {numbers}, {relu}, {settings}"):
                     made = subject.explain(net, [net.features[n] for n in numbers], inputs, TARGETS, **settings)
                     require(isinstance(made, list), f"a {type(made).__name__} came back, not a list")
@@ -232,15 +233,15 @@ def baselines(subject: Subject) -> None:
     if not subject.takes("baselines"):
         return
     net, inputs = subject.net(subject.ndim), tiny_inputs(subject.ndim)
-    number, black = (subject.explain(net, net.features, inputs, 1, baselines=b) for b in (0.4, 0))
+    number, black = (subject.explain(net, net.features, inputs, TARGETS, baselines=b) for b in (0.4, 0))
     for form in (torch.full_like(inputs, 0.4), torch.full_like(inputs[:1], 0.4), (0.4,)):
         with given(f"baselines {form if isinstance(form, tuple) else tuple(form.shape)}"):
-            require_same(subject.explain(net, net.features, inputs, 1, baselines=form), number, "of the number 0.4")
+            require_same(subject.explain(net, net.features, inputs, TARGETS, baselines=form), number, "of the number 0.4")
     if not getattr(subject.cls, "has_own_baselines", False):
         with given("baselines None"):
-            require_same(subject.explain(net, net.features, inputs, 1, baselines=None), black, "of the number 0")
+            require_same(subject.explain(net, net.features, inputs, TARGETS, baselines=None), black, "of the number 0")
     require(not torch.allclose(number, black), "given baselines 0.4, the map is that of baselines 0")
-    error = raised_by(lambda: subject.explain(net, net.features, inputs, 1, baselines=inputs[:2]))
+    error = raised_by(lambda: subject.explain(net, net.features, inputs, TARGETS, baselines=inputs[:2]))
     require(
         isinstance(error, AssertionError), f"given baselines of 2 for 3 examples, {error!r} was raised, not Captum's"
     )

@@ -29,7 +29,8 @@ class Traits:
     Args:
         spatial_dims (tuple[int, ...]): The numbers of spatial dimensions that it works for. Default: 1 to 3
         terms (str): What its terms, the result without ``attr_dim_summation``, sum to: "map", or
-            "map plus a constant", one for each example. Default: "map"
+            "map plus a constant", one for each example; or "none", where it refuses to give any. Default: "map"
+        at_input_size (bool): Whether its maps have the input's size, and not the layer's. Default: False
         uses_gradients (bool): Whether the model has to be differentiable. Default: True
         masked_passes (Callable or None): How many masked passes an example takes, given how many of its channels are
             not constant over space; 0 for a method without. Default: None, not known
@@ -41,7 +42,8 @@ class Traits:
     """
 
     spatial_dims: tuple[int, ...] = (1, 2, 3)
-    terms: Literal["map", "map plus a constant"] = "map"
+    terms: Literal["map", "map plus a constant", "none"] = "map"
+    at_input_size: bool = False
     uses_gradients: bool = True
     masked_passes: Callable[[int], int] | None = None
     half_precision: float = 0.98
@@ -88,6 +90,11 @@ class Subject:
     def takes(self, argument: str) -> bool:
         """Whether ``attribute`` has an argument of this name."""
         return argument in inspect.signature(self.cls.attribute).parameters
+
+    @property
+    def summations(self) -> tuple[bool, ...]:
+        """The values of ``attr_dim_summation`` that it takes."""
+        return (True,) if self.traits.terms == "none" else (True, False)
 
     @property
     def ndim(self) -> int:

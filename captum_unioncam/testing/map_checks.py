@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_unioncam.testing.contract import Subject, given, layer_check, require, require_same
+from captum_unioncam.testing.contract import Subject, given, layer_check, raised_by, require, require_same
 from captum_unioncam.testing.networks import (
     CHANNELS,
+    Alarm,
     Dead,
     FlippableNet,
     WithChannels,
@@ -27,11 +28,12 @@ def shapes(subject: Subject) -> None:
         net, inputs = subject.net(ndim), tiny_inputs(ndim)
         output, layer_input = net.features(inputs), net.features[:-1](inputs)
         for of_input, channels in ((False, output), (True, layer_input)):
-            for summed in (True, False):
+            for summed in subject.summations:
                 with given(f"{ndim}-D, attribute_to_layer_input={of_input}, attr_dim_summation={summed}"):
                     layer = net.features[-1] if of_input else net.features
                     attr = subject.explain(net, layer, inputs, TARGETS, None, of_input, attr_dim_summation=summed)
-                    expected = (len(inputs), 1 if summed else channels.shape[1], *channels.shape[2:])
+                    size = (inputs if subject.traits.at_input_size else channels).shape[2:]
+                    expected = (len(inputs), 1 if summed else channels.shape[1], *size)
                     require(attr.shape == expected, f"the result has shape {tuple(attr.shape)}, not {expected}")
                     require(attr.dtype == inputs.dtype, f"the result is of {attr.dtype}, the inputs of {inputs.dtype}")
                     require(bool(attr.isfinite().all()), "the result is not finite")
@@ -56,7 +58,7 @@ def layer_inputs(subject: Subject) -> None:
 def relu(subject: Subject) -> None:
     """``relu_attributions`` sets what is negative to 0, and changes nothing else."""
     net, inputs = subject.net(subject.ndim, nn.Tanh()), tiny_inputs(subject.ndim)
-    for summed in (True, False):
+    for summed in subject.summations:
         with given(f"relu_attributions, attr_dim_summation={summed}"):
             plain, clipped = (
                 subject.explain(net, net.features, inputs, TARGETS, relu_attributions=clip, attr_dim_summation=summed)
@@ -104,7 +106,7 @@ def permuted_channels(subject: Subject) -> None:
     """With the layer's channels in another order the map is the same, and its terms are in that order."""
     net, inputs, order = subject.net(subject.ndim), tiny_inputs(subject.ndim), [3, 0, 4, 2, 1]
     permuted = WithChannels(net, order)
-    for summed in (True, False):
+    for summed in subject.summations:
         with given(f"channels in the order {order}, attr_dim_summation={summed}"):
             plain, made = (
                 subject.explain(of, of.features, inputs, TARGETS, attr_dim_summation=summed) for of in (net, permuted)
@@ -126,12 +128,19 @@ def flips(subject: Subject) -> None:
 
 @layer_check
 def terms(subject: Subject) -> None:
-    """The terms sum to the map, or to the map and a constant for each example."""
+    """The terms sum to the map, or to the map and a constant for each example, or are refused."""
+    if subject.traits.terms == "none":
+        alarm = Alarm(armed=True)
+        error = raised_by(lambda: subject.explain(alarm, alarm, tiny_inputs(subject.ndim), 1, attr_dim_summation=False))
+        named = isinstance(error, ValueError) and str(error).startswith("attr_dim_summation")
+        require(named, f"given attr_dim_summation=False, {error!r} was raised, not a ValueError that names it")
+        return
     for activation in (nn.ReLU(), nn.SiLU(), nn.Tanh()):
         with given(f"{type(activation).__name__} features and attr_dim_summation=False"):
             net, inputs = subject.net(subject.ndim, activation), tiny_inputs(subject.ndim, examples=6)
             attr, each = (
-                subject.explain(net, net.features, inputs, 1, attr_dim_summation=summed) for summed in (True, False)
+                subject.explain(net, net.features, inputs, 1, attr_dim_summation=summed)
+                for summed in subject.summations
             )
             total = each.sum(1, keepdim=True)
             if subject.traits.terms == "map plus a constant":
@@ -149,7 +158,7 @@ def constant_channels(subject: Subject) -> None:
         require_same(subject.explain(widened, widened.features, inputs, TARGETS), attr, "without these channels")
     for value in (0.0, 3.7):
         dead = subject.net(subject.ndim, Dead(value))
-        for summed in (True, False):
+        for summed in subject.summations:
             with given(f"a layer that is {value} everywhere, attr_dim_summation={summed}"):
                 made = subject.explain(dead, dead.features, inputs, TARGETS, attr_dim_summation=summed)
                 require(bool(made.isfinite().all()), "the map is not finite")

@@ -92,7 +92,7 @@ def test_tokens_agree_with_the_reference_and_with_the_same_network_in_maps(ndim,
 def test_channels_last_equal_the_same_network_with_channels_first(ndim):
     net, first, inputs = LastNet(ndim), TinyNet(ndim), tiny_inputs(ndim)
     for method in OF_ANY_HEAD:
-        for settings in ({}, {"attribute_to_layer_input": True}, {"attr_dim_summation": False}):
+        for settings in ({}, {"attribute_to_layer_input": True}, {"attr_dim_summation": not method.has_terms}):
             last = method(net, net.last, reshape_transform=channels_last_to_maps).attribute(inputs, 1, **settings)
             settings = settings | {"attribute_to_layer_input": False}
             assert same(last, method(net, net.features).attribute(inputs, 1, **settings))

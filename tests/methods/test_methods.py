@@ -37,6 +37,7 @@ OWN = {
     "integrated_grad_cam": lambda net, x, t, b: captum_unioncam.LayerIntegratedGradCam(net, net.features).attribute(
         x, t, baselines=b
     ),
+    "feature_cam": lambda net, x, t, b: captum_unioncam.LayerFeatureCam(net, net.features).attribute(x, t),
 }
 CAPTUM = {
     "grad_cam": lambda net, x, t, b: captum_attr.LayerGradCam(net, net.features).attribute(
