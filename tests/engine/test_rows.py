@@ -12,7 +12,7 @@ from torch import nn
 from captum_unioncam import LayerScoreCam, LayerUnionCam, metrics
 from captum_unioncam.engine import tuning
 from captum_unioncam.engine.maps import minmax, up
-from captum_unioncam.engine.rows import takes_any_format
+from captum_unioncam.engine.rows import check_rows_of_arguments, takes_any_format
 from captum_unioncam.engine.scoring import MaskedScorer
 from captum_unioncam.testing.devices import PretendedDevices
 from tests.attr import reference
@@ -379,3 +379,24 @@ def test_masks_are_chosen_by_numbers_on_the_inputs_own_device():
         made = MaskedScorer(forward, inputs, None, [1], None).confidences(maps)
     expected = MaskedScorer(forward, (tiny_inputs(), tiny_inputs()), None, [1], None)
     assert torch.allclose(made, expected.confidences(maps), rtol=0, atol=1e-12)
+
+
+def test_a_list_for_a_model_of_one_row_is_not_doubted():
+    def forward(x, factors):
+        if len(x) != 1:
+            raise ValueError("made for one row")
+        return factors[0] * x.mean((2, 3))
+
+    check_rows_of_arguments(forward, (tiny_inputs()[:1],), ([2.0],))
+    with pytest.raises(ValueError, match="made for one row"):
+        check_rows_of_arguments(forward, (tiny_inputs(),), ([2.0],))
+
+
+def test_an_error_for_copies_of_an_example_is_raised():
+    def forward(x, factors):
+        if torch.equal(x[0], x[1]):
+            raise KeyError("copies")
+        return factors[0] * x.mean((2, 3))
+
+    with pytest.raises(KeyError, match="copies"):
+        check_rows_of_arguments(forward, (tiny_inputs(),), ([2.0],))

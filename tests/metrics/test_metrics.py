@@ -388,3 +388,13 @@ def test_the_attribution_that_masks_may_come_behind_one_that_does_not(images):
     attr = maps()
     found = metrics.confidence_drop(number_first, (number, images, images), (number, attr, attr), TARGETS)
     assert same(found, metrics.confidence_drop(model, (images, number, images), (attr, number, attr), TARGETS))
+
+
+def test_integer_pictures_are_inserted_into_a_blur_of_whole_numbers(model, images):
+    pictures = (images.sigmoid() * 255).to(torch.uint8)
+    curve = metrics.insertion(lambda x: model(x.double() / 255), pictures, maps(), TARGETS, steps=1, return_curve=True)
+    for i in range(3):
+        # Nothing is inserted yet.
+        substrate = reference.blurred(pictures[i : i + 1].double()).round() / 255
+        expected = confidence_of(model, TARGETS[i])(substrate)
+        assert same(curve.confidences[i, 0], torch.tensor(expected, dtype=torch.float64))
