@@ -398,3 +398,13 @@ def test_integer_pictures_are_inserted_into_a_blur_of_whole_numbers(model, image
         substrate = reference.blurred(pictures[i : i + 1].double()).round() / 255
         expected = confidence_of(model, TARGETS[i])(substrate)
         assert same(curve.confidences[i, 0], torch.tensor(expected, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("game", [metrics.pointing_game, metrics.energy_pointing_game])
+@pytest.mark.parametrize("dims", [1, 2, 6])
+def test_pointing_games_take_one_to_three_spatial_dimensions(game, dims):
+    for allowed in (3, 4, 5):
+        assert game(torch.ones((3, 1, 2, 2, 2)[:allowed]), torch.ones((3, 1, 2, 2, 2)[:allowed]) > 0).shape == (3,)
+    shape = (3, 1, 2, 2, 2, 2)[:dims]
+    with pytest.raises(ValueError, match=r"^attributions: got the shape"):
+        game(torch.ones(shape), torch.ones(shape) > 0)
