@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from captum_unioncam.attr.find_layer import Layer, named_layers
+from captum_unioncam.attr.find_layer import Layer, named_layers, other_layer_named
 from captum_unioncam.engine._captum import (
     BaselineType,
     GradientAttribution,
@@ -326,7 +326,8 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
             own["inputs"] = tensors
         outputs = Outputs(targets, tensors[0].shape[0], argument)
         functions = evaluation_mode(self.forward_func, getattr(self, "score_func", None))
-        with functions as (forward_func, score_func), torch.no_grad():
+        named = other_layer_named(self.forward_func, tensors)
+        with named, functions as (forward_func, score_func), torch.no_grad():
             call = LayerCall(
                 forward_func,
                 [self.layer] if isinstance(self.layer, Module) else self.layer,

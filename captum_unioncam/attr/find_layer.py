@@ -43,7 +43,7 @@ def find_spatial_layer(model: Module, inputs: Tensor | tuple[Tensor, ...]) -> tu
         *tuple[str, Module]*: The layer's dotted name in the model, and the layer.
 
     Raises:
-        ValueError: No layer has an output with space on which the model's output depends.
+        ValueError: No layer has an output with space on which the model's output depends; a model of TorchScript.
 
     Examples::
 
@@ -99,6 +99,8 @@ def _layers_with_maps(
     transforms: KnownTransforms,
 ) -> dict[str, Module]:
     """The layers whose output is wanted, has maps and counts, in the order in which they run."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError("model: is TorchScript, whose layers hooks do not see; give what was scripted or traced.")
     modules = dict(model.named_modules())
     with evaluation_mode(model) as (forward,):
         outputs = _outputs_that_count(forward, model, inputs)

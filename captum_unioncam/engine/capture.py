@@ -105,6 +105,11 @@ class LayerCall:
                     "forward_func: torch.utils.checkpoint lets no gradient through with use_reentrant=True; give "
                     "use_reentrant=False, or do not checkpoint in evaluation mode."
                 ) from error
+            if "Inference tensors" in str(error):
+                raise ValueError(
+                    "forward_func: its tensors were made under torch.inference_mode(), which lets no gradient through; "
+                    "give copy.deepcopy(model), made outside of it, or take LayerScoreCam, which needs none."
+                ) from error
             if "cudnn RNN backward" not in str(error):
                 raise
             with recurrent_training(modules_behind(self.forward_func)):

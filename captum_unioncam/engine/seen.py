@@ -100,6 +100,8 @@ class SeenLayer(Module):
     def check(self, name: str) -> None:
         """Raises ``LayerError``, with the layer's name, where Captum would fail or take the last of several calls."""
         problem, calls = self.problem, len(self.devices)
+        if not problem and not calls and isinstance(self.layer, torch.jit.ScriptModule):
+            problem = "is TorchScript, which hooks do not see; explain the model that was scripted or traced"
         if not problem and not calls:
             problem = f"is not run by forward_func, or is within TorchScript, which hooks do not see; {OTHER_LAYER}"
         # A DataParallel model calls it once on each device.
@@ -124,7 +126,9 @@ def watched(layers: Sequence[Module], of_input: bool, differentiable: bool) -> I
     try:
         try:
             for one in seen:
-                handles.append(one.watch())
+                # On what torch.jit.script made, no hook can be put.
+                if not isinstance(one.layer, torch.jit.RecursiveScriptModule):  # type: ignore[attr-defined]
+                    handles.append(one.watch())
             with not_compiled():
                 yield seen
         finally:

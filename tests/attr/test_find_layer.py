@@ -56,7 +56,7 @@ def test_a_layer_that_runs_again_behind_the_flattening_is_not_taken():
         LayerUnionCam(net, net.activation).attribute(tiny_inputs(), 1)
 
 
-def test_a_layer_that_runs_again_in_space_is_taken_by_its_last_run():
+def test_a_layer_that_runs_again_in_space_is_not_taken():
     class Reused(nn.Module):
         def __init__(self):
             super().__init__()
@@ -65,7 +65,17 @@ def test_a_layer_that_runs_again_in_space_is_taken_by_its_last_run():
         def forward(self, x):
             return self.activation(self.second(self.activation(self.first(x)))).mean((2, 3))
 
-    assert find_spatial_layer(Reused().double(), tiny_inputs())[0] == "activation"
+    net = Reused().double()
+    name, layer = find_spatial_layer(net, tiny_inputs())
+    assert name == "second"
+    assert LayerUnionCam(net, layer).attribute(tiny_inputs(), 1).shape == (3, 1, 4, 2)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("compiled", [lambda net: torch.jit.trace(net, tiny_inputs()), torch.jit.script])
+def test_layers_of_torchscript_are_not_looked_for(compiled):
+    with pytest.raises(ValueError, match=r"^model: is TorchScript, whose layers hooks do not see"):
+        find_spatial_layer(compiled(TinyNet()), tiny_inputs())
 
 
 def test_several_inputs_and_the_map_that_is_made_of_it():

@@ -44,10 +44,79 @@ def test_a_layer_on_which_the_output_does_not_depend_is_named(method, name):
 def test_a_layer_that_is_not_run_is_named(method):
     net = Branches()
     for layer in (net.spare, [net.features, net.spare]):
-        with pytest.raises(ValueError, match=r"^layer: 'spare' \(Conv2d\) is not run by forward_func.*find_spatial"):
+        with pytest.raises(ValueError, match=r"^layer: 'spare' \(Conv2d\) is not run by forward_func.*'features'"):
             method(net, layer).attribute(tiny_inputs(), 1)
     with pytest.raises(ValueError, match=r"^layer: Conv2d is not run by forward_func"):
         method(net.forward, nn.Conv2d(5, 5, 1)).attribute(tiny_inputs(), 1)
+
+
+class CalledTwice(TinyNet):
+    def __init__(self):
+        super().__init__()
+        self.twice = nn.ReLU()
+
+    def forward(self, x):
+        return self.head(self.twice(self.twice(self.features(x)) + 1))
+
+
+def faulty_layers():
+    """Models whose ``features`` would do, each with a layer that cannot be explained, and what is wrong with it."""
+    return {
+        "not run": (net := Branches(), net.spare),
+        "does not depend": (net := Branches(), net.side),
+        "called 2 times": (net := CalledTwice(), net.twice),
+        "shape": (net := TinyNet(), net.head[2]),
+        "no tensor of real": (net := Wrapped(lambda x: {"maps": x}, lambda made: made["maps"]), net.form),
+        "hold 6 examples": (net := Wrapped(lambda x: torch.cat([x, x]), lambda made: made[:3]), net.form),
+    }
+
+
+@pytest.mark.parametrize(
+    "fault", ["not run", "does not depend", "called 2 times", "shape", "no tensor of real", "hold 6 examples"]
+)
+def test_an_error_names_a_layer_that_would_do(fault):
+    net, layer = faulty_layers()[fault]
+    for forward_func in (net, net.forward, nn.DataParallel(net)):
+        with pytest.raises(ValueError, match=rf"^layer: .*{fault}.*; choose .*, such as 'features'(, or take|\.$)"):
+            LayerUnionCam(forward_func, layer).attribute(tiny_inputs(), 1)
+    # What a function of the user's own runs is not known.
+    with pytest.raises(ValueError, match=rf"^layer: .*{fault}.*, such as the one that .*find_spatial_layer finds"):
+        LayerUnionCam(lambda x: net(x), layer).attribute(tiny_inputs(), 1)
+
+
+def test_an_error_names_no_layer_where_none_is_found():
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(96, 3)).double()
+    with pytest.raises(ValueError, match=r"such as the one that captum_unioncam.find_spatial_layer finds\.$"):
+        LayerUnionCam(flat, flat[1]).attribute(tiny_inputs(), 1)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("compiled", [lambda net: torch.jit.trace(net, tiny_inputs()), torch.jit.script])
+def test_layers_of_torchscript_are_named_and_it_may_lie_around_the_layer(method, compiled):
+    net = compiled(TinyNet())
+    for forward_func in (net, lambda x: net(x)):
+        with pytest.raises(ValueError, match=r"^layer: 'features' .* is TorchScript, which hooks do not see; explain"):
+            method(forward_func, net.features).attribute(tiny_inputs(), 1)
+    with pytest.raises(ValueError, match=r"^layer: Sequential is not run .*, or is within TorchScript"):
+        method(net, TinyNet().features).attribute(tiny_inputs(), 1)
+    mixed = TinyNet()
+    expected = method(mixed, mixed.features).attribute(tiny_inputs(), 1)
+    mixed.head = torch.jit.script(mixed.head)
+    assert same(method(mixed, mixed.features).attribute(tiny_inputs(), 1), expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_models_made_in_inference_mode_are_explained_or_say_how(method):
+    with torch.inference_mode():
+        net = TinyNet()
+    expected = method(TinyNet(), "features").attribute(tiny_inputs(), 1)
+    if method is LayerScoreCam:
+        assert same(method(net, net.features).attribute(tiny_inputs(), 1), expected)
+    else:
+        with pytest.raises(ValueError, match=r"^forward_func: .* torch.inference_mode\(\).*copy.deepcopy\(model\)"):
+            method(net, net.features).attribute(tiny_inputs(), 1)
+    assert same(method(copy.deepcopy(net), "features").attribute(tiny_inputs(), 1), expected)
 
 
 def frozen_backbone(net, context):
