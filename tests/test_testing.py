@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from captum_unioncam import LayerDenoisedGradCam, LayerScoreCam, LayerUnionCam
 from captum_unioncam.testing import LAYER_CHECKS, PretendedDevices, Traits, check_layer_method
-from captum_unioncam.testing.devices import DeviceMismatch
+from captum_unioncam.testing.device_checks import MIXES
 from tests.networks import TinyNet, tiny_inputs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -282,6 +282,13 @@ def ignores_baselines(call, method, *args, **kwargs):
     return call(*args, **kwargs)
 
 
+def leaves_baselines_where_they_are(call, method, inputs, *args, **kwargs):
+    baselines = kwargs.get("baselines")
+    if isinstance(baselines, tuple):
+        inputs[0] - baselines[0]
+    return call(inputs, *args, **kwargs)
+
+
 def needs_a_differentiable_model(call, method, inputs, *args, **kwargs):
     with torch.enable_grad():
         assert method.forward_func(inputs).requires_grad
@@ -351,6 +358,7 @@ FAULTS_OF_PASSES = [
     (uses_the_batch_size, "batch_sizes"),
     (asks_the_device_for_each_chunk, "synchronisations"),
     (ignores_baselines, "baselines"),
+    (leaves_baselines_where_they_are, "devices"),
     (needs_a_differentiable_model, "no_gradients"),
 ]
 
@@ -483,23 +491,126 @@ def test_devices_agree_or_the_operation_is_refused(one, other, operation):
             assert str(made.device) == one
             assert made.is_cuda is (one != "cpu")
         else:
-            with pytest.raises(DeviceMismatch, match="Expected all tensors to be on the same device"):
+            with pytest.raises(RuntimeError, match="device"):
                 operation(a, b)
             assert str(operation(a, b.to(one)).device) == str(operation(a, b.to(a)).device) == one
 
 
-def test_numbers_and_indices_from_the_cpu_are_taken_as_on_cuda():
+MASK = torch.tensor([True, False, True, True])
+TAKEN_BY_CUDA = [
+    lambda x, put: x * put(torch.tensor(2.0)),
+    lambda x, put: put(torch.tensor(2.0)) - x,
+    lambda x, put: torch.where(x > 0.5, x, put(torch.tensor(2.0))),
+    lambda x, put: x.masked_fill(x > 0.5, put(torch.tensor(2.0))),
+    lambda x, put: x.clone().fill_(put(torch.tensor(2.0))),
+    lambda x, put: x[put(torch.tensor([0, 2]))],
+    lambda x, put: x[put(MASK)],
+    lambda x, put: x.clone().index_put_((put(MASK),), x[:3]),
+    lambda x, put: x.clone().copy_(put(torch.rand(4, 3))),
+]
+REFUSED_BY_CUDA = [
+    lambda x, put: x + put(torch.rand(4, 3)),
+    lambda x, put: x.gather(0, put(torch.tensor([[0, 1, 2]]))),
+    lambda x, put: x.index_select(0, put(torch.tensor([0, 2]))),
+    lambda x, put: x.index_select(0, put(torch.tensor(1))),
+    lambda x, put: torch.stack([x.sum(), put(torch.tensor(2.0))]),
+    lambda x, put: x.clone().index_put_((put(MASK),), put(torch.rand(3, 3))),
+    lambda x, put: x.masked_select(put(MASK).reshape(4, 1)),
+    lambda x, put: torch.equal(x, put(torch.rand(4, 3))),
+    lambda x, put: put(torch.tensor(2.0)).add_(x.sum()),
+    lambda x, put: put(torch.rand(4, 3))[x.new_zeros(2).long()],
+    lambda x, put: torch.nn.functional.linear(x, put(torch.rand(2, 3))),
+    lambda x, put: torch.nn.functional.conv1d(x[None], put(torch.rand(1, 4, 1))),
+]
+
+
+@pytest.mark.parametrize("operation", TAKEN_BY_CUDA)
+def test_what_cuda_takes_from_the_cpu_is_taken(operation):
     devices = PretendedDevices()
     values = devices.put(torch.rand(4, 3), "cuda:1")
     with devices.active():
-        assert str((values * torch.tensor(2.0)).device) == "cuda:1"
-        assert str(values[torch.tensor([0, 2])].device) == "cuda:1"
-        with pytest.raises(DeviceMismatch):
-            values.gather(0, torch.tensor([[0, 1, 2]]))
-        with pytest.raises(DeviceMismatch):
-            values + devices.put(torch.tensor(2.0), "cuda:0")
-        with pytest.raises(TypeError, match="can't convert cuda:1"):
-            values.numpy()
+        assert str(operation(values, lambda x: devices.put(x, "cpu")).device) == "cuda:1"
+
+
+@pytest.mark.parametrize("operation", REFUSED_BY_CUDA)
+@pytest.mark.parametrize("other", ["cpu", "cuda:0"])
+def test_what_cuda_refuses_is_refused(operation, other):
+    devices = PretendedDevices()
+    values = devices.put(torch.rand(4, 3), "cuda:1")
+    with devices.active():
+        operation(values, lambda x: devices.put(x, "cuda:1"))
+        with pytest.raises(RuntimeError):
+            operation(values, lambda x: devices.put(x, other))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="asks CUDA itself")
+def test_cuda_takes_and_refuses_what_is_said_of_it():
+    values = torch.rand(4, 3, device="cuda")
+    for operation in TAKEN_BY_CUDA:
+        assert operation(values, lambda x: x).is_cuda
+    for operation in REFUSED_BY_CUDA:
+        with pytest.raises(RuntimeError):
+            operation(values, lambda x: x)
+
+
+@pytest.mark.parametrize("operation", [*TAKEN_BY_CUDA[:3], *TAKEN_BY_CUDA[5:7]])
+def test_numbers_and_indices_of_another_gpu_are_refused(operation):
+    devices = PretendedDevices()
+    values = devices.put(torch.rand(4, 3), "cuda:1")
+    with devices.active(), pytest.raises(RuntimeError):
+        operation(values, lambda x: devices.put(x, "cuda:0"))
+
+
+def test_what_is_on_a_gpu_is_no_array():
+    devices = PretendedDevices()
+    with devices.active(), pytest.raises(TypeError, match="can't convert cuda:1"):
+        devices.put(torch.rand(2), "cuda:1").numpy()
+
+
+@pytest.mark.parametrize(
+    ("move", "place"),
+    [
+        (lambda x: x.to("cuda"), "cuda:0"),
+        (lambda x: x.to("cuda:1", torch.float32), "cuda:1"),
+        (lambda x: x.to(device=torch.device("cuda", 1)), "cuda:1"),
+        (lambda x: x.to(torch.float32), "cuda:2"),
+        (lambda x: x.cuda(), "cuda:0"),
+        (lambda x: x.cuda(1), "cuda:1"),
+        (lambda x: x.cpu(), "cpu"),
+        (lambda x: x.type_as(x.to("cuda:1")), "cuda:1"),
+        (lambda x: torch.as_tensor(x, device="cuda:1"), "cuda:1"),
+    ],
+)
+def test_moves_arrive_and_gradients_come_back(move, place):
+    devices = PretendedDevices()
+    values, expected = devices.put(torch.rand(3, dtype=torch.float64), "cuda:2").requires_grad_(), torch.rand(3)
+    with devices.active():
+        moved = move(values)
+        assert str(moved.device) == place
+        (gradient,) = torch.autograd.grad((moved * devices.put(expected, place)).sum(), values)
+        assert str(gradient.device) == "cuda:2"
+        assert torch.equal(gradient, devices.put(expected.double(), "cuda:2"))
+
+
+def test_what_is_made_is_where_it_was_asked_for():
+    devices = PretendedDevices()
+    values = devices.put(torch.rand(3), "cuda:1")
+    with devices.active():
+        for made in (
+            torch.zeros(2, device="cuda:0"),
+            torch.tensor([1], device="cuda"),
+            values.new_zeros(2, device="cuda:0"),
+        ):
+            assert str(made.device) == "cuda:0"
+        for made in (torch.zeros_like(values), values.new_ones(2), torch.empty_like(values).fill_(1)):
+            assert str(made.device) == "cuda:1"
+        for made in (torch.arange(3), torch.zeros_like(values, device="cpu")):
+            assert str(made.device) == "cpu"
+
+
+def test_any_two_parts_of_a_call_are_on_each_pair_of_devices():
+    for columns in itertools.combinations(zip(*MIXES, strict=True), 2):
+        assert len(set(zip(*columns, strict=True))) == 9
 
 
 def test_gradients_are_where_their_tensors_are():

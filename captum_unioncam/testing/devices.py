@@ -1,7 +1,8 @@
 """Several devices on a machine that has none: tensors on the CPU that pretend to be elsewhere.
 
-``torch._subclasses.FakeTensorMode`` knows no values, which methods ask for, and its gradients fail where PyTorch was
-built for CUDA and finds no driver. Here a tensor is where its storage is said to be, and everything is computed.
+Where tensors of several devices meet in an operation, PyTorch's ``FakeTensorMode`` gets it first, with fake tensors on
+these devices, and says whether CUDA takes it and where the result is. Values and gradients are computed on the CPU
+below autograd: fake tensors have no values, which methods ask for, and their gradients fail where a driver is missing.
 """
 
 from __future__ import annotations
@@ -12,20 +13,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 CPU = torch.device("cpu")
-_INDEXINGS = ("aten::index", "aten::index_put", "aten::index_put_", "aten::_unsafe_index", "aten::_index_put_impl_")
-
-
-class DeviceMismatch(RuntimeError):
-    """Tensors of several devices met in an operation that takes those of one."""
+_INDEXINGS = ("index", "index_put", "index_put_", "_unsafe_index", "_unsafe_index_put", "_index_put_impl_")
+_FILLS = ("copy_", "fill", "fill_", "masked_fill", "masked_fill_", "index_fill", "index_fill_", *_INDEXINGS)
 
 
 class PretendedDevices:
-    """Says where tensors are, refuses operations that CUDA would refuse, and counts waits for a device.
+    """Says where tensors are, has operations refused that CUDA would refuse, and counts waits for a device.
 
     ``synchronisations`` counts the questions for values of a tensor that pretends to be on a device other than the CPU:
     ``item``, ``tolist``, ``nonzero``, masks as indices, copies to the CPU.
@@ -65,7 +70,7 @@ class PretendedDevices:
 
     def say(self, tensor: Tensor, device: torch.device) -> None:
         """``tensor`` and all that shares its storage are on ``device``."""
-        self._places[_address(tensor)] = (_storage(tensor), device)
+        self._places[_address(tensor)] = (_storage(tensor), _numbered(device))
 
     def is_known(self, tensor: Tensor) -> bool:
         """Whether it was said where ``tensor`` is."""
@@ -107,83 +112,129 @@ class _OfFunctions(TorchFunctionMode):
         """The device that a function is asked for."""
         if func is Tensor.cpu:
             return CPU
+        asked: list[Any] = [kwargs.get("device")]
         if func is Tensor.cuda:
-            return torch.device("cuda", 0)
-        if func in (Tensor.to, Tensor.type_as):
-            others = [*args[1:2], *(kwargs[name] for name in ("other", "tensor", "device") if name in kwargs)]
-            for other in others:
-                if isinstance(other, Tensor):
-                    return self.devices.device_of(other)
-                if isinstance(other, (torch.device, str)):
-                    return torch.device(other)
-        device = kwargs.get("device")
-        return None if device is None else torch.device(device)
+            asked = [*args[1:2], *asked, "cuda"]
+        elif func in (Tensor.to, Tensor.type_as):
+            asked = [*args[1:2], *asked, kwargs.get("other"), kwargs.get("tensor")]
+        for device in asked:
+            if isinstance(device, Tensor):
+                return self.devices.device_of(device)
+            if isinstance(device, (torch.device, str, int)):
+                return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+        return None
 
     def _moved(self, made: Tensor, target: torch.device, given: list[Tensor]) -> Tensor:
         """``made``, which a function made of what was ``given``, on the device it was asked for."""
         if any(_address(made) == _address(x) for x in given):
-            here = self.devices.device_of(made)
-            if here == target:
+            if self.devices.device_of(made) == _numbered(target):
                 return made
             made = made.clone()
-        self.devices.synchronisations += target == CPU and any(self.devices.device_of(x) != CPU for x in given)
+        sources = {self.devices.device_of(x) for x in given} - {_numbered(target)}
+        self.devices.synchronisations += target == CPU and bool(sources)
         self.devices.say(made, target)
+        if made.grad_fn is not None and sources:
+            source = sources.pop()
+
+            def bring_back(gradients: tuple[Tensor | None, ...], _of_made: Any) -> tuple[Tensor | None, ...]:
+                return tuple(x if x is None else self._moved(x, source, [x]) for x in gradients)
+
+            made.grad_fn.register_hook(bring_back)
         return made
 
 
 class _OfOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Refuses operations on tensors of several devices, and says where their results are."""
+    """Says where the results of operations are, those on tensors of several devices by ``FakeTensorMode``."""
 
     def __init__(self, devices: PretendedDevices) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.devices = devices
+        self.judge = FakeTensorMode(allow_fallback_kernels=False)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         given = _tensors((args, kwargs))
-        name = func._schema.name
-        if name == "aten::copy_":
-            device = self.devices.device_of(args[0])
-            if device == CPU:
-                self.devices.waits_for(args[1:2])
-        else:
-            device = self._common(func, _tensors((args[:1], args[2:])) if name in _INDEXINGS else given)
-        if _reads_values(func, name, args):
-            self.devices.waits_for(given)
-        made = func(*args, **kwargs)
-        for tensor in _tensors(made):
-            if device != CPU and not self.devices.is_known(tensor):
-                self.devices.say(tensor, device)
+        with torch._C.DisableTorchFunction():
+            places = {self.devices.device_of(x) for x in given}
+            device = self._judged(func, args, kwargs) if len(places) > 1 else next(iter(places), CPU)
+            if _reads_values(func, args) or (device == CPU and _name(func) == "copy_"):
+                self.devices.waits_for(given)
+            made = func(*args, **kwargs)
+            for tensor in _tensors(made):
+                if device != CPU and not self.devices.is_known(tensor):
+                    self.devices.say(tensor, device)
         return made
 
-    def _common(self, func: Any, given: list[Tensor]) -> torch.device:
-        """The device of the tensors; pointwise, CUDA takes numbers from the CPU too."""
-        pointwise = torch.Tag.pointwise in func.tags
-        places = {self.devices.device_of(x): x for x in given}
-        if pointwise and len(places) > 1 and all(x.dim() == 0 for x in given if self.devices.device_of(x) == CPU):
-            places.pop(CPU, None)
-        if len(places) > 1:
-            found = ", ".join(sorted(map(str, places)))
-            raise DeviceMismatch(f"Expected all tensors to be on the same device, but found {found} in {func}.")
-        return next(iter(places), CPU)
+    def _judged(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device:
+        """Where the result is of an operation on tensors of several devices.
+
+        Raises:
+            RuntimeError: PyTorch's own, if CUDA would not take them.
+        """
+        self._check_laxer_rules(func, args, _tensors((args, kwargs)))
+        if _reads_values(func, args) and _name(func) in _INDEXINGS:
+            positions = [
+                part for index in args[1] for part in (index.nonzero().unbind(1) if _is_mask(index) else [index])
+            ]
+            args = (args[0], positions, *args[2:])
+        fakes, named = tree_map(self._fake, (args, kwargs))
+        try:
+            made = func(*fakes, **named)
+        except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException):
+            # It cannot be run without values; this is the rule for operations that have none of their own.
+            device, _ = FakeTensor._find_common_device(func, tree_leaves((fakes, named)))
+            return device
+        return next((x.device for x in _tensors(made)), CPU)
+
+    def _fake(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return FakeTensor(self.judge, torch.empty_like(value, device="meta"), self.devices.device_of(value))
+
+    def _check_laxer_rules(self, func: Any, args: tuple[Any, ...], given: list[Tensor]) -> None:
+        """Fake tensors may be indexed by those of another GPU, and meet a number of the CPU in any operation."""
+        if _name(func) in _INDEXINGS:
+            home = self.devices.device_of(args[0])
+            if any(self.devices.device_of(x) not in (CPU, home) for x in _tensors(args[1])):
+                raise RuntimeError(
+                    f"indices should be either on cpu or on the same device as the indexed tensor ({home})"
+                )
+        elif torch.Tag.pointwise not in func.tags and _name(func) not in _FILLS:
+            numbers = [x for x in given if x.dim() == 0 and self.devices.device_of(x) == CPU]
+            if numbers:
+                raise RuntimeError(
+                    f"Expected all tensors to be on the same device, but found a number on cpu in {func}."
+                )
 
 
-def _reads_values(func: Any, name: str, args: tuple[Any, ...]) -> bool:
+def _name(func: Any) -> str:
+    return str(func._schema.name).removeprefix("aten::")
+
+
+def _is_mask(index: Any) -> bool:
+    return isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
+
+
+def _reads_values(func: Any, args: tuple[Any, ...]) -> bool:
     """Whether an operation has to know values before it can return."""
-    if name in _INDEXINGS:
-        return any(x.dtype in (torch.bool, torch.uint8) for x in _tensors(args[1:2]))
+    if _name(func) in _INDEXINGS:
+        return any(_is_mask(index) for index in args[1])
     return torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags
 
 
 def _tensors(tree: Any) -> list[Tensor]:
-    return [x for x in tree_flatten(tree)[0] if isinstance(x, Tensor)]
+    return [x for x in tree_leaves(tree) if isinstance(x, Tensor)]
 
 
 def _on_cpu(argument: Any) -> Any:
     is_device = isinstance(argument, torch.device) or (isinstance(argument, str) and argument.startswith("cuda"))
     return CPU if is_device else argument
+
+
+def _numbered(device: torch.device) -> torch.device:
+    return torch.device("cuda", 0) if device == torch.device("cuda") else device
 
 
 def _storage(tensor: Tensor) -> torch.UntypedStorage:
