@@ -400,3 +400,15 @@ def test_an_error_for_copies_of_an_example_is_raised():
 
     with pytest.raises(KeyError, match="copies"):
         check_rows_of_arguments(forward, (tiny_inputs(),), ([2.0],))
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_the_first_and_the_last_example_tell_whether_rows_are_independent(number):
+    attended = torch.zeros(3, 1).double()
+    attended[number] = 5
+
+    def forward(x, attended):
+        return x.mean((2, 3)) + attended * attended.mean()
+
+    with pytest.raises(ValueError, match=r"^additional_forward_args: number 0 "):
+        check_rows_of_arguments(forward, (tiny_inputs(),), (attended,))

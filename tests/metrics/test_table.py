@@ -301,3 +301,13 @@ def test_what_is_shown_in_percent_is_the_value_times_100():
     assert shown == {"drop": 100, "increase": 100, "energy": 100}
     for each in find_metrics(["drop", "increase", "insertion", "deletion", "pointing", "energy"]):
         assert (each.scale, each.form) == ((100, ".1f") if "(%)" in each.title else (1, ".3f"))
+
+
+def test_what_is_better_as_the_papers_have_it():
+    known = all_metrics()
+    better = {
+        **{"drop": "lower", "increase": "higher", "insertion": "higher", "deletion": "lower"},
+        **{"pointing": "higher", "energy": "higher", "seconds": "lower"},
+    }
+    assert {name: "higher" if known[name].larger_is_better else "lower" for name in better} == better
+    assert {name for name in better if known[name].is_yes_or_no} == {"increase", "pointing"}
