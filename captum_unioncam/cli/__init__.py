@@ -1,4 +1,4 @@
 """The command ``captum-unioncam``.
 
-May import every other wing. Imports what is slow to import only when it is to run.
+May import every other wing. Slow imports are made inside the functions that need them.
 """

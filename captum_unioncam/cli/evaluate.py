@@ -32,8 +32,8 @@ def evaluate(
         typer.Option(
             "--classes",
             metavar="FILE",
-            help="Which output each class of the data is: one line for each output, its first word the class's name "
-            "in the data (as ImageNet's LOC_synset_mapping.txt), or .json with the output of each name.",
+            help="The model's output for each class of the data: a text with one line for each output that begins with "
+            "the class's name (as ImageNet's LOC_synset_mapping.txt), or .json with the output of each name.",
             show_default="by name or order",
         ),
     ] = None,
@@ -59,18 +59,18 @@ def evaluate(
         int, typer.Option("--workers", min=0, metavar="N", help="Processes that read pictures ahead.")
     ] = 2,
     retry_failures: Annotated[
-        bool, typer.Option("--retry-failures", help="Do again what failed in an earlier start.")
+        bool, typer.Option("--retry-failures", help="Also redo records that failed in an earlier start.")
     ] = False,
     accept_other_versions: Annotated[
-        bool, typer.Option("--accept-other-versions", help="Go on though packages have other versions than before.")
+        bool, typer.Option("--accept-other-versions", help="Continue with other versions of packages.")
     ] = False,
 ) -> None:
-    """Evaluate methods over a data set, on one process or many.
+    """Evaluate methods over a data set, in one process or many.
 
-    One record for each picture, class and method is appended to files in the folder; that of a method that fails is its
-    error. Started again with the same settings, it does only what is missing; report shows what there is.
+    Writes one record for each picture, class and method to files in the folder: metrics, or the error of a method that
+    fails. Started again with the same settings, it adds only missing records. See captum-unioncam report.
 
-    For several GPUs or machines, each of which sees the folders:
+    On several GPUs or machines with a shared file system:
 
     \b
     torchrun --nproc-per-node G --nnodes M -m captum_unioncam evaluate DATA ...

@@ -16,7 +16,7 @@ def methods() -> None:
 
 
 def metrics() -> None:
-    """List the metrics by name, with what each says."""
+    """List the metrics by name, with what each measures."""
     from captum_unioncam.metrics.table import all_metrics
 
     for name, metric in all_metrics().items():

@@ -1,4 +1,4 @@
-"""The command ``captum-unioncam``. It imports what is slow to import, torch above all, only when it is to run."""
+"""The command ``captum-unioncam``. Slow imports, such as torch, are made by the subcommands."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ except KeyboardInterrupt:
 app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
-    # Rich's table would leave the help a third of the screen.
+    # Rich's tables leave little room for the help texts.
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -59,7 +59,7 @@ def _command(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; what goes wrong is told in one line on stderr.
+    """Runs the command. Errors are printed in one line on stderr.
 
     Args:
         arguments (Sequence[str] or None): Without the command's own name. Default: None, those of the process
@@ -73,20 +73,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception:
-        # What is interrupted while it is imported may say so in its own way.
+        # An import that is interrupted may raise another exception.
         if interrupted:
             return 130
         raise
     finally:
         if arguments is None:
-            # All is done but for Python's own end, which would tell of an interrupt in many lines.
+            # Only Python's own shutdown remains, which would print a traceback.
             _ignore_interrupts()
 
 
 def _run(arguments: Sequence[str] | None) -> int:
     try:
         if isinstance(sys.stdout, io.TextIOWrapper):
-            # Names of files and methods need not be in its encoding.
+            # Names of files and methods may not be in stdout's encoding.
             sys.stdout.reconfigure(errors="backslashreplace")
         code: int = app(arguments, prog_name="captum-unioncam", standalone_mode=False) or 0
         if sys.stdout is not None:
@@ -98,13 +98,13 @@ def _run(arguments: Sequence[str] | None) -> int:
     except typer.Abort:
         return 130
     except SystemExit as error:
-        # Typer's own, for a pipe that nobody reads any more.
+        # Typer exits when the reader of a pipe has closed it.
         if isinstance(error.__context__, BrokenPipeError):
             return _cannot_print(error.__context__)
         complain(Failure(f"the code of a model or method has ended the process by exit({error.code!r})."))
         return 1
     except OSError as error:
-        # Of a file it would have the name.
+        # Errors of files have a name; this one is of stdout.
         if error.filename is not None:
             raise
         return _cannot_print(error)
@@ -115,7 +115,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         complain(Failure(f"{package} is missing; {_INSTALL}"))
         return 1
     except Exception as error:
-        # What Typer finds wrong with the arguments; the type is click's, which newer Typers carry within themselves.
+        # Typer's errors about arguments. Their class is click's, of which newer Typers have a copy of their own.
         if not hasattr(error, "format_message"):
             raise
         context = getattr(error, "ctx", None)
@@ -125,7 +125,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _cannot_print(error: OSError) -> int:
-    # What is left of it would be tried once more, and told in many lines, when Python ends.
+    # Else Python would try to flush the rest at its end, and print a traceback.
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     complain(Failure(f"cannot print: {error.strerror or error}; what was written to files is kept."))
@@ -133,7 +133,7 @@ def _cannot_print(error: OSError) -> int:
 
 
 def _watch_interrupts() -> list[int]:
-    """Notes each Ctrl-C besides raising it, since some code swallows it, or prints it where it cannot be raised."""
+    """Records each Ctrl-C besides raising it, since some code swallows KeyboardInterrupt or only prints it."""
     interrupts: list[int] = []
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
@@ -144,7 +144,7 @@ def _watch_interrupts() -> list[int]:
         if not isinstance(problem.exc_value, KeyboardInterrupt):
             sys.__unraisablehook__(problem)
 
-    # In another thread than the first, and where it is ignored, as behind nohup, it stays as it is.
+    # Not outside the main thread, and not where the signal is ignored, as by nohup.
     with suppress(ValueError):
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, interrupt)

@@ -24,9 +24,9 @@ def serve(
         typer.Option("--port", min=1, max=65535, metavar="N", help="Port.", show_default="a free one from 7860 on"),
     ] = None,
 ) -> None:
-    """Serve a page to try it on: a picture, a network, and the maps of several methods. Ctrl-C ends it.
+    """Serve a demo page: a picture, a network, and the maps of several methods. Ctrl-C ends it.
 
-    Visitors choose among the network given here, the embedded one and torchvision's.
+    Visitors choose among the given network, the embedded one and torchvision's.
     """
     try:
         from captum_unioncam.app.page import served
@@ -41,5 +41,5 @@ def serve(
     with suppress(KeyboardInterrupt), served(Workbench(model, weights, device), host, port) as address:
         typer.echo(f"{address} (Ctrl-C ends it)")
         while True:
-            # Unlike a wait without end, which Windows does not interrupt.
+            # Windows does not interrupt a wait without a limit.
             sleep(1)

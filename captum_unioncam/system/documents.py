@@ -1,4 +1,4 @@
-"""Signatures and docstrings put together from parts, so that each argument is documented once and shown everywhere."""
+"""Composes signatures and docstrings from parts, so that each shared argument is documented once."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ _ENTRY = re.compile(r"^(?=\S)", re.MULTILINE)
 
 
 def sections(text: str | None) -> dict[str, str]:
-    """A docstring's parts by heading, without their indentation; what stands in front of the first has the key ""."""
+    """A docstring's parts by heading, without indentation. The part before the first heading has the key ""."""
     parts = _HEADING.split(inspect.cleandoc(text or ""))
     return {"": parts[0].strip(), **{parts[i]: dedent(parts[i + 2].strip("\n")) for i in range(1, len(parts), 3)}}
 
 
 def entries(text: str | None, heading: str) -> dict[str, str]:
-    """The entries below a heading, by the name that each begins with, in order."""
+    """The entries below a heading, in order, by the name at their beginning."""
     found = [entry.rstrip() for entry in _ENTRY.split(sections(text).get(heading, "")) if entry.strip()]
     return {re.split(r"[ :(]", entry, maxsplit=1)[0]: entry for entry in found}
 
 
 def parameters(function: Callable[..., Any]) -> list[Parameter]:
-    """Those that have a name of their own, without ``self``."""
+    """The function's parameters without ``self``, ``*args`` and ``**kwargs``."""
     every = inspect.signature(function).parameters.values()
     return [p for p in every if p.name != "self" and p.kind not in _VARIABLE]
 
 
 def options(function: Callable[..., Any]) -> list[Parameter]:
-    """The parameters that have a default: those that a user may leave out."""
+    """The parameters that have a default."""
     return [p for p in parameters(function) if p.default is not Parameter.empty]
 
 
 def document(signature: inspect.Signature, functions: Sequence[Callable[..., Any]]) -> str:
-    """A docstring in Captum's form: the arguments in the signature's order, then what the functions' own have.
+    """A docstring in Captum's form, composed of other functions' docstrings.
 
     Args:
-        signature (inspect.Signature): Of what is documented.
-        functions (Sequence[Callable]): Their docstrings document the arguments. Of several that document the same, the
-            last counts, and so of what is returned and of examples. The last says what the function does.
+        signature (inspect.Signature): The documented function's, whose order the arguments have.
+        functions (Sequence[Callable]): Their docstrings document the arguments, returns, errors and examples. Later
+            ones take precedence. The last one's first section becomes that of the docstring.
     """
     docs = [function.__doc__ for function in functions]
     known = {name: entry for doc in docs for name, entry in entries(doc, "Args").items()}
@@ -77,14 +77,13 @@ def specialised(
     documented_by: Sequence[Callable[..., Any]],
     hidden: Sequence[str] = (),
 ) -> Callable[..., Any]:
-    """A function of a template's arguments and further ones, all of them in its signature and its docstring.
+    """A function that has a template's arguments and further ones in its signature and docstring.
 
     Args:
-        template (Callable): Its parameters come first, ``self`` included where it has one.
-        call (Callable): Is called with all arguments by name, defaults included.
-        parts (Sequence[Callable]): Whatever has a default in their signatures is a further argument.
-        documented_by (Sequence[Callable]): Functions whose docstrings document the arguments, as ``document`` reads
-            them.
+        template (Callable): Its parameters come first, including ``self``.
+        call (Callable): Called with a dictionary of all arguments, defaults included.
+        parts (Sequence[Callable]): Functions whose parameters with a default are the further arguments.
+        documented_by (Sequence[Callable]): As the ``functions`` of :func:`document`.
         hidden (Sequence[str]): Arguments of the template that are left out. Default: none
     """
     shown = [p for p in inspect.signature(template).parameters.values() if p.kind not in _VARIABLE]
@@ -104,7 +103,7 @@ def specialised(
 
 
 def class_document(cls: type[Any]) -> str:
-    """A class's own docstring, with the arguments of its constructor, which its bases document."""
+    """A class's own docstring, with the constructor's arguments as its bases document them."""
     known = {name: entry for base in reversed(cls.__mro__) for name, entry in entries(base.__doc__, "Args").items()}
     arguments = "\n".join(known[name] for name in inspect.signature(cls.__init__).parameters if name in known)
     own = sections(cls.__dict__.get("__doc__"))

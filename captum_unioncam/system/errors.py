@@ -1,4 +1,4 @@
-"""How a command ends early: what went wrong and what to do about it, in one line."""
+"""Errors that the command prints in one line: what is wrong and what to do about it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Mapping
 
 
 class WrongArgument(ValueError):
-    """What was asked for does not exist or does not go together; the command ends with exit code 2."""
+    """An argument is wrong, or does not fit another. The command ends with exit code 2."""
 
 
 class Failure(RuntimeError):
-    """What was asked for could not be done; the command goes on with the rest and ends with exit code 1."""
+    """Something could not be done. The command continues with the rest and ends with exit code 1."""
 
 
 def one_line(error: BaseException) -> str:
@@ -20,11 +20,11 @@ def one_line(error: BaseException) -> str:
 
 
 def in_words(message: str, words: Mapping[str, str]) -> str:
-    """A message about arguments, in the words of whoever asked.
+    """Replaces the names of arguments in a message, by the command's options for example.
 
     Args:
-        message (str): Names arguments as Python has them: "layer='4'" anywhere, or "layer: " at the beginning.
-        words (Mapping[str, str]): By argument, what stands for it, with its value behind.
+        message (str): Names arguments in Python's form: "layer='4'" anywhere, or "layer: " at the beginning.
+        words (Mapping[str, str]): The replacement of each argument's name.
 
     Examples::
 

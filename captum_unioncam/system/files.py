@@ -1,4 +1,4 @@
-"""Files in the output folder: named without collisions, and written whole or not at all."""
+"""Output files: names without collisions, and atomic writes."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ import stat
 import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 from captum_unioncam.system.errors import Failure, one_line
 
 _LONGEST_SLUG = 60
 
-# In bytes: what file systems take, less the number and the suffix.
+# In bytes: the limit of file systems, less room for a number and the suffix.
 _LONGEST_NAME = 255 - 20
 
 
 def check_regular(path: Path) -> None:
-    """Refuses pipes, which would be waited for, and devices, which need not end; links are followed.
+    """Refuses pipes and devices, whose reading may never end. Links are followed.
 
     Raises:
-        OSError: It is no file of a disk, or not there.
+        OSError: It is not a regular file, or does not exist.
     """
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
@@ -34,10 +35,10 @@ def check_regular(path: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Makes the folder and those above it where they do not exist.
+    """Makes the folder and its parents if need be.
 
     Raises:
-        Failure: It cannot be made, or not be written to.
+        Failure: It cannot be made or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -48,24 +49,24 @@ def make_folder(folder: Path) -> None:
 
 
 def slug(name: str) -> str:
-    """The letters and digits of ``name`` with hyphens between: safe in a file name, and never empty."""
+    """The letters and digits of ``name`` joined by hyphens: safe in a file name, and never empty."""
     text = re.sub(r"[\W_]+", "-", name)[:_LONGEST_SLUG]
     return _cut(text, _LONGEST_SLUG + 20).strip("-") or "unnamed"
 
 
 def _cut(text: str, size: int) -> str:
-    """As much of the text as so many bytes hold."""
+    """The beginning of the text, of at most ``size`` bytes."""
     return os.fsencode(text)[:size].decode(errors="ignore")
 
 
 def _shortened(name: str, size: int) -> str:
-    """The name, or its beginning with a hash of all of it, in no more bytes than that."""
+    """The name, or its beginning and a hash of it, in at most ``size`` bytes."""
     content = os.fsencode(name)
     return name if len(content) <= size else f"{_cut(name, size - 9)}-{hashlib.sha256(content).hexdigest()[:8]}"
 
 
 class FreeNames:
-    """Gives out file names that no file of the same command has, not even on a file system that ignores case.
+    """Writes files of one command under different names, also on file systems that ignore case.
 
     Args:
         folder (Path): Where the files go.
@@ -77,46 +78,36 @@ class FreeNames:
         self._taken = {_identity(path) for path in taken}
 
     def write(self, picture: str, about: Iterable[str], contents: Mapping[str, bytes]) -> list[Path]:
-        """Writes files about a picture, contents by suffix, under a name made of its and of what they are about.
+        """Writes files about a picture, named by it and by what they are about, and numbered where a name is taken.
+
+        Args:
+            picture (str): The picture's name.
+            about (Iterable[str]): Such as the class and the method.
+            contents (Mapping[str, bytes]): By suffix, such as "png".
 
         Raises:
-            Failure: One cannot be written.
+            Failure: A file cannot be written.
         """
         ending = "-".join(["", *map(slug, about)])
-        paths = self.paths(_shortened(picture, _LONGEST_NAME - len(os.fsencode(ending))) + ending, contents)
+        name = _shortened(picture, _LONGEST_NAME - len(os.fsencode(ending))) + ending
+        for number in count(1):
+            numbered = name if number == 1 else f"{name}-{number}"
+            paths = [self.folder / f"{numbered}.{suffix}" for suffix in contents]
+            if self._taken.isdisjoint(map(_identity, paths)):
+                break
+        self._taken.update(map(_identity, paths))
         for path, content in zip(paths, contents.values(), strict=True):
             write_whole(path, content)
         return paths
 
-    def paths(self, name: str, suffixes: Iterable[str]) -> list[Path]:
-        """``name`` with each suffix, numbered (``name-2``) where one of those is taken.
-
-        Args:
-            name (str): A file name without suffix.
-            suffixes (Iterable[str]): Such as "png".
-
-        Returns:
-            *list[Path]*: One in the folder for each suffix; they count as taken from now on.
-        """
-        suffixes = list(suffixes)
-        number = 1
-        while True:
-            numbered = name if number == 1 else f"{name}-{number}"
-            paths = [self.folder / f"{numbered}.{suffix}" for suffix in suffixes]
-            identities = {_identity(path) for path in paths}
-            if not identities & self._taken:
-                self._taken |= identities
-                return paths
-            number += 1
-
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes the file, replacing an old one; whoever reads ``path`` finds the old content or all of the new.
+    """Writes or replaces the file atomically: readers of ``path`` find the old content or all of the new.
 
     Raises:
-        Failure: The file cannot be written. What was at ``path`` is still there then.
+        Failure: The file cannot be written. An old file at ``path`` is kept.
     """
-    # In the same folder, since a file is only renamed in one step within a file system.
+    # In the same folder, since renaming is atomic only within a file system.
     unfinished = path.with_name(f".{uuid.uuid4().hex}.unfinished")
     try:
         try:
@@ -130,10 +121,10 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def write_new(path: Path, content: bytes) -> None:
-    """Writes the file unless there is one: of several processes that do so at once, one does.
+    """Writes the file unless it exists; only one of several processes does.
 
     Raises:
-        Failure: The file cannot be written, and is not there then.
+        Failure: The file cannot be written. It does not exist then.
     """
     try:
         with path.open("xb") as file:

@@ -1,4 +1,4 @@
-"""What a user names as text: functions to import, and words that were nearly right."""
+"""Imports functions by name, and suggests names for misspelled ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from captum_unioncam.system.errors import Failure, WrongArgument, one_line
 
 
 def suggestion(wrong: str, names: Iterable[str]) -> str:
-    """The end of a sentence that says what does not exist: asks for the names that are near, if there are any."""
+    """The end of an error sentence: asks whether a similar name was meant, if there is one."""
     near = get_close_matches(wrong, list(names), n=3)
     return f"; did you mean {' or '.join(near)}?" if near else "."
 
@@ -22,8 +22,8 @@ def imported_function(name: str, asked: str) -> Any:
     """The function "package.module:function", imported.
 
     Args:
-        name (str): Its name; modules in the working folder are found as well.
-        asked (str): What the messages begin with: who asked for it.
+        name (str): Its name. Modules in the working folder are found as well.
+        asked (str): The beginning of error messages: who asked for it.
 
     Raises:
         WrongArgument: There is no such module or function.
@@ -32,7 +32,7 @@ def imported_function(name: str, asked: str) -> Any:
     module_name, _, function_name = name.partition(":")
     if not module_name or not function_name:
         raise WrongArgument(f"{asked}: give package.module:function.")
-    # As python -m has it, and an installed command has not.
+    # Present under python -m, but not in an installed command.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -40,7 +40,7 @@ def imported_function(name: str, asked: str) -> Any:
     except ModuleNotFoundError as error:
         raise WrongArgument(f"{asked}: there is no module {error.name!r}, here or installed.") from error
     except (Exception, SystemExit) as error:
-        # A script without a guard ends itself.
+        # A script without a __main__ guard may exit.
         raise Failure(f"{asked}: importing it raised {type(error).__name__}: {one_line(error)}") from error
     function = getattr(module, function_name, None)
     if not callable(function):

@@ -1,4 +1,4 @@
-"""What other packages add, by entry points."""
+"""Plugins: what other packages add by entry points."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from captum_unioncam.system.errors import one_line
 
 
 def load_entry_points(group: str) -> dict[str, Any]:
-    """Loads what installed packages have under the group.
+    """Loads the entry points of installed packages in a group.
 
     Args:
         group (str): Such as "captum_unioncam.metrics".
 
     Returns:
-        *dict[str, Any]*: By the entry points' names. One that cannot be loaded is left out, with a warning that names
-        its package.
+        *dict[str, Any]*: By the entry points' names. One that cannot be loaded is left out, with a warning.
     """
     found = {}
     for point in entry_points(group=group):

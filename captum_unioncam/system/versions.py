@@ -6,13 +6,11 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 
 _PACKAGES = ("captum-unioncam", "captum", "torch", "torchvision", "pillow")
 
-
-# What other packages add.
 _PLUGINS = ("captum_unioncam.methods", "captum_unioncam.metrics")
 
 
 def package_versions(*more: str) -> dict[str, str]:
-    """The versions of those that are installed, of those that add methods or metrics, and of ``more``."""
+    """The versions of these packages, of ``more``, and of plugins, of those that are installed."""
     plugins = {point.dist.name for group in _PLUGINS for point in entry_points(group=group) if point.dist}
     found = {}
     for package in (*_PACKAGES, *more, *sorted(plugins)):
