@@ -41,7 +41,7 @@ def odd():
     return nn.Sequential(nn.Conv2d(3, 4, 32, stride=32))
 
 def certain():
-    return nn.Sequential(*net(), nn.Softmax(1))
+    return nn.Sequential(*net(), nn.Sigmoid())
 
 def small():
     return nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
@@ -429,7 +429,7 @@ def test_a_class_is_chosen_by_index_or_name(capsys, photo):
         (["explain", "--model", "resnet81"], "Error: --model: there is no model 'resnet81'"),
         ([*OWN, "--layer", "2"], "Error: --layer 2: has (1, 196) as output"),
         ([*OWN, "--target", "cat"], "Error: --target cat: the names"),
-        (["explain", "--model", "own_model:certain"], "sum to 1; give --confidence none."),
+        (["explain", "--model", "own_model:certain"], "and so are confidences already; give --confidence none."),
         (["compare", "--metrics", ","], "--metrics: is empty; give names with commas between."),
         (["compare", "--metrics", "dropp"], "there is no metric 'dropp'; did you mean drop"),
         (["compare", "--metrics", "drop,energy"], "--metrics energy: is of the picture's objects"),
