@@ -102,3 +102,9 @@ def test_fuse_scales_every_layer_alike_and_ignores_constant_maps():
 def test_fuse_refuses_what_does_not_go_together(maps, size):
     with pytest.raises(ValueError, match=r"^maps: got .* for the size"):
         fuse(maps, size)
+
+
+def test_a_list_of_one_layer_is_upsampled_as_the_layer_is():
+    net, inputs = TinyNet(), tiny_inputs()
+    attr = UpsampledAttribution(LayerUnionCam(net, [net.features])).attribute(inputs, 1)
+    assert torch.equal(attr, UpsampledAttribution(LayerUnionCam(net, net.features)).attribute(inputs, 1))
