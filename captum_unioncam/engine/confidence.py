@@ -177,7 +177,9 @@ def output_tensor(output: Any, rows: int, function: str = "forward_func") -> Ten
             f"{function}: returned {type(output).__name__} ({held}) for {rows} rows; give a function that returns the "
             "tensor to explain, such as lambda x: model(x)[0], or lambda x: model(x).logits."
         )
-    tensor = found[0].dequantize() if found[0].is_quantized else found[0]
+    tensor = found[0].dequantize() if found[0].is_quantized else found[0].to_dense()
+    # Of one example, a sum over all that was computed has no dimension.
+    tensor = tensor if tensor.dim() else tensor.reshape(1)
     if tensor.is_complex():
         raise ValueError(f"{function}: returned complex numbers; give a function of real ones, such as their abs().")
     return tensor if tensor.is_floating_point() else tensor.float()

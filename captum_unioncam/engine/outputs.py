@@ -11,6 +11,7 @@ from torch import Tensor
 from captum_unioncam.engine._captum import TargetType
 from captum_unioncam.engine.checks import check_target
 from captum_unioncam.engine.confidence import output_tensor
+from captum_unioncam.engine.tuning import WrongRows
 
 
 class Outputs:
@@ -32,15 +33,23 @@ class Outputs:
             check_target(target, examples, argument=argument)
 
     def tensor(self, output: Any, rows: int, function: str = "forward_func") -> Tensor:
-        """The tensor that a pass of so many rows returned; one without a row for each is not looked at.
+        """The tensor that a pass of so many rows returned, with a row for each.
 
         Raises:
+            WrongRows: It has other rows.
             ValueError: It holds no such tensor, or one that is not like that of the first pass.
             AssertionError: A target does not fit it.
         """
         tensor = output_tensor(output, rows, function)
-        if tensor.shape[:1] != (rows,):
-            return tensor
+        if rows == 1 and tensor.shape != (1,) and (tensor.dim() == 1 or tensor.shape == self.form):
+            # A model that squeezes its output has taken the one row away.
+            tensor = tensor.unsqueeze(0)
+        if tensor.shape[0] != rows:
+            raise WrongRows(
+                f"{function}: returned the shape {tuple(tensor.shape)} for {rows} rows of input; give a function with "
+                "one row of output for each. For one that takes a fixed number of rows, give as many examples, and the "
+                "number as internal_batch_size."
+            )
         if self.form is None:
             self.misses_target = True
             for target in self.targets:

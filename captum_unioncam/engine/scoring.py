@@ -40,7 +40,7 @@ from captum_unioncam.engine.perturbations import (
 )
 from captum_unioncam.engine.representatives import REPRESENTATIVES, channel_representatives, scored_channels
 from captum_unioncam.engine.rows import check_model_rows, check_rows_of_arguments, takes_any_format
-from captum_unioncam.engine.tuning import PassTuner, WrongRows, fixed_rows
+from captum_unioncam.engine.tuning import PassTuner, fixed_rows
 
 COMPILED_ROWS = {"cpu": 8, "cuda": 64}
 AUTO = "auto"
@@ -345,7 +345,6 @@ class MaskedScorer:
         name = "score_func" if forward_func is self.score_func else "forward_func"
         rows = inputs[0].shape[0]
         output = self._outputs.tensor(run_forward(forward_func, inputs, None, additional), rows, name)
-        _check_rows(output, rows)
         return full_precision(output)
 
     def _select(self, output: Tensor, target: Any, chunk: Chunk) -> Tensor:
@@ -452,15 +451,6 @@ def _as_rows(target: TargetType, device: torch.device) -> TargetType:
 
 def _placed(target: TargetType) -> Any:
     return Placed(target) if isinstance(target, Tensor) else target
-
-
-def _check_rows(output: Any, rows: int) -> None:
-    if isinstance(output, Tensor) and (output.shape[0] if output.dim() else 1) != rows:
-        raise WrongRows(
-            f"forward_func: returned the shape {tuple(output.shape)} for {rows} rows of input; give a function with "
-            "one row of output for each. For one that takes a fixed number of rows, give as many examples, and the "
-            "number as internal_batch_size."
-        )
 
 
 def check_batch_size(value: int | str | None) -> None:
