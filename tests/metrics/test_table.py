@@ -311,3 +311,8 @@ def test_what_is_better_as_the_papers_have_it():
     }
     assert {name: "higher" if known[name].larger_is_better else "lower" for name in better} == better
     assert {name for name in better if known[name].is_yes_or_no} == {"increase", "pointing"}
+
+
+def test_what_is_listed_does_not_change():
+    with pytest.raises(FrozenInstanceError):
+        find_metrics(["drop"])[0].larger_is_better = True
