@@ -1,4 +1,4 @@
-"""Labelled pictures to evaluate attribution methods on: listed at once, read one picture at a time.
+"""Data sets of labelled pictures, for evaluating attribution methods: listed when opened, read one picture at a time.
 
-A file for each layout; ``open.py`` tells them apart. Imports demo and system.
+One file for each layout; ``open.py`` detects it. Imports demo and system.
 """

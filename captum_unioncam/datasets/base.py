@@ -1,4 +1,4 @@
-"""What every data set has: pictures by name, their classes, and where their objects are."""
+"""The interface of data sets: pictures by name, their classes, and the masks of their objects."""
 
 from __future__ import annotations
 
@@ -23,13 +23,12 @@ _LAYOUTS = (
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture of a data set, and where in it the objects of its classes are.
+    """A picture of a data set, and the masks of its objects.
 
     Args:
-        picture (PIL.Image.Image): In mode RGB, as ``open_picture`` gives it.
-        objects (dict[int, PIL.Image.Image or None]): For each target, which is an output of the model: a picture in
-            mode "L", of the same size, 255 on the true mask or inside of the class's boxes and 0 elsewhere; None where
-            that is not known.
+        picture (PIL.Image.Image): In mode RGB, as ``open_picture`` returns it.
+        objects (dict[int, PIL.Image.Image or None]): By target, an output of the model: a picture in mode "L", of the
+            same size, 255 on the objects or within their boxes and 0 elsewhere; None where that is unknown.
     """
 
     picture: Image.Image
@@ -37,17 +36,17 @@ class Sample:
 
 
 class DataSet(ABC):
-    """Labelled pictures, each read when it is asked for; small to pickle, for the workers of a ``DataLoader``.
+    """Labelled pictures, read on demand; small to pickle, for the workers of a ``DataLoader``.
 
     Attributes:
-        names (list[str]): One for each picture: sorted and unique, relative paths with "/" on every system.
+        names (list[str]): The pictures' names, sorted and unique: relative paths with "/" on every system.
     """
 
     names: list[str]
 
     @abstractmethod
     def targets(self, name: str) -> tuple[int, ...]:
-        """The outputs of the model that stand for the picture's classes, ascending.
+        """The model's outputs for the picture's classes, ascending.
 
         Args:
             name (str): One of ``names``.
@@ -58,26 +57,26 @@ class DataSet(ABC):
 
     @abstractmethod
     def sample(self, name: str) -> Sample:
-        """The picture, and its objects for each of its targets.
+        """The picture, and the objects of each of its targets.
 
         Args:
             name (str): One of ``names``.
 
         Raises:
-            Failure: The picture or its annotation cannot be read, or they do not fit.
+            Failure: The picture or its annotation cannot be read, or the annotation does not fit the picture.
         """
 
 
 def subset(names: Iterable[str], limit: int | None, seed: int) -> list[str]:
-    """Draws names at random, the same on every machine and whatever their order; fewer are a part of more.
+    """Draws a random subset of names, the same on every machine and for any order. Smaller ones are parts of larger.
 
     Args:
-        names (Iterable[str]): To draw from, unique.
-        limit (int or None): How many, 1 or more; None is all.
-        seed (int): Another draws others; 0 or more.
+        names (Iterable[str]): The names, unique.
+        limit (int or None): Size of the subset, 1 or more; None takes all.
+        seed (int): Seed of the subset, 0 or more.
 
     Returns:
-        *list[str]*: Sorted; all where there are no more than ``limit``.
+        *list[str]*: Sorted; all names if there are at most ``limit``.
 
     Raises:
         WrongArgument: ``limit`` is below 1, or ``seed`` below 0.
@@ -92,7 +91,7 @@ def subset(names: Iterable[str], limit: int | None, seed: int) -> list[str]:
         raise WrongArgument(f"seed: got {seed}; give 0 or more.")
 
     def rank(name: str) -> bytes:
-        # Names of files may hold bytes that are no text.
+        # File names may hold bytes that are not text.
         return hashlib.sha256(f"{seed}/{name}".encode(errors="surrogateescape")).digest()
 
     return sorted(sorted(names, key=rank)[:limit])

@@ -1,4 +1,4 @@
-"""Which output of the model each class of a data set is."""
+"""Maps the classes of a data set to the outputs of a model."""
 
 from __future__ import annotations
 
@@ -18,19 +18,16 @@ CLASS_FILE_FORM = (
 )
 
 
-# Which output of the model a class is.
-
-
 @dataclass(frozen=True)
 class Outputs:
-    """The outputs of a model, as ``open_data_set`` is told of them."""
+    """The outputs of a model, as ``open_data_set`` takes them."""
 
     names: Sequence[str] | None
     count: int
     class_file: Path | None
 
     def of(self, found: Collection[str], ordered: Sequence[str]) -> dict[str, int]:
-        """The output of each class that was found; ``ordered`` are all classes that there may be, in their order."""
+        """The output of each class that was found; ``ordered`` are all possible classes in order."""
         if self.class_file is not None:
             return self._of_class_file(found, self.class_file)
         known = _positions(_plain(name) for name in self.names or ())
@@ -46,7 +43,7 @@ class Outputs:
         )
 
     def _in_order(self, ordered: Sequence[str]) -> dict[str, int] | None:
-        """The output of each class by its number, or else by its place; None where neither can be told."""
+        """The output of each class by its number, or else by its place; None if neither is unambiguous."""
         numbers = {name: int(name) for name in ordered if re.fullmatch("[0-9]{1,9}", name)}
         if numbers and len(numbers) == len(ordered):
             if len(set(numbers.values())) < len(numbers):
@@ -56,7 +53,7 @@ class Outputs:
                 return {name: number - first for name, number in numbers.items()}
         if len(ordered) != self.count:
             return None
-        # class_2 comes before class_10 for people, and behind it for programs.
+        # As text, class_2 sorts after class_10.
         misleads = list(ordered) == sorted(ordered) != sorted(ordered, key=_by_numbers)
         return None if misleads else {name: output for output, name in enumerate(ordered)}
 
@@ -78,7 +75,7 @@ class Outputs:
     def _of_lines(self, text: str) -> dict[str, int]:
         lines = text.rstrip().splitlines()
         if len(lines) != self.count:
-            # A heading, say, which would shift every class by one.
+            # Such as a heading, which would shift every class by one.
             raise ValueError(f"has {len(lines)} lines, but the model {self.count} outputs")
         return _positions(" ".join(line.split()[:1]) for line in lines)
 
@@ -92,14 +89,14 @@ class Outputs:
 
 
 def _positions(names: Iterable[str]) -> dict[str, int]:
-    """Where each name stands, of those that stand there only once: two classes of ImageNet are called "crane"."""
+    """The place of each unique name. ImageNet has two classes called "crane"."""
     names = list(names)
     times = Counter(names)
     return {name: position for position, name in enumerate(names) if times[name] == 1}
 
 
 def _by_numbers(name: str) -> list[tuple[str, int]]:
-    """What names are sorted by where the numbers in them count."""
+    """A sort key that compares the numbers in names as numbers."""
     return [(text, int(number or 0)) for text, number in re.findall("([^0-9]*)([0-9]*)", name)]
 
 

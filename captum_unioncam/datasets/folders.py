@@ -10,12 +10,12 @@ from captum_unioncam.datasets.base import DataSet, Sample, no_data_set
 from captum_unioncam.datasets.classes import Outputs
 from captum_unioncam.datasets.pictures import open_picture
 
-# What systems and programs put beside pictures, besides what begins with a dot.
+# Folders and files of systems and programs, besides hidden ones.
 _OF_SYSTEMS = {"__macosx", "__pycache__", "@eadir", "$recycle.bin", "system volume information", "lost+found"}
 
 
 class ClassFolders(DataSet):
-    """ImageNet's layout: the folder that a picture is in, or below, says its class."""
+    """ImageNet's layout: a picture's class is the name of its top folder."""
 
     def __init__(self, folder: Path, outputs: Outputs) -> None:
         try:
@@ -41,7 +41,7 @@ class ClassFolders(DataSet):
 
 
 def _pictures_below(folder: Path) -> Iterator[Path]:
-    """The files with a picture's extension; links are followed, but not to a folder that they are in."""
+    """The files with a picture's extension. Links are followed, except to folders that contain them."""
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
     for root, folders, files in os.walk(folder, followlinks=True):

@@ -11,11 +11,11 @@ from captum_unioncam.demo.pictures import CLASS_NAMES
 
 DEMO_PICTURES = 1000
 DEMO_SEED = 2024
-"""Not one that the demo network was trained on."""
+"""Not in the demo network's training set."""
 
 
 class GeneratedPictures(DataSet):
-    """Pictures of the demo's generator, each drawn alone; their objects are the true masks."""
+    """Pictures of the demo's generator, drawn on demand, with true masks."""
 
     def __init__(self, outputs: Outputs) -> None:
         self._outputs = outputs.of(CLASS_NAMES, ordered=CLASS_NAMES)

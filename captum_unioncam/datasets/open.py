@@ -1,4 +1,4 @@
-"""Data sets of labelled pictures to evaluate attribution methods on: listed at once, read one picture at a time."""
+"""Opens data sets of labelled pictures in any of the layouts."""
 
 from __future__ import annotations
 
@@ -20,32 +20,31 @@ from captum_unioncam.demo.data_sets import draw
 def open_data_set(
     path: str, class_names: Sequence[str] | None, classes: int, class_file: Path | None = None
 ) -> DataSet:
-    """Lists the pictures of a data set, and finds the outputs of the model that stand for their classes.
+    """Lists the pictures of a data set, and finds the model's output for each of their classes.
 
-    Without ``class_file``, a class is the output of the same name, where upper and lower case, and "_" and space, are
-    the same. If none of the classes is the name of an output, numbers are the outputs of that number, from 0, or from 1
-    where they are all of 1 to the number of outputs. Other names, of as many classes as outputs, are the outputs in
-    order: that of the folders' names (ImageNet's 1000), of ``VOC_CLASSES``, of the demo network. Names like "class_2"
-    and "class_10", whose order as text is not that of their numbers, are refused.
+    Without ``class_file``, a class is matched with the output of the same name, ignoring case, and "_" and space are
+    equal. If no class has the name of an output, classes that are numbers are those outputs, counted from 0, or from 1
+    if they are 1 to the number of outputs. Other names are matched in order, if there are as many classes as outputs:
+    in the order of the folders' names (ImageNet's 1000), of ``VOC_CLASSES``, or of the demo network. Names like
+    "class_2" and "class_10", which sort differently as text and as numbers, are refused.
 
     Args:
         path (str): "demo", 1000 generated pictures (a folder of that name is "./demo"); a folder that holds
-            ``VOCdevkit/VOC2007``, or one of those two, of which the test set is taken; or a folder with one subfolder
-            for each class, in which pictures are found by their extension, as by torchvision's ``ImageFolder``, but for
-            what is hidden or of the system (".ipynb_checkpoints", "__MACOSX"). Of a VOC picture every annotated class
-            is a target, also where all its objects are marked difficult.
+            ``VOCdevkit/VOC2007``, or one of those two, for VOC's test set; or a folder with one subfolder for each
+            class. In subfolders, pictures are found by their extension, as by torchvision's ``ImageFolder``, without
+            hidden and system files (".ipynb_checkpoints", "__MACOSX"). Every annotated class of a VOC picture is a
+            target, also if all its objects are marked difficult.
         class_names (Sequence[str] or None): Names of the model's outputs, if they are known.
         classes (int): How many outputs the model has.
-        class_file (Path or None): Which output each class of the data set is. Text, with one line for each output, in
-            order, whose first word is the class's name in the data set (ImageNet's ``LOC_synset_mapping.txt``); or
-            ``*.json``, an object of outputs by name. Names are the same only to the letter. Default: None
+        class_file (Path or None): The outputs of the classes. A text with one line for each output, in order, whose
+            first word is the class's name in the data set (ImageNet's ``LOC_synset_mapping.txt``); or ``*.json``, an
+            object of outputs by name. Names must match exactly. Default: None
 
     Returns:
-        *DataSet*: Its files are only listed, except for VOC's annotations, which are read; what cannot be read fails
-        when it is asked for.
+        *DataSet*: Its files are only listed; VOC's annotations are read. What cannot be read fails on access.
 
     Raises:
-        WrongArgument: There are no pictures in such a layout, or it cannot be told which output each class is.
+        WrongArgument: There are no pictures in such a layout, or the outputs of the classes are ambiguous.
 
     Example::
 
@@ -59,7 +58,7 @@ def open_data_set(
     if path == DEMO_DATA:
         return GeneratedPictures(outputs)
     folder = Path(path)
-    # Unlike Path's, they say no to a name that is too long.
+    # Path's methods raise an error for a name that is too long.
     if not os.path.isdir(folder):
         raise no_data_set(folder, "is not a folder" if os.path.exists(folder) else "does not exist")
     root = voc_root(folder)
@@ -67,7 +66,7 @@ def open_data_set(
 
 
 def picture_of(path: str, name: str) -> Image.Image:
-    """One picture of a data set, where its classes do not matter.
+    """One picture of a data set, without its classes.
 
     Args:
         path (str): As ``open_data_set`` takes it.

@@ -1,4 +1,4 @@
-"""Pictures from files: opened safely, and as people see them."""
+"""Opens picture files safely, and as viewers show them."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from captum_unioncam.system.errors import Failure, one_line
 from captum_unioncam.system.files import check_regular
 
-# Not all that Pillow knows: for EPS, say, it runs a program on the file.
+# Not all of Pillow's formats: for EPS, it runs a program on the file.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 
 _LARGEST_ASPECT = 50
 
 
 def open_picture(path: Path, from_pipes: bool = False) -> Image.Image:
-    """Opens a picture as people see it.
+    """Opens a picture as viewers show it.
 
-    It is turned upright as its EXIF data say, transparency shows white, 16 bits a channel are scaled to 8, CMYK,
-    grayscale and palettes become RGB, and of an animation the first frame is taken.
+    It is rotated by its EXIF orientation and put on white if transparent. 16 bits a channel are scaled to 8. CMYK,
+    grayscale and palettes are converted to RGB. The first frame of an animation is taken.
 
     Args:
         path (Path): A file in one of the usual formats of photos.
-        from_pipes (bool): Read also what is no file of a disk, which may have to be waited for. Default: False
+        from_pipes (bool): Also read pipes and devices, which may block. Default: False
 
     Returns:
         *PIL.Image.Image*: In mode RGB, loaded.
@@ -36,7 +36,7 @@ def open_picture(path: Path, from_pipes: bool = False) -> Image.Image:
     """
     try:
         with warnings.catch_warnings():
-            # Pillow warns of pictures above Image.MAX_IMAGE_PIXELS and refuses twice that: here both are refused.
+            # Pillow warns above Image.MAX_IMAGE_PIXELS and refuses twice that; here both are errors.
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             if not from_pipes:
@@ -57,7 +57,7 @@ def open_picture(path: Path, from_pipes: bool = False) -> Image.Image:
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise Failure(f"{path}: {error.strerror}; give a picture.") from error
-        # What Pillow's decoders raise for broken data has no common type.
+        # Pillow's decoders raise errors of many types for broken data.
         raise Failure(f"{path}: cannot be decoded ({one_line(error)}); save or download it anew.") from error
 
 
@@ -73,7 +73,7 @@ def _check_shape(path: Path, size: tuple[int, int]) -> None:
     if shorter == 0:
         raise Failure(f"{path}: has no pixels; give another picture.")
     if longer > _LARGEST_ASPECT * shorter:
-        # Resized by its shorter side, as torchvision's transforms do, it would fill the memory.
+        # torchvision's transforms resize by the shorter side, which would fill the memory.
         raise Failure(f"{path}: is {longer // shorter} times as long as it is wide; crop it.")
 
 

@@ -19,21 +19,21 @@ VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
-"""Pascal VOC's, in the order in which the outputs of models have them."""
+"""Pascal VOC's classes, in the order of models' outputs."""
 
 Box = tuple[int, int, int, int]
-"""xmin, ymin, xmax, ymax as Pascal VOC has them: pixels counted from 1, the last one included."""
+"""xmin, ymin, xmax, ymax as in Pascal VOC: pixels counted from 1, the last one included."""
 
 VOC_FOLDER = Path("VOCdevkit", "VOC2007")
 
 
 def is_voc(path: str) -> bool:
-    """Whether the data set is Pascal VOC's layout."""
+    """Whether the data set has Pascal VOC's layout."""
     return path != DEMO_DATA and voc_root(Path(path)) is not None
 
 
 class PascalVoc(DataSet):
-    """The test set of Pascal VOC 2007; names are relative to ``VOCdevkit/VOC2007``, by whatever path it was opened."""
+    """The test set of Pascal VOC 2007. Names are relative to ``VOCdevkit/VOC2007``."""
 
     def __init__(self, root: Path, outputs: Outputs) -> None:
         self._folder = root / VOC_FOLDER
@@ -47,7 +47,7 @@ class PascalVoc(DataSet):
                 self._problems[name] = str(failure)
         self.names = sorted([*annotations, *self._problems])
         found = {class_name for boxes in annotations.values() for class_name in boxes}
-        # Other classes than VOC's own are those of a data set that is only written in its format.
+        # Other data sets in VOC's format have other classes.
         ordered = VOC_CLASSES if found <= set(VOC_CLASSES) else sorted(found)
         output_of = outputs.of(found, ordered)
         self._boxes = {name: _by_output(boxes, output_of) for name, boxes in annotations.items()}
@@ -85,7 +85,7 @@ def _voc_test_files(root: Path) -> list[tuple[Path, Path]]:
         voc = datasets.VOCDetection(root, year="2007", image_set="test")
     except (OSError, ValueError) as error:
         raise no_data_set(root, "has no VOCdevkit/VOC2007/ImageSets/Main/test.txt that can be read") from error
-    # Of an empty line torchvision makes a picture without a name.
+    # torchvision turns an empty line into a picture without a name.
     files = [
         (Path(picture), Path(annotation))
         for picture, annotation in zip(voc.images, voc.annotations, strict=True)
@@ -112,7 +112,7 @@ def _voc_boxes(annotation: Path) -> dict[str, list[Box]]:
     except FileNotFoundError as error:
         raise Failure(f"{annotation}: does not exist; unpack the test set anew.") from error
     except Exception as error:
-        # Whatever is in such a file comes out as lists, dictionaries or text, or not at all.
+        # Files in other formats raise errors of many types.
         raise Failure(
             f"{annotation}: is not an annotation of Pascal VOC ({type(error).__name__}: {one_line(error)}); unpack the "
             "test set anew."

@@ -1,4 +1,4 @@
-"""How a picture becomes a model's input."""
+"""Preprocessing of pictures."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture becomes a model's input, in two steps: what the model sees of it, and the numbers that it wants.
+    """Preprocessing in two steps: resizing and cropping to the visible picture, then normalisation.
 
     Args:
-        fit (Callable): A PIL picture in mode RGB to a tensor (3, H, W) in [0, 1], resized and cropped.
-        mean (tuple[float, ...]): Subtracted from each channel. Default: nothing
-        std (tuple[float, ...]): What each channel is divided by then. Default: nothing
+        fit (Callable): Converts a PIL picture in mode RGB to a tensor (3, H, W) in [0, 1], resized and cropped.
+        mean (tuple[float, ...]): Subtracted from each channel. Default: 0
+        std (tuple[float, ...]): Divides each channel afterwards. Default: 1
     """
 
     fit: Callable[[Image.Image], Tensor]
@@ -27,23 +27,23 @@ class Preprocessing:
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
 
     def normalized(self, shown: Tensor) -> Tensor:
-        """What ``fit`` gave, or a batch of it (N, 3, H, W), as the model wants it; zeros become the model's black."""
+        """Normalises a result of ``fit``, or a batch (N, 3, H, W) of them. Zeros become the model's black."""
         mean, std = (shown.new_tensor(values).reshape(-1, 1, 1) for values in (self.mean, self.std))
         return (shown - mean) / std
 
     def objects_seen(self, objects: Image.Image) -> Tensor:
-        """Where the model sees a picture's objects, bool, (H, W).
+        """The mask of a picture's objects as the model sees it, bool, (H, W).
 
         Args:
             objects (PIL.Image.Image): Mode "L", of the picture's size: 255 on the objects, and 0 elsewhere.
         """
-        # Resized as the picture is, their borders are grey.
+        # Resizing makes their borders grey.
         return self.fit(objects.convert("RGB"))[0] > 0.5
 
 
 def squeezed_to(size: int) -> Callable[[Image.Image], Tensor]:
-    """A ``fit`` that resizes to a square, whatever the picture's shape."""
-    # Not a function within this one, which could not be sent to another process.
+    """A ``fit`` that resizes to a square, without keeping the aspect."""
+    # A local function could not be pickled for another process.
     return partial(_squeezed, size)
 
 

@@ -1,4 +1,4 @@
-"""A classifier on its device with the layer to explain: pictures and class names go in, inputs and indices come out."""
+"""A classifier on its device with the layer to explain, for pictures and classes by name."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from captum_unioncam.system.imports import suggestion
 class ExplainedModel:
     """A classifier on its device, and the layer to explain.
 
-    The model is run on a black picture first, to find the layer and to see that all goes together.
+    Runs the model on a black picture first, to find the layer and to check model, preprocessing and device.
 
     Args:
         name, weights, preprocess, show_progress: As ``load_classifier`` takes them.
         layer (str or None): Dotted name of the layer to explain. Default: None, the classifier's own, or else the last
             whose output has space
-        device (str or None): Where to compute. Default: None, "cuda" where there is one, and "cpu" elsewhere
-        confidence (str): What makes confidences of the model's outputs: "softmax" where they are logits of classes that
-            exclude each other, "sigmoid" where they do not, "none" where they are confidences. Default: "softmax",
-            which takes probabilities that sum to 1 as they are, as the library's default does
+        device (str or None): Where to compute. Default: None, "cuda" if available, else "cpu"
+        confidence (str): Converts the model's outputs to confidences: "softmax" for logits of classes that exclude each
+            other, "sigmoid" for other logits, "none" for outputs that are confidences. Default: "softmax", which leaves
+            probabilities that sum to 1 unchanged, as the library's default does
 
     Attributes:
         classifier (Classifier): As loaded.
         model (torch.nn.Module): The classifier's, on the device.
         device (torch.device): Where it is.
         weights (str or None), preprocess (str): As given.
-        confidence (str): As given, or "none" where "softmax" was given and the outputs are probabilities.
-        confidence_fn (Callable): What that names.
-        layer_name (str), layer (torch.nn.Module): The layer to explain; where the layer's output is tokens or has its
-            channels last, as in torchvision's transformers, one that was put behind it and has maps.
+        confidence (str): As given, or "none" if "softmax" was given and the outputs are probabilities.
+        confidence_fn (Callable): The function for ``confidence``.
+        layer_name (str), layer (torch.nn.Module): The layer to explain. For tokens and channels-last outputs, as in
+            torchvision's transformers, a module that was added behind it and outputs maps.
         layer_found (bool): Whether the layer was neither given nor the classifier's own.
-        classes (int): How many the model tells apart.
+        classes (int): The number of classes.
 
     Raises:
         WrongArgument: There is no such model, layer or device, or the layer has no space.
@@ -77,7 +77,7 @@ class ExplainedModel:
                 space
 
         Raises:
-            WrongArgument: There is no such layer, or it has no space; the one before is kept.
+            WrongArgument: There is no such layer, or it has no space. The previous layer is kept.
         """
         with_maps = self._with_maps
         if with_maps is not None:
@@ -107,7 +107,7 @@ class ExplainedModel:
 
     @property
     def pixels(self) -> int:
-        """How many the model sees."""
+        """The number of pixels of the model's input."""
         return self._black.shape[-2] * self._black.shape[-1]
 
     def spatial_layers(self) -> list[str]:
@@ -115,13 +115,13 @@ class ExplainedModel:
         return list(spatial_layers(self.model, self._black))[::-1]
 
     def class_index(self, target: str) -> int:
-        """The class of that index or name.
+        """The class with that index or name.
 
         Raises:
-            WrongArgument: There is none, or the name is that of several.
+            WrongArgument: There is none, or several have the name.
         """
         if target.lstrip("-").isdecimal():
-            # A number of thousands of digits cannot be read, nor can two dashes.
+            # Python does not parse thousands of digits, nor two dashes.
             if target.isdecimal() and len(target) < 10 and int(target) < self.classes:
                 return int(target)
             raise WrongArgument(f"target={target!r}: there are the classes 0 to {self.classes - 1}.")
@@ -139,18 +139,18 @@ class ExplainedModel:
         raise WrongArgument(f"target: there is no class {target!r}{suggestion(target.casefold(), names)}")
 
     def shown(self, picture: Image.Image) -> Tensor:
-        """What the model sees of a picture in mode RGB, (3, H, W), in [0, 1]."""
+        """A picture in mode RGB as the model sees it, (3, H, W), in [0, 1]."""
         return self.classifier.preprocessing.fit(picture)
 
     def input_and_baseline(self, shown: Tensor) -> tuple[Tensor, Tensor]:
-        """The model's input for what it sees, and its black image, each (1, 3, H, W), on the device."""
+        """The normalised input for a picture as the model sees it, and its black image, each (1, 3, H, W)."""
         dtype = next((parameter.dtype for parameter in self.model.parameters()), torch.float32)
         normalized = self.classifier.preprocessing.normalized
         inputs, black = (normalized(x).unsqueeze(0).to(self.device, dtype) for x in (shown, torch.zeros_like(shown)))
         return inputs, black
 
     def _try_out(self) -> tuple[Tensor, int]:
-        """A black input, and the number of classes that the model has for it."""
+        """A black input, and the number of the model's classes."""
         shown = self.shown(Image.new("RGB", (256, 256)))
         try:
             self.model.to(self.device)
@@ -185,7 +185,7 @@ class ExplainedModel:
             ) from error
 
     def _output(self, inputs: Tensor) -> Tensor:
-        """The model's, (1, classes), out of whatever it returns."""
+        """The model's output, (1, classes)."""
         # A copy, since the model may write into its input.
         returned = self.model(inputs.clone())
         try:
@@ -227,7 +227,7 @@ class ExplainedModel:
             raise WrongArgument(f"{one_line(error)} Give layer=NAME.") from error
 
     def _layer_with_maps(self, name: str, inputs: Tensor) -> tuple[Module, WithMaps | None]:
-        """The layer, or what was put in its place."""
+        """The layer, or the module that replaces it."""
         # A module may have two names.
         layers = dict(self.model.named_modules(remove_duplicate=False))
         if name not in layers:
@@ -268,12 +268,12 @@ def _device(name: str | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         with warnings.catch_warnings():
-            # Of devices that are going out of use.
+            # Warnings about deprecated devices.
             warnings.simplefilter("ignore")
             device = torch.device(name)
-            # What torch can name need not be there.
+            # torch also parses devices that are not available.
             torch.zeros(1, device=device).item()
     except Exception as error:
-        # Each kind of device fails in its own way: some ask for a package that is not there.
+        # Kinds of devices fail with different errors.
         raise WrongArgument(f"device={name!r}: is not there; give cpu, or leave it out.") from error
     return device

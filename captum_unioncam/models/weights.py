@@ -1,4 +1,4 @@
-"""Weights from files, read without running code, and their fingerprint."""
+"""Reads weights from files, without running code, and computes their fingerprint."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ _ENTRIES = ("state_dict", "model_state_dict", "model", "net", "network", "params
 # What scripts, parallel models, averaged ones and Lightning put before the names.
 _WRAPPERS = ("module", "model", "net", "network", "_model", "ema", "ema_model")
 
-# What torch.compile and sharding put among them.
+# Parts of names that torch.compile and sharding insert.
 _WITHIN = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
 def read_state_dict(path: Path) -> StateDict:
-    """Reads tensors by name from a file, and runs nothing that it may hold besides.
+    """Reads tensors by name from a file, without running code.
 
     Args:
-        path (Path): ``*.safetensors``; anything else is read by ``torch.load(weights_only=True)``. Of a training
-            checkpoint the model's entry is taken: "state_dict", "model" and the like, or the only one of tensors alone.
+        path (Path): ``*.safetensors``; other files are read by ``torch.load(weights_only=True)``. In a training
+            checkpoint the model's entry is taken: "state_dict", "model" and the like, or the only one of tensors.
 
     Raises:
         Failure: The file cannot be read, or holds something else.
@@ -56,8 +56,8 @@ def read_state_dict(path: Path) -> StateDict:
     except OSError as error:
         raise Failure(f"weights={str(path)!r}: {error.strerror or one_line(error)}; give a file of weights.") from error
     except Exception as error:
-        # What a broken file raises has no common type, and torch.load's own message recommends weights_only=False,
-        # which runs whatever the file says.
+        # Broken files raise errors of many types, and torch.load's message recommends weights_only=False, which runs
+        # code of the file.
         raise Failure(
             f"weights={str(path)!r}: is not a file of tensors alone, or is broken; save model.state_dict() as "
             ".safetensors or with torch.save."
@@ -79,12 +79,12 @@ def _loaded_by_torch(path: Path) -> Any:
         _check_not_compressed(path)
     with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
         warnings.simplefilter("ignore")
-        # torchvision's training script keeps its arguments beside the model.
+        # torchvision's training script saves its arguments with the model.
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _check_not_compressed(path: Path) -> None:
-    """torch.save never compresses, so that a file is as large as what it holds; a bomb is not."""
+    """Refuses compressed files, which may be decompression bombs; torch.save does not compress."""
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
     if any(part.file_size != part.compress_size for part in parts):
@@ -94,7 +94,7 @@ def _check_not_compressed(path: Path) -> None:
 
 
 def _state_dict_in(content: Any) -> StateDict | None:
-    """The model's tensors by name, of a checkpoint those of its entry."""
+    """The model's tensors by name; in a checkpoint, those of the model's entry."""
     while isinstance(content, Mapping) and not _is_state_dict(content):
         entries = [entry for entry in _ENTRIES if isinstance(content.get(entry), Mapping)]
         alone = [entry for entry, value in content.items() if _is_state_dict(value) and value]
@@ -111,14 +111,14 @@ def _is_state_dict(content: Any) -> bool:
 
 
 def without_wrappers(state: StateDict, names: Collection[str]) -> StateDict:
-    """The weights as the model names them, without what parallel, compiled, averaged or Lightning's models put before.
+    """The weights by the model's names, without prefixes of parallel, compiled, averaged or Lightning models.
 
     Args:
-        state (dict[str, Tensor]): As read.
-        names (Collection[str]): The model's.
+        state (dict[str, Tensor]): The weights as read.
+        names (Collection[str]): The model's names.
 
     Returns:
-        *dict[str, Tensor]*: As given where some of the names are there, or none behind a common word.
+        *dict[str, Tensor]*: Unchanged if some of the names match, or none match behind a common prefix.
     """
     if any(name in state for name in names):
         return state
@@ -142,12 +142,12 @@ def without_wrappers(state: StateDict, names: Collection[str]) -> StateDict:
 
 
 def with_current_names(state: StateDict) -> StateDict:
-    """torchvision's files of DenseNet still have the names that its first version gave."""
+    """Renames the weights of torchvision's DenseNet files, which have the names of its first version."""
     return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", key): state[key] for key in state}
 
 
 def load_weights(model: Module, state: StateDict) -> str:
-    """Loads what fits, and says what does not."""
+    """Loads the weights; a ``Failure`` if they do not fit."""
     own = model.state_dict()
     for name, value in state.items():
         if isinstance(own.get(name), Tensor) and own[name].is_floating_point() and not value.is_floating_point():
@@ -155,11 +155,11 @@ def load_weights(model: Module, state: StateDict) -> str:
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        # Below the heading, each line tells of one tensor of another shape.
+        # Each line below the heading names a tensor of another shape.
         heading, *problems = str(error).splitlines()
         return (problems or [heading])[0].strip().rstrip(".")
     except Exception as error:
-        # A user's model may load by itself.
+        # A user's model may have its own load_state_dict.
         return f"loading raised {type(error).__name__}: {one_line(error)}".rstrip(".")
     missing = [key for key in missing if not key.startswith(_TRAINING_HEADS)]
     return "; ".join(
@@ -173,11 +173,11 @@ def _listed(keys: list[str]) -> str:
 
 
 def fingerprint(model: Module) -> str:
-    """The SHA-256 of the model's weights: two models with the same give the same records."""
+    """The SHA-256 of the model's weights."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         if not isinstance(value, Tensor):
-            # A module's extra state may be anything.
+            # A module's extra state may have any type.
             digest.update(f"{name} {value!r}".encode())
             continue
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

@@ -1,4 +1,4 @@
-"""Models to explain, each with its preprocessing and the names of its classes."""
+"""Loads models by name, with their preprocessing and class names."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ DEMO_MODEL = "demo"
 
 @dataclass(frozen=True)
 class Classifier:
-    """A model in evaluation mode, and what it takes to show it a picture and to read its answer.
+    """A model in evaluation mode, with its preprocessing and class names.
 
     Args:
         name (str): As given to ``load_classifier``.
         model (torch.nn.Module): (1, 3, H, W) to (1, classes), on the CPU.
-        preprocessing (Preprocessing): Of pictures for this model.
-        class_names (tuple[str, ...] or None): In the order of the model's outputs. Default: None, not known
-        explained_layer (str or None): Dotted name of the layer to explain. Default: None, to be found
+        preprocessing (Preprocessing): The model's.
+        class_names (tuple[str, ...] or None): In the order of the model's outputs. Default: None, unknown
+        explained_layer (str or None): Dotted name of the layer to explain. Default: None, unknown
     """
 
     name: str
@@ -44,7 +44,7 @@ class Classifier:
     explained_layer: str | None = None
 
     def class_name(self, index: int) -> str:
-        """The class's name, or "class 7" where names are not known."""
+        """The class's name, or for example "class 7" if names are unknown."""
         return self.class_names[index] if self.class_names else f"class {index}"
 
 
@@ -56,11 +56,10 @@ def load_classifier(
     Args:
         name (str): "demo", the embedded network; a torchvision classification model; or "package.module:function",
             a function without arguments that returns the model. Default: "demo"
-        weights (Path or None): Its weights: a ``.safetensors`` file, or else a state dict saved by ``torch.save``,
-            which is loaded without running what it may hold besides tensors. Default: None, the model's own, which
-            torchvision downloads
-        preprocess (str): "paper" for the paper's, "auto" for the model's own: that of torchvision's weights, of the
-            demo, and the paper's for a function's model. Default: "auto"
+        weights (Path or None): Its weights: a ``.safetensors`` file, or a state dict saved by ``torch.save``, which is
+            loaded without running code. Default: None, the model's own, which torchvision downloads
+        preprocess (str): "paper" for the paper's, "auto" for that of torchvision's weights or of the demo; models of a
+            function have the paper's. Default: "auto"
         show_progress (bool): Show the progress of a download. Default: False
 
     Returns:
@@ -92,7 +91,7 @@ def load_classifier(
 
 
 def preprocessing_of(name: str, preprocess: str = "auto") -> Preprocessing:
-    """The preprocessing that ``load_classifier`` would take, without the model's weights.
+    """The preprocessing of ``load_classifier``, without loading the model.
 
     Args:
         name, preprocess (str): As ``load_classifier`` takes them.
@@ -131,7 +130,7 @@ def _torchvision(name: str, state: StateDict | None, show_progress: bool) -> Cla
 
 
 def _torchvision_weights(name: str) -> Any:
-    """torchvision's best weights of a model, which are not downloaded yet."""
+    """torchvision's best weights of a model, not downloaded."""
     from torchvision import models
 
     names = models.list_models(module=models)
@@ -157,11 +156,11 @@ def _downloaded(name: str, weights: Any, show_progress: bool) -> Module:
 
 
 def _built_for(name: str, state: StateDict) -> tuple[Module, int]:
-    """The model without weights, of as many classes as the state dict has, and that number."""
+    """The untrained model with as many classes as the state dict has, and their number."""
     from torchvision import models
 
     with warnings.catch_warnings():
-        # Of how the weights are initialised, which the file's replace.
+        # torchvision warns about the initialisation, which does not matter here.
         warnings.simplefilter("ignore")
         model: Any = models.get_model(name, weights=None)
         own = model.state_dict()
@@ -170,13 +169,13 @@ def _built_for(name: str, state: StateDict) -> tuple[Module, int]:
         if classes != usual:
             model = models.get_model(name, weights=None, num_classes=classes)
         elif hasattr(model, "transform_input"):
-            # torchvision's own weights of GoogLeNet and Inception were trained on pictures normalised otherwise.
+            # torchvision's weights of GoogLeNet and Inception were trained with another normalisation.
             model.transform_input = True
     return model, classes
 
 
 def _classes_of_head(own: StateDict, state: StateDict) -> int | None:
-    """How many classes the file's last layer has; None where it is not one like the model's, with all its numbers."""
+    """The number of classes of the file's last layer; None if it is not a complete layer like the model's."""
     head = next(reversed(own)).rpartition(".")[0]
     rows = set()
     for name in (name for name in own if name.startswith(f"{head}.")):
