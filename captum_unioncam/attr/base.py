@@ -35,6 +35,7 @@ from captum_unioncam.engine.layouts.base import ReshapeTransform
 from captum_unioncam.engine.maps import clipped, weighted
 from captum_unioncam.engine.model_state import evaluation_mode
 from captum_unioncam.engine.outputs import Outputs
+from captum_unioncam.engine.rows import check_model_rows
 from captum_unioncam.engine.scoring import MaskedScorer, TargetPasses
 from captum_unioncam.engine.tuning import PassTuner
 from captum_unioncam.system.documents import class_document, specialised
@@ -328,6 +329,8 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
         functions = evaluation_mode(self.forward_func, getattr(self, "score_func", None))
         named = other_layer_named(self.forward_func, tensors)
         with named, functions as (forward_func, score_func), torch.no_grad():
+            if tensors[0].shape[0] > 1:
+                check_model_rows(forward_func)
             call = LayerCall(
                 forward_func,
                 [self.layer] if isinstance(self.layer, Module) else self.layer,

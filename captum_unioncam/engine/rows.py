@@ -80,15 +80,17 @@ def _is_known(value: Any, seen: set[CodeType]) -> bool:
 
 
 def check_model_rows(
-    forward_func: Callable[..., Any], score_func: Callable[..., Any] | None, score_dtype: torch.dtype | None
+    forward_func: Callable[..., Any],
+    score_func: Callable[..., Any] | None = None,
+    score_dtype: torch.dtype | None = None,
 ) -> None:
     """Raises ``ValueError`` for models that the rows of a pass cannot be given to."""
     for module in _modules(forward_func, score_func):
         if isinstance(module, _BatchNorm) and module.running_mean is None:
             raise ValueError(
-                f"forward_func: {module} normalises over the batch, in evaluation mode too, so an example's score "
-                "would depend on the other rows of its pass; give track_running_stats=True, or layers that normalise "
-                "each example."
+                f"forward_func: {module} normalises over the batch, in evaluation mode too, so what is found for "
+                "an example would depend on the other rows of its pass; give track_running_stats=True, or layers that "
+                "normalise each example."
             )
         replicas = isinstance(module, torch.nn.DataParallel) and len(module.device_ids) > 1
         if replicas and score_dtype not in (None, torch.float16):

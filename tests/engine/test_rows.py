@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from captum_unioncam import LayerScoreCam, LayerUnionCam, metrics
+from captum_unioncam import LayerDenoisedGradCam, LayerScoreCam, LayerUnionCam, metrics
 from captum_unioncam.engine import tuning
 from captum_unioncam.engine.maps import minmax, up
 from captum_unioncam.engine.rows import check_rows_of_arguments, takes_any_format
@@ -99,11 +99,18 @@ def test_outputs_that_have_not_a_row_each_are_refused():
         twice.confidences(torch.rand(3, 2, 4, 3).double())
 
 
-def test_layers_that_normalise_over_the_batch_are_refused():
+@pytest.mark.parametrize("cls", [LayerScoreCam, LayerUnionCam, LayerDenoisedGradCam])
+def test_layers_that_normalise_over_the_batch_are_refused(cls):
     net = TinyNet(batch_norm=True)
     net.features[3] = nn.BatchNorm2d(5, track_running_stats=False).double()
     with pytest.raises(ValueError, match=r"^forward_func: BatchNorm2d\(.*normalises over the batch"):
-        LayerScoreCam(net, net.features).attribute(tiny_inputs(), 1)
+        cls(net, net.features).attribute(tiny_inputs(), 1)
+
+
+def test_one_example_depends_on_no_other():
+    net = TinyNet(batch_norm=True)
+    net.features[3] = nn.BatchNorm2d(5, track_running_stats=False).double()
+    assert LayerDenoisedGradCam(net, net.features).attribute(tiny_inputs(examples=1), 1).isfinite().all()
 
 
 class Engine(nn.Module):
