@@ -1,1 +1,1 @@
-"""The page to try it all on in a browser. May import everything but the command."""
+"""The demo page in the browser. May import every wing except the command."""

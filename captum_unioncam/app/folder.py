@@ -1,4 +1,4 @@
-"""The folder that uploaded pictures are kept in while the page is served, and what is left of killed ones."""
+"""The folder of uploaded pictures, and the removal of those that killed processes have left."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tempfile import TemporaryDirectory, gettempdir
 
 _PREFIX = "captum-unioncam-"
 
-# Is put into a folder when that is locked: one without it may be about to be.
+# Marks a folder as locked; one without it may be about to be locked.
 _MARK = ".served"
 
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A folder, removed afterwards; so are those that killed processes of the same user have left."""
+    """A folder, removed afterwards, with those that killed processes of the same user have left."""
     _remove_left()
     with TemporaryDirectory(prefix=_PREFIX) as name, _locked(Path(name)):
         (Path(name) / _MARK).touch()
@@ -26,12 +26,12 @@ def temporary_folder() -> Iterator[Path]:
 
 
 def keep_newest(folder: Path, most_bytes: int, most_files: int, kept: Collection[Path]) -> None:
-    """Removes the oldest files of a folder that has too many, or too many bytes.
+    """Removes the oldest files of a folder with too many files or bytes.
 
     Args:
-        folder (Path): With the folders in it.
-        most_bytes, most_files (int): What may stay.
-        kept (Collection[Path]): Files that are not counted and always stay.
+        folder (Path): Searched recursively.
+        most_bytes, most_files (int): The limits.
+        kept (Collection[Path]): Files that are not counted and never removed.
     """
     found = []
     for path in folder.rglob("*"):
@@ -48,7 +48,7 @@ def keep_newest(folder: Path, most_bytes: int, most_files: int, kept: Collection
 
 
 def _remove_left() -> None:
-    """Removes folders that nobody holds any more; a killed process could not."""
+    """Removes folders that no process has locked, left by killed processes."""
     for folder in Path(gettempdir()).glob(f"{_PREFIX}*"):
         with suppress(OSError):
             if folder.is_symlink() or not (folder / _MARK).is_file():
@@ -62,7 +62,7 @@ if sys.platform == "win32":
 
     @contextmanager
     def _locked(folder: Path) -> Iterator[bool]:
-        """Folders cannot be locked there, and none is taken for left."""
+        """Folders cannot be locked on this system, so none is removed."""
         yield False
 
 else:
@@ -70,7 +70,7 @@ else:
 
     @contextmanager
     def _locked(folder: Path) -> Iterator[bool]:
-        """Locks a folder meanwhile, if nobody else does; the system unlocks it for a process that is killed."""
+        """Locks a folder within the context, if no other process has. The system unlocks those of killed processes."""
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             try:

@@ -1,4 +1,4 @@
-"""What stands before the page's server: only its own page may ask it, for no more than the page needs."""
+"""A middleware in front of the page's server: it accepts only requests of its own page, within limits."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _API = "/gradio_api"
 _JOIN, _LISTEN, _UPLOAD = f"{_API}/queue/join", f"{_API}/queue/data", f"{_API}/upload"
 _POSTED = (_JOIN, _UPLOAD, f"{_API}/cancel", f"{_API}/reset")
 
-# Bytes: of a request that uploads nothing; around an uploaded file; of all uploads that are under way.
+# In bytes: of a request without upload; around an uploaded file; of all uploads in progress.
 _LARGEST_REQUEST = 2**20
 _AROUND_FILE = 2**14
 _LARGEST_INCOMING = 200 * 2**20
 
-# Seconds that a question is answered for while nobody listens: it is asked first, and connections break.
+# Seconds for which a question is answered without a listener: the page listens after asking, and connections break.
 _PATIENCE = 5.0
 _VISITORS_KNOWN = 10_000
 
@@ -37,7 +37,7 @@ _HEADERS = {"x-frame-options": "SAMEORIGIN", "x-content-type-options": "nosniff"
 
 
 class Listeners:
-    """Who waits for an answer, by the name that Gradio gives to a page in a browser. For several threads."""
+    """The visitors that wait for an answer, by Gradio's name of a page in a browser. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -45,7 +45,7 @@ class Listeners:
         self._seen: OrderedDict[str, float] = OrderedDict()
 
     def see(self, visitor: str) -> None:
-        """The visitor has just asked for something."""
+        """Notes that the visitor has sent a request."""
         with self._lock:
             self._seen[visitor] = monotonic()
             self._seen.move_to_end(visitor)
@@ -53,13 +53,13 @@ class Listeners:
                 self._seen.popitem(last=False)
 
     def is_waiting(self, visitor: str) -> bool:
-        """Whether the visitor listens, or did so or asked a moment ago."""
+        """Whether the visitor listens, or has listened or sent a request a moment ago."""
         with self._lock:
             return self._listening[visitor] > 0 or monotonic() - self._seen.get(visitor, -_PATIENCE) < _PATIENCE
 
     @contextmanager
     def listening(self, visitor: str) -> Iterator[None]:
-        """The visitor listens meanwhile."""
+        """Counts the visitor as listening within the context."""
         with self._lock:
             self._listening[visitor] += 1
         try:
@@ -72,16 +72,16 @@ class Listeners:
 
 
 class Guard:
-    """Passes on to the server what its own page asks for, and answers the rest in a sentence.
+    """Passes requests of the server's own page on, and answers others with a sentence.
 
     Args:
         app (ASGIApp): The server.
-        listeners (Listeners): Is told who waits.
-        is_local (bool): Whether the server listens at this machine's own address. Then the page has no other name than
-            that: under the name of another site, which leads here, that site could read it.
-        host (str): The address that is listened at.
-        largest_file (int): Bytes of an upload.
-        after_upload (callable): Is called, without arguments, after each.
+        listeners (Listeners): Counts the visitors that wait.
+        is_local (bool): Whether the server listens only at this machine's own address. Other host names are then
+            refused, since a site whose name leads here could read the page (DNS rebinding).
+        host (str): The address of the server.
+        largest_file (int): Largest upload, in bytes.
+        after_upload (callable): Called without arguments after each upload.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Guard:
             except (HTTPException, MultiPartException) as error:
                 refusal = _sentence(getattr(error, "status_code", 400), str(getattr(error, "detail", error)))
             except Exception:
-                # What Gradio does not expect of its own page. It would fill the log.
+                # An error of Gradio, which does not expect such requests, would fill the log.
                 if scope["method"] != "POST" and not answer.is_begun:
                     raise
                 refusal = _sentence(400, _NOT_UNDERSTOOD)
@@ -122,7 +122,7 @@ class Guard:
         await refusal(scope, receive, _with_headers(send))
 
     def _refusal(self, scope: Scope) -> Response | None:
-        """What the request is answered because of its headers alone."""
+        """The answer to a request that its headers decide; None for others."""
         headers = Headers(scope=scope)
         if self.is_local and not self._is_own_name(headers.get("host", "")):
             return _sentence(400, f"This page is at {self.host} alone; start it with another --host for other names.")
@@ -163,7 +163,7 @@ class Guard:
             await self.app(scope, receive, answer)
 
     async def _post(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
-        """Passes a small request on, read to its end."""
+        """Passes a small request on after reading all of it."""
         body, is_more = b"", True
         while is_more:
             message = await receive()
@@ -182,10 +182,10 @@ class Guard:
         await self.app(scope, replay, answer)
 
     async def _upload(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
-        """Passes one file on, piece by piece."""
+        """Passes one uploaded file on in pieces."""
         boundary = parse_options_header(Headers(scope=scope).get("content-type", ""))[1].get(b"boundary", b"")
         mark, end, size = b"--" + boundary, b"", 0
-        # One stands before each part, and one after the last.
+        # There is a boundary before each part, and one after the last.
         marks = 0
 
         async def counted() -> Message:
@@ -195,7 +195,7 @@ class Guard:
             size, self._incoming = size + len(piece), self._incoming + len(piece)
             marks += (end + piece).count(mark)
             end = (end + piece)[-len(mark) + 1 :]
-            # Gradio takes away what it has written, and answers 413 where it reads "maximum allowed size".
+            # At "maximum allowed size", Gradio removes the file and answers 413.
             if size > self.largest_upload or marks > 2:
                 raise MultiPartException(f"Drop one file, of the maximum allowed size {self.largest_upload} bytes.")
             if self._incoming > _LARGEST_INCOMING:
@@ -210,7 +210,7 @@ class Guard:
 
 
 class _Answer:
-    """Sends an answer on with the page's headers, but for errors that the server did not foresee."""
+    """Sends answers on with the page's headers, and replaces internal errors of the server."""
 
     def __init__(self, send: Send) -> None:
         self._send = _with_headers(send)
@@ -225,7 +225,7 @@ class _Answer:
             await self._send(message)
 
     async def finish(self) -> None:
-        """Ends an answer in the middle of which the server failed."""
+        """Ends an answer that the server has failed to complete."""
         if not self._is_ended:
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -245,12 +245,12 @@ async def _closed(send: Send) -> None:
 
 
 def _sentence(status: int, sentence: str) -> Response:
-    # Gradio's page shows either, by what it asked for.
+    # Gradio's page shows one or the other, depending on the request.
     return JSONResponse({"detail": sentence, "error": sentence}, status)
 
 
 def _is_foreign(headers: Headers, method: str) -> bool:
-    """Whether another site's page asks, other than by a link."""
+    """Whether the request comes from another site, other than by a link."""
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")
     if site in ("same-origin", "none"):
         return False
@@ -267,7 +267,7 @@ def _is_loopback(name: str) -> bool:
 
 
 def _visitor(body: bytes) -> str:
-    """Who asks, where it is said."""
+    """The visitor's name, if the request has it."""
     try:
         return str(json.loads(body)["session_hash"])
     except (ValueError, TypeError, KeyError, RecursionError):

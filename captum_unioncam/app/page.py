@@ -1,6 +1,6 @@
-"""The page to try it on: a picture and a network go in, UnionCAM's maps, other methods' and their metrics come out.
+"""The demo page: UnionCAM's maps, other methods' maps and their metrics for a picture and a network.
 
-Gradio draws it and queues the visitors. The page asks nobody but the server that it comes from.
+Gradio renders it and queues the visitors. The page connects only to its own server.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ from captum_unioncam.system.errors import Failure, WrongArgument, in_words, one_
 _LARGEST_FILE = 20 * 2**20
 _MOST_PIXELS = 40_000_000
 
-# Of uploaded pictures: the oldest are deleted.
+# Limits of uploaded pictures; the oldest are deleted.
 _MOST_BYTES_KEPT, _MOST_FILES_KEPT = 500 * 2**20, 1000
 
-# Visitors beyond it are told to try again.
+# Visitors beyond it get an error.
 _LONGEST_QUEUE = 20
 
-# Seconds: how often uploaded pictures are looked through, and how old they get.
+# In seconds: how often uploaded pictures are checked, and their maximum age.
 _DELETION = (600, 3600)
 
 _PREDICTED = "predicted"
 _MOST_PROBABLE = ("the most probable", _PREDICTED)
 _COMPARED = ["score_cam", "grad_cam", "guided_grad_cam"]
 
-# What visitors see, by argument of the library, which its errors name.
+# The labels of the controls, by the arguments that the library's errors name.
 _LABELS = {
     "name": "Network",
     "model": "Network",
@@ -61,10 +61,10 @@ _LABELS = {
     "channel_weights": "Channel weights",
 }
 
-# Captum's bars and torchvision's are tqdm's, which Gradio then shows on the page as well.
+# Gradio shows the bars of tqdm, which Captum and torchvision use, on the page.
 _PROGRESS = gr.Progress(track_tqdm=True)
 
-# Where it is below the controls, as on a phone.
+# For small screens, where the answer is below the controls.
 _SCROLL_TO_RESULT = "() => { if (innerWidth < 768) document.querySelector('.unioncam').scrollIntoView() }"
 
 _INTRODUCTION = """# What does the network look at?
@@ -79,7 +79,7 @@ _opening = ThreadPoolExecutor(1, "opening")
 
 
 class _Page(gr.Blocks):
-    """Gradio's page; what no control sends is refused in a sentence, not in a traceback."""
+    """Gradio's page, which refuses requests that no control sends without a traceback."""
 
     async def preprocess_data(self, *args: Any, **kwargs: Any) -> list[Any]:
         try:
@@ -93,14 +93,14 @@ class _Page(gr.Blocks):
 
 
 def _check_uploaded(value: Any) -> None:
-    """Refuses other files of this machine; Gradio looks only at those that say of themselves that they are files."""
+    """Refuses other files of this machine; Gradio checks only data that is marked as a file."""
     path = getattr(value, "path", None)
     if path is not None and not Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve()):
         raise Failure("the picture has not been uploaded.")
 
 
 class _Handlers:
-    """What the page's controls call: choices go in as Gradio has them, and errors come out as sentences."""
+    """The functions behind the page's controls. They take Gradio's values, and raise errors as sentences."""
 
     def __init__(self, workbench: Workbench, listeners: Listeners | None = None) -> None:
         self.workbench, self.listeners = workbench, listeners
@@ -115,7 +115,7 @@ class _Handlers:
                 _check_type("model", model, str)
                 layer, target = choices(self.workbench.subject(model))
         except gr.Error as error:
-            # An error would be written over the lists, and they stay those of the other network.
+            # An error would cover the lists, which still belong to the other network.
             gr.Warning(error.message, duration=None)
             layer, target = {"choices": [], "value": None}, {"choices": [_MOST_PROBABLE], "value": _PREDICTED}
         return gr.update(**layer), gr.update(**target)
@@ -145,7 +145,7 @@ class _Handlers:
 
 
 def _question(model: Any, target: Any, methods: Any, layer: Any, theta: Any, channel_weights: Any) -> Question:
-    """What is asked for, which need not come from the page's controls."""
+    """The question, checked, since requests need not come from the page's controls."""
     _check_type("model", model, str)
     _check_type("target", target, str)
     _check_type("methods", methods, list)
@@ -167,18 +167,18 @@ def _check_type(name: str, value: Any, *types: type) -> None:
 
 @contextmanager
 def _as_sentence() -> Iterator[None]:
-    """Whatever goes wrong is said on the page; what is not foreseen, on the standard error stream too."""
+    """Shows errors on the page, and unexpected ones on the standard error stream too."""
     try:
         yield
     except Exception as error:
         foreseen = isinstance(error, (Failure, WrongArgument))
         sentence = one_line(error) if foreseen else f"{type(error).__name__}: {one_line(error)}"
-        # It would be read as HTML.
+        # Gradio renders messages as HTML.
         raise gr.Error(escape(in_words(sentence, _LABELS)), duration=None, print_exception=not foreseen) from error
 
 
 def _opened(file: FileData | None) -> tuple[str, Image.Image]:
-    """The uploaded picture and its name, without the folder that it is kept in here."""
+    """The uploaded picture, and its name without the server's folder."""
     if file is None or not file.path:
         raise Failure("there is no picture; drop one, or take an embedded one.")
     # JSON may hold what no text file can.
@@ -201,7 +201,7 @@ def _within_limit(path: Path) -> Image.Image:
 
 
 def choices(subject: ExplainedModel) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What to choose layer and class from, as the arguments of a ``gr.Dropdown`` each."""
+    """The choices of layer and class, as arguments of a ``gr.Dropdown`` each."""
     classes = [(f"{subject.classifier.class_name(index)} ({index})", str(index)) for index in range(subject.classes)]
     return (
         {"choices": list(dict.fromkeys([subject.layer_name, *subject.spatial_layers()])), "value": subject.layer_name},
@@ -213,9 +213,9 @@ def build_page(workbench: Workbench, folder: Path, listeners: Listeners | None =
     """The page, not served yet.
 
     Args:
-        workbench (Workbench): Does what the page asks for; its model is loaded.
-        folder (Path): Where files of the embedded pictures go.
-        listeners (Listeners or None): Who waits for an answer; others get none. Default: None, everybody does
+        workbench (Workbench): Answers the questions; its model is loaded.
+        folder (Path): For the files of the embedded pictures.
+        listeners (Listeners or None): Visitors that wait for an answer; others get none. Default: None, all get one
 
     Raises:
         WrongArgument, Failure: As ``Workbench.subject``.
@@ -241,9 +241,9 @@ def build_page(workbench: Workbench, folder: Path, listeners: Listeners | None =
             with gr.Column(scale=5, min_width=280):
                 result, code = _result_places()
         handlers = _Handlers(workbench, listeners)
-        # The computations share the models, which hooks are put on: one at a time.
+        # One computation at a time, since they share the models and put hooks on them.
         one_by_one: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "private"}
-        # gr.Examples would put another image component in this one's place, with Gradio's own decoding.
+        # gr.Examples would replace this image component by one with Gradio's own decoding.
         embedded.click(files.__getitem__, embedded, image, api_visibility="private")
         checked = image.upload(handlers.check, image, None, api_visibility="private")
         checked.failure(lambda: None, None, image, api_visibility="private")
@@ -255,13 +255,13 @@ def build_page(workbench: Workbench, folder: Path, listeners: Listeners | None =
 
 
 def _picture_controls(folder: Path) -> tuple[gr.Image, gr.Dataset, list[str]]:
-    """The picture, the embedded ones to choose it from, and the latter's files."""
+    """The picture component, the embedded pictures to choose from, and their files."""
     files = []
     for number, (_, picture) in enumerate(embedded_pictures(), 1):
         files.append(str(folder / f"embedded-{number}.png"))
         picture.save(files[-1])
     image = gr.Image(files[0], label="Picture", sources=["upload"], height=220, buttons=[])
-    # Gradio would open the file itself, with every decoder that Pillow has.
+    # Gradio itself would open the file with any of Pillow's decoders.
     image.preprocess = _as_uploaded  # type: ignore[method-assign]
     samples = [[file] for file in files]
     embedded = gr.Dataset(components=[image], samples=samples, type="index", label="Embedded pictures")
@@ -287,15 +287,15 @@ def _result_places() -> tuple[gr.HTML, gr.Code]:
 
 @contextmanager
 def served(workbench: Workbench, host: str = "127.0.0.1", port: int | None = None) -> Iterator[str]:
-    """Serves the page meanwhile, and gives its address. SIGTERM, as of ``docker stop``, ends it as Ctrl-C does.
+    """Serves the page within the context, and yields its address. SIGTERM ends it as Ctrl-C does.
 
     Args:
-        workbench (Workbench): Does what the page asks for.
+        workbench (Workbench): Answers the questions.
         host (str): Address to listen at. Default: "127.0.0.1", which other machines cannot reach
         port (int or None): Default: None, the first free one from 7860 on
 
     Raises:
-        WrongArgument, Failure: As ``Workbench.subject``, or the address cannot be listened at.
+        WrongArgument, Failure: As ``Workbench.subject``, or the server cannot listen at the address.
 
     Examples::
 
@@ -339,7 +339,7 @@ def served(workbench: Workbench, host: str = "127.0.0.1", port: int | None = Non
 
 
 class _GuardedApp(App):
-    """Gradio's server behind a guard; a middleware of FastAPI would stand behind Gradio's own."""
+    """Gradio's server behind a guard. A middleware of FastAPI would run after Gradio's own."""
 
     def __init__(self, guard: partial[Guard]) -> None:
         super().__init__(default_response_class=ORJSONResponse)
@@ -351,7 +351,7 @@ class _GuardedApp(App):
 
 @contextmanager
 def _environment(folder: Path) -> Iterator[None]:
-    """What Gradio reads of the environment, and sets there: uploaded pictures go into the folder, and with it."""
+    """Sets the environment variables that Gradio reads, such as the folder of uploads, and restores them."""
     given = {
         "GRADIO_TEMP_DIR": str(folder),
         "GRADIO_ANALYTICS_ENABLED": "False",
@@ -370,7 +370,7 @@ def _environment(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _interrupted_by(number: int) -> Iterator[None]:
-    """Makes the signal raise ``KeyboardInterrupt`` meanwhile; only the main thread may."""
+    """Makes the signal raise ``KeyboardInterrupt`` within the context, in the main thread only."""
     if current_thread() is not main_thread():
         yield
         return
@@ -382,7 +382,7 @@ def _interrupted_by(number: int) -> Iterator[None]:
 
 
 def _try_address(host: str, port: int | None) -> bool:
-    """Fails where nothing can listen, for which Gradio would try again and again.
+    """Raises an error if the server cannot listen, where Gradio would retry.
 
     Returns:
         *bool*: Whether other machines cannot reach it.
@@ -397,7 +397,7 @@ def _try_address(host: str, port: int | None) -> bool:
 
 
 def _theme() -> gr.themes.Base:
-    # Gradio's own fonts would come from elsewhere, and its pale colors are hard to read.
+    # Gradio's fonts are loaded from other servers, and its pale colors are hard to read.
     theme = gr.themes.Default(
         primary_hue="pink", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
     )

@@ -1,4 +1,4 @@
-"""What the page does: questions are answered one at a time, with models that are kept."""
+"""Answers the page's questions, one at a time, and keeps recent models."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from captum_unioncam.system.errors import Failure, WrongArgument
 _MODELS_KEPT = 3
 _CURVE_STEPS = 50
 
-# UnionCAM is shown always, with the channel weights that are chosen.
+# UnionCAM's name by its channel weights; it is always shown.
 OWN_METHODS = {"score": "union_cam", "softmax": "union_cam_softmax"}
 
 
 @dataclass(frozen=True)
 class Question:
-    """What a visitor asks for.
+    """A visitor's question.
 
     Args:
         model (str): One of ``Workbench.model_names``.
-        layer (str or None): Dotted name of the layer to explain. Default: None, the one that is found
+        layer (str or None): Dotted name of the layer to explain. Default: None, found
         target (str or None): The class, index or name. Default: None, the most probable
         theta, channel_weights: As ``LayerUnionCam.attribute`` takes them.
-        methods (tuple[str, ...]): To compare with, of ``methods.names()``. Default: none
+        methods (tuple[str, ...]): Methods to compare with, from ``methods.names()``. Default: none
     """
 
     model: str = DEMO_MODEL
@@ -52,12 +52,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the page shows.
+    """An answer, as the page shows it.
 
     Args:
         explanation (Explanation): UnionCAM's.
         comparison (Comparison): UnionCAM and the other methods judged.
-        code (str): Lines of Python that make UnionCAM's map, ``attr``, anew.
+        code (str): Lines of Python that compute UnionCAM's map as ``attr``.
     """
 
     explanation: Explanation
@@ -65,7 +65,7 @@ class Answer:
     code: str
 
     def page(self) -> str:
-        """All but the code as a piece of HTML."""
+        """The answer without the code, as a piece of HTML."""
         explanation, photo = self.explanation, self.explanation.photo
         maps = {name: getattr(explanation.details, f"{name}_map") for name in explanation.betas or ()}
         table = comparison_table(self.comparison)
@@ -82,16 +82,16 @@ class Answer:
 
 
 class Workbench:
-    """Answers one visitor at a time, with models that are kept for the next.
+    """Answers one visitor at a time, and keeps recent models.
 
     Args:
-        model, weights (str or None): What the page begins with, as ``load_classifier`` takes them; the weights are for
-            this model alone.
+        model, weights (str or None): The first model, as ``load_classifier`` takes them. Other models have their own
+            weights.
         device (str or None): As ``ExplainedModel`` takes it.
 
     Attributes:
-        model_names (list[str]): What visitors may choose: the given model, the embedded one, and torchvision's.
-        model (str): The given one.
+        model_names (list[str]): The models that visitors may choose: the given one, the embedded one, torchvision's.
+        model (str): The given model.
     """
 
     def __init__(self, model: str = DEMO_MODEL, weights: str | None = None, device: str | None = None) -> None:
@@ -104,7 +104,7 @@ class Workbench:
         self._is_wanted: Callable[[], bool] = _always
 
     def subject(self, model: str) -> ExplainedModel:
-        """The model, with the layer that is found in it."""
+        """The model with its default layer."""
         subject = self._subject(model)
         with self._working:
             subject.set_layer()
@@ -120,11 +120,11 @@ class Workbench:
         """Explains a class of a picture, and compares.
 
         Args:
-            name (str): The picture's file, as the code is to open it.
+            name (str): The picture's file, as the code opens it.
             picture (PIL.Image.Image): In mode RGB, of any size.
-            question (Question): What is asked for.
-            is_wanted (callable or None): Whether somebody still waits for the answer; asked before each pass of the
-                model. Default: None, somebody does
+            question (Question): The question.
+            is_wanted (callable or None): Whether the visitor still waits for the answer; called before each pass of
+                the model. Default: None, always
 
         Raises:
             WrongArgument: There is no such model, layer, class or method.
@@ -132,7 +132,7 @@ class Workbench:
         """
         unknown = [method for method in question.methods if method not in names()]
         if unknown:
-            # Not for visitors: the registry would import package.module:function.
+            # Visitors must not import code, as the registry does for package.module:function.
             raise WrongArgument(f"there is no method {unknown[0]!r}; give some of {', '.join(names())}.")
         with self._working:
             self._is_wanted = is_wanted or _always
@@ -143,7 +143,7 @@ class Workbench:
                 self._is_wanted = _always
 
     def close(self) -> None:
-        """Stops what is running, at the next pass of its model; torch aborts the process that ends in the middle."""
+        """Stops the computation at the next pass of its model; torch aborts a process that ends during a pass."""
         self._closed = True
         with self._working:
             pass
@@ -170,7 +170,7 @@ class Workbench:
 
     def _load(self, model: str) -> ExplainedModel:
         if model not in self.model_names:
-            # Not for visitors: the loader would import package.module:function.
+            # Visitors must not import code, as the loader does for package.module:function.
             raise WrongArgument(f"there is no network {model!r}; choose one of the list.")
         weights = self.weights if model == self.model else None
         subject = ExplainedModel(model, weights, device=self.device, show_progress=True)
@@ -189,7 +189,7 @@ def _always() -> bool:
 
 
 def _explanation(comparison: Comparison, method: str, settings: Settings) -> Explanation:
-    """What the comparison holds of one method."""
+    """One method's result in a comparison as an explanation."""
     judged = comparison.judgements[method]
     return Explanation(
         comparison.photo,
@@ -203,12 +203,12 @@ def _explanation(comparison: Comparison, method: str, settings: Settings) -> Exp
 
 
 def python_lines(explanation: Explanation, name: str, picture: Image.Image, device: str | None) -> str:
-    """The lines of Python that make the explanation's map anew, as ``attr``.
+    """The lines of Python that compute the explanation's map as ``attr``.
 
     Args:
-        explanation (Explanation): What to make anew.
+        explanation (Explanation): To reproduce.
         name (str): The picture's file.
-        picture (PIL.Image.Image): Itself; of an embedded one the lines say where it comes from.
+        picture (PIL.Image.Image): The picture. An embedded one is loaded by the lines without a file.
         device (str or None): As ``ExplainedModel`` takes it.
     """
     settings = explanation.settings
@@ -236,7 +236,7 @@ attr = union_cam.attribute(  # (1, 1, h, w), in [0, 1]
 
 @cache
 def embedded_pictures() -> list[tuple[str, Image.Image]]:
-    """Pictures to begin with, each after the lines of Python that make it."""
+    """Embedded pictures, each after the lines of Python that make it."""
     from torchvision.transforms.functional import to_pil_image
 
     count, seed, shown = 6, 2, (0, 1, 2, 4, 5)
