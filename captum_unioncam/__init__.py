@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from captum_unioncam.attr.ablation_cam import LayerAblationCam
+    from captum_unioncam.attr.augmented_grad_cam import LayerAugmentedGradCam
     from captum_unioncam.attr.cam import LayerLinearCam
     from captum_unioncam.attr.denoised_grad_cam import LayerDenoisedGradCam
     from captum_unioncam.attr.eigen_cam import LayerEigenCam
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "LayerAblationCam": "attr.ablation_cam",
+    "LayerAugmentedGradCam": "attr.augmented_grad_cam",
     "LayerDenoisedGradCam": "attr.denoised_grad_cam",
     "LayerEigenCam": "attr.eigen_cam",
     "LayerFeatureCam": "attr.feature_cam",
@@ -62,6 +64,7 @@ _HOMES = {
 }
 __all__ = [
     "LayerAblationCam",
+    "LayerAugmentedGradCam",
     "LayerDenoisedGradCam",
     "LayerEigenCam",
     "LayerFeatureCam",

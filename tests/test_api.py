@@ -15,6 +15,7 @@ from captum_unioncam.cli.main import app
 NAMES = {
     "captum_unioncam": [
         "LayerAblationCam",
+        "LayerAugmentedGradCam",
         "LayerDenoisedGradCam",
         "LayerEigenCam",
         "LayerFeatureCam",
@@ -65,6 +66,7 @@ NAMES = {
 
 HOMES = {
     "LayerAblationCam": "attr.ablation_cam",
+    "LayerAugmentedGradCam": "attr.augmented_grad_cam",
     "LayerDenoisedGradCam": "attr.denoised_grad_cam",
     "LayerEigenCam": "attr.eigen_cam",
     "LayerFeatureCam": "attr.feature_cam",

@@ -5,5 +5,5 @@ OWN = {name: cls for name, cls in CAMS.items() if cls.__module__.startswith("cap
 
 METHODS = tuple(dict.fromkeys(OWN.values()))
 
-OF_ANY_HEAD = tuple(cls for cls in METHODS if cls.name != "cam")
-"""Those that do not ask for global average pooling and one linear layer behind the layer."""
+OF_ANY_NETWORK = tuple(cls for cls in METHODS if cls.name not in ("cam", "augmented_grad_cam"))
+"""Not CAM, which asks for global average pooling and one linear layer, and not Augmented Grad-CAM, for 2-D alone."""

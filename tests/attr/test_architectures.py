@@ -21,7 +21,7 @@ from captum_unioncam.evaluation.explain import Explainer, Settings
 from captum_unioncam.methods.registry import create
 from captum_unioncam.models.subject import ExplainedModel
 from captum_unioncam.system.errors import WrongArgument
-from tests.attr import OF_ANY_HEAD, reference
+from tests.attr import OF_ANY_NETWORK, reference
 from tests.networks import CLASSES, CONVOLUTIONS, SIZES, TinyNet, same, tiny_inputs
 
 models = pytest.importorskip("torchvision.models")
@@ -78,7 +78,7 @@ class LastNet(TinyNet):
 def test_tokens_agree_with_the_reference_and_with_the_same_network_in_maps(ndim, class_tokens):
     net, inputs = TokenNet(ndim, class_tokens), tiny_inputs(ndim)
     transform = tokens_to_maps(*net.grid, class_tokens=class_tokens)
-    for method in OF_ANY_HEAD:
+    for method in OF_ANY_NETWORK:
         attr = method(net, net.tokens, reshape_transform=transform).attribute(inputs, [0, 2, 3])
         assert same(attr, method(net, net.maps).attribute(inputs, [0, 2, 3]))
         assert attr.abs().max() > 0
@@ -91,7 +91,7 @@ def test_tokens_agree_with_the_reference_and_with_the_same_network_in_maps(ndim,
 @pytest.mark.parametrize("ndim", SIZES)
 def test_channels_last_equal_the_same_network_with_channels_first(ndim):
     net, first, inputs = LastNet(ndim), TinyNet(ndim), tiny_inputs(ndim)
-    for method in OF_ANY_HEAD:
+    for method in OF_ANY_NETWORK:
         for settings in ({}, {"attribute_to_layer_input": True}, {"attr_dim_summation": not method.has_terms}):
             last = method(net, net.last, reshape_transform=channels_last_to_maps).attribute(inputs, 1, **settings)
             settings = settings | {"attribute_to_layer_input": False}
@@ -157,7 +157,7 @@ def test_what_the_transforms_make():
     assert torch.equal(channels_last_to_maps(last), last.permute(0, 3, 1, 2))
 
 
-@pytest.mark.parametrize("method", OF_ANY_HEAD)
+@pytest.mark.parametrize("method", OF_ANY_NETWORK)
 def test_transforms_that_do_not_fit_are_refused(method):
     net, inputs = TokenNet(), tiny_inputs()
     with pytest.raises(ValueError, match=r"^reshape_transform: the layer has shape \(3, 13, 6\), not \(N, 1 \+ 4 x 4"):

@@ -10,7 +10,7 @@ from captum.attr._models.base import _set_deep_layer_value
 from torch import nn
 
 from captum_unioncam import LayerUnionCam
-from tests.attr import OF_ANY_HEAD
+from tests.attr import OF_ANY_NETWORK
 
 pytest.importorskip("captum.testing")
 from captum.testing.attr.helpers.gen_test_utils import get_target_layer, parse_test_config
@@ -66,7 +66,7 @@ class ErrorModule(nn.Module):
 
 @pytest.mark.parametrize("mode", HookRemovalMode)
 @pytest.mark.parametrize("entry", GRAD_CAM_ENTRIES, ids=lambda entry: entry["name"])
-@pytest.mark.parametrize("method", OF_ANY_HEAD)
+@pytest.mark.parametrize("method", OF_ANY_NETWORK)
 def test_no_hook_is_left_behind(method, entry, mode):
     _, model, args, layer_name, _, _ = parse_test_config(copy.deepcopy(entry))
     space = has_space(LayerGradCam(model, get_target_layer(model, layer_name)).attribute(**copy.deepcopy(args)))

@@ -38,6 +38,9 @@ OWN = {
         x, t, baselines=b
     ),
     "feature_cam": lambda net, x, t, b: captum_unioncam.LayerFeatureCam(net, net.features).attribute(x, t),
+    "augmented_grad_cam": lambda net, x, t, b: captum_unioncam.LayerAugmentedGradCam(net, net.features).attribute(
+        x, t, baselines=b
+    ),
 }
 CAPTUM = {
     "grad_cam": lambda net, x, t, b: captum_attr.LayerGradCam(net, net.features).attribute(
@@ -402,7 +405,7 @@ def test_a_class_that_does_not_fit_the_model_fails_with_its_reason(name, reason)
     ("name", "message"),
     [
         ("unioncam", r"no method 'unioncam'; did you mean union_cam.*torchcam:NAME"),
-        ("nothing_near", r"no method 'nothing_near'\. Give one of denoised_grad_cam, "),
+        ("nothing_near", r"no method 'nothing_near'\. Give one of .*denoised_grad_cam, "),
         ("torchcam:LayerKAM", "torchcam has no method 'LayerKAM'; did you mean LayerCAM"),
         ("grad_cam:ActivationsAndGradients", "grad_cam has no method"),
         ("grad_cam:", "grad_cam has no method ''"),
