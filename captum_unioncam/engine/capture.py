@@ -124,11 +124,13 @@ class LayerCall:
             made, output = self._run(seen)
             if len(targets) > 1:
                 grad_kwargs = {**grad_kwargs, "retain_graph": True}
-            of_targets = [self._gradients(_selected(output, target), made, grad_kwargs) for target in targets]
+            of_targets = [self._gradients(output, target, made, grad_kwargs) for target in targets]
         return [self._gathered(of_target, seen) for of_target in of_targets], self._gathered(made, seen)
 
-    def _gradients(self, selected: Tensor, made: OnDevices, grad_kwargs: dict[str, Any]) -> OnDevices:
-        """Of one target: those at each tensor of each layer."""
+    def _gradients(self, output: Tensor, target: TargetType, made: OnDevices, grad_kwargs: dict[str, Any]) -> OnDevices:
+        """Those of the target at each tensor of each layer."""
+        selected: Tensor = select_targets(output, target)
+        assert selected[0].numel() == 1, "Target not provided when necessary, cannot take gradients of several outputs."
         if not selected.requires_grad:
             raise ValueError(
                 "forward_func: its output has no gradient, since it detaches it or runs under torch.no_grad(); call "
@@ -154,8 +156,7 @@ class LayerCall:
                 one.check(self._name(one.layer))
             return output
 
-        made: OnDevices
-        made, output = forward_layer_distributed_eval(
+        made_and_output: tuple[OnDevices, Tensor] = forward_layer_distributed_eval(
             checked,
             # The model may write into its input (an in-place ReLU), and Captum sets requires_grad on a layer's input.
             tuple(x.detach().clone() for x in self.inputs),
@@ -164,7 +165,7 @@ class LayerCall:
             forward_hook_with_return=True,
             require_layer_grads=seen[0].differentiable,
         )
-        return made, output
+        return made_and_output
 
     def _gathered(self, made: OnDevices, seen: list[SeenLayer]) -> OfLayers:
         """The tensors of each layer, from all devices."""
@@ -196,14 +197,6 @@ class LayerCall:
         # Known only after a call: which modules a plain function has called.
         known = KnownTransforms(modules_behind(self.forward_func), self.attribute_to_layer_input)
         return [known[layer] for layer in self.layers]
-
-
-def _selected(output: Tensor, target: TargetType) -> Tensor:
-    selected: Tensor = select_targets(output, target)
-    assert selected[0].numel() == 1, (
-        "Target not provided when necessary, cannot take gradient with respect to multiple outputs."
-    )
-    return selected
 
 
 def _checked(value: Tensor, maps: Any, what: str, inputs: tuple[Tensor, ...]) -> Tensor:

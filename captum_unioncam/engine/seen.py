@@ -56,20 +56,19 @@ class SeenLayer(Module):
         """Puts the hook on, and returns its handle."""
         if self.of_input:
             return self.layer.register_forward_pre_hook(self._before, with_kwargs=True)
-        return self.layer.register_forward_hook(self._after)
+        return self.layer.register_forward_hook(lambda _layer, _args, output: self._look(output))
 
     def _before(self, _layer: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self.watching and kwargs and not any(isinstance(value, Tensor) for value in args):
+        if kwargs and not any(isinstance(value, Tensor) for value in args):
             self.problem = (
                 f"is called with keyword arguments alone ({', '.join(kwargs)}), which hooks do not see; explain the "
                 "output of the layer in front of it"
             )
-        return (self._look(args), kwargs) if self.watching else None
-
-    def _after(self, _layer: Module, _args: Any, output: Any) -> Any:
-        return self._look(output) if self.watching else None
+        return self._look(args), kwargs
 
     def _look(self, value: Any) -> Any:
+        if not self.watching:
+            return value
         several = isinstance(value, (tuple, list))
         parts = list(value) if several else [value]
         taken = [i for i, x in enumerate(parts) if isinstance(x, Tensor) and (x.is_floating_point() or x.is_quantized)]

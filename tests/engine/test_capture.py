@@ -1,7 +1,7 @@
 """What a layer computed is a map, or an error says which layer is none and what to do."""
 
 import copy
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 
 import pytest
 import torch
@@ -79,9 +79,10 @@ def test_an_error_names_a_layer_that_would_do(fault):
     for forward_func in (net, net.forward, nn.DataParallel(net)):
         with pytest.raises(ValueError, match=rf"^layer: .*{fault}.*; choose .*, such as 'features'(, or take|\.$)"):
             LayerUnionCam(forward_func, layer).attribute(tiny_inputs(), 1)
-    # What a function of the user's own runs is not known.
-    with pytest.raises(ValueError, match=rf"^layer: .*{fault}.*, such as the one that .*find_spatial_layer finds"):
-        LayerUnionCam(lambda x: net(x), layer).attribute(tiny_inputs(), 1)
+    # What other functions run is not known.
+    for forward_func in (lambda x: net(x), MethodType(lambda net, x: net(x), net)):
+        with pytest.raises(ValueError, match=rf"^layer: .*{fault}.*, such as the one that .*find_spatial_layer finds"):
+            LayerUnionCam(forward_func, layer).attribute(tiny_inputs(), 1)
 
 
 def test_an_error_names_no_layer_where_none_is_found():
@@ -313,3 +314,21 @@ def test_several_targets_take_one_forward_pass():
     net.features.register_forward_pre_hook(lambda *_: passes.append(1))
     LayerDenoisedGradCam(net, net.features).attribute_targets(tiny_inputs(), [[0, 1, 2]] * 3)
     assert len(passes) == 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_model_that_writes_into_its_input_leaves_the_callers_as_they_were(method):
+    net, inputs = TinyNet(), tiny_inputs()
+    given = inputs.clone()
+    made = method(lambda x: net(x.mul_(0.5)), net.features).attribute(given, 1)
+    assert torch.equal(given, inputs)
+    # A copy in each pass: an input halved twice gives another map.
+    assert same(made, method(lambda x: net(x * 0.5), net.features).attribute(inputs, 1))
+    method(net, net.features[0]).attribute(given, 1, attribute_to_layer_input=True)
+    assert not given.requires_grad
+
+
+def test_a_function_without_parameters_is_called_without_inputs():
+    net, inputs = TinyNet(), tiny_inputs()
+    made = LayerDenoisedGradCam(lambda: net(inputs), net.features).attribute(inputs, 1)
+    assert same(made, LayerDenoisedGradCam(net, net.features).attribute(inputs, 1))
