@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,6 +14,7 @@ from captum_unioncam.system.errors import Failure, WrongArgument
 from captum_unioncam.system.files import FreeNames, make_folder
 
 
+@options.with_model_options
 def compare(
     context: typer.Context,
     image: Annotated[
@@ -21,21 +22,11 @@ def compare(
     ] = None,
     methods: options.MethodsOption = "union_cam, denoised_grad_cam, score_cam, grad_cam, guided_grad_cam, occlusion",
     metrics: options.MetricsOption = None,
-    model: options.ModelOption = "demo",
-    weights: options.WeightsOption = None,
-    layer: options.LayerOption = None,
     target: options.TargetOption = None,
-    preprocess: options.PreprocessOption = options.Preprocess.auto,
-    confidence: options.ConfidenceOption = options.Confidence.softmax,
-    theta: options.ThetaOption = None,
-    max_channels: options.MaxChannelsOption = None,
-    channel_selection: options.ChannelSelectionOption = None,
-    device: options.DeviceOption = None,
-    dtype: options.DtypeOption = options.Dtype.float32,
-    batch_size: options.BatchSizeOption = None,
     steps: options.StepsOption = 100,
     seed: options.SeedOption = 0,
     output: options.OutputOption = Path("comparison"),
+    **_model_options: Any,
 ) -> None:
     """Compare methods on one picture, by maps and metrics.
 

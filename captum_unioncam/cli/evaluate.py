@@ -12,6 +12,7 @@ from captum_unioncam.cli import options
 from captum_unioncam.cli.shared import layer_line, names_in, settings_of
 
 
+@options.with_model_options
 def evaluate(
     context: typer.Context,
     data: Annotated[
@@ -43,17 +44,6 @@ def evaluate(
     ] = None,
     seed: options.SeedOption = 0,
     protocol: options.ProtocolOption = options.Protocol.own,
-    model: options.ModelOption = "demo",
-    weights: options.WeightsOption = None,
-    layer: options.LayerOption = None,
-    preprocess: options.PreprocessOption = options.Preprocess.auto,
-    confidence: options.ConfidenceOption = options.Confidence.softmax,
-    theta: options.ThetaOption = None,
-    max_channels: options.MaxChannelsOption = None,
-    channel_selection: options.ChannelSelectionOption = None,
-    device: options.DeviceOption = None,
-    dtype: options.DtypeOption = options.Dtype.float32,
-    batch_size: options.BatchSizeOption = None,
     steps: options.StepsOption = 100,
     workers: Annotated[
         int, typer.Option("--workers", min=0, metavar="N", help="Processes that read pictures ahead.")
@@ -64,6 +54,7 @@ def evaluate(
     accept_other_versions: Annotated[
         bool, typer.Option("--accept-other-versions", help="Continue with other versions of packages.")
     ] = False,
+    **_model_options: Any,
 ) -> None:
     """Evaluate methods over a data set, in one process or many.
 
@@ -82,7 +73,7 @@ def evaluate(
     method_names = names_in("--methods", methods)
     metric_names = None if metrics is None else names_in("--metrics", metrics)
     given = _with_the_papers(context, data) if protocol is options.Protocol.paper else context.params
-    settings = settings_of({**given, "device": local_device(device)})
+    settings = settings_of({**given, "device": local_device(given["device"])})
     subject = settings.subject(sys.stderr.isatty())
     evaluation = Evaluation(data, classes, given["limit"], seed, steps, settings.of_methods())
     first = is_first_process()
@@ -105,8 +96,7 @@ def _with_the_papers(context: typer.Context, data: str) -> dict[str, Any]:
     found = dict(context.params)
     papers = {"model": "vgg16", "preprocess": "paper", "theta": 10.0, "limit": None if is_voc(data) else 2000}
     for name, value in papers.items():
-        source = context.get_parameter_source(name)
-        if source is None or source.name == "DEFAULT":
+        if not options.is_given(context, name):
             found[name] = value
     if found["model"] == papers["model"]:
         found["layer"] = found["layer"] or "features.29"

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,29 +23,19 @@ _DEFAULT = "union_cam"
 Format = StrEnum("Format", ["png", "npy", "json"])
 
 
+@options.with_model_options
 def explain(
     context: typer.Context,
     images: Annotated[
         list[Path] | None, typer.Argument(metavar="IMAGES", help="Pictures.", show_default="an embedded one")
     ] = None,
     method: options.MethodOption = _DEFAULT,
-    model: options.ModelOption = "demo",
-    weights: options.WeightsOption = None,
-    layer: options.LayerOption = None,
     target: options.TargetOption = None,
     top_k: Annotated[
         int | None, typer.Option("--top-k", min=1, metavar="K", help="Explain the K most probable classes instead.")
     ] = None,
-    preprocess: options.PreprocessOption = options.Preprocess.auto,
-    confidence: options.ConfidenceOption = options.Confidence.softmax,
-    theta: options.ThetaOption = None,
     channel_weights: options.ChannelWeightsOption = None,
-    max_channels: options.MaxChannelsOption = None,
-    channel_selection: options.ChannelSelectionOption = None,
     quality: options.QualityOption = None,
-    device: options.DeviceOption = None,
-    dtype: options.DtypeOption = options.Dtype.float32,
-    batch_size: options.BatchSizeOption = None,
     output: options.OutputOption = Path("unioncam"),
     formats: Annotated[
         list[Format] | None,
@@ -56,6 +46,7 @@ def explain(
             show_default="png",
         ),
     ] = None,
+    **_model_options: Any,
 ) -> None:
     """Explain the class that a network sees in each picture.
 
@@ -67,8 +58,8 @@ def explain(
     if target is not None and top_k is not None:
         raise WrongArgument("--target and --top-k do not go together; give one of them.")
     on_terminal, settings = sys.stderr.isatty(), settings_of(context.params)
-    sources = [context.get_parameter_source(name) for name in ("max_channels", "channel_selection", "dtype")]
-    if quality is not None and any(source is not None and source.name != "DEFAULT" for source in sources):
+    replaced = "max_channels", "channel_selection", "dtype"
+    if quality is not None and any(options.is_given(context, name) for name in replaced):
         raise WrongArgument("--quality stands for --max-channels, --channel-selection and --dtype; give it, or those.")
     from captum_unioncam.evaluation.explain import Explainer
 

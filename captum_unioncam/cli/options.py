@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
@@ -15,6 +17,8 @@ Quality = StrEnum("Quality", ["exact", "balanced", "fast"])
 Protocol = StrEnum("Protocol", ["own", "paper"])
 Confidence = StrEnum("Confidence", ["softmax", "sigmoid", "none"])
 Dtype = StrEnum("Dtype", ["float32", "bfloat16", "float16"])
+
+CommandT = TypeVar("CommandT", bound=Callable[..., None])
 
 # What is explained: the model, its input and its layer.
 
@@ -170,3 +174,34 @@ ProtocolOption = Annotated[
 OutputOption = Annotated[
     Path, typer.Option("--output", "--out", metavar="FOLDER", help="Where the files go; made if need be.")
 ]
+
+
+def _model_options(
+    model: ModelOption = "demo",
+    weights: WeightsOption = None,
+    layer: LayerOption = None,
+    preprocess: PreprocessOption = Preprocess.auto,
+    confidence: ConfidenceOption = Confidence.softmax,
+    theta: ThetaOption = None,
+    max_channels: MaxChannelsOption = None,
+    channel_selection: ChannelSelectionOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = Dtype.float32,
+    batch_size: BatchSizeOption = None,
+) -> None:
+    """The options of explain, compare and evaluate for the model and the methods."""
+
+
+def with_model_options(command: CommandT) -> CommandT:
+    """Adds ``_model_options`` to those of a command, which gets them in ``context.params``."""
+    own = inspect.signature(command, eval_str=True)
+    named = [parameter for parameter in own.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
+    shared = inspect.signature(_model_options, eval_str=True).parameters.values()
+    command.__signature__ = own.replace(parameters=[*named, *shared])  # type: ignore[attr-defined]
+    return command
+
+
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether the option is on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
