@@ -1,8 +1,8 @@
-"""What an evaluation has found so far, on disk: its settings, and one record for each image, target and method.
+"""An evaluation's files: its settings, and one record for each image, target and method.
 
-A folder holds ``settings.json`` and ``records/*.jsonl``. Each process appends to a file of its own, one JSON object a
-line, so processes cannot harm each other's records, and a killed one at most its own last line, which is not read.
-Nor is a line that was damaged later: each begins with a checksum of the rest.
+A folder holds ``settings.json`` and ``records/*.jsonl``. Each process appends to its own file, one JSON object a line.
+So processes cannot damage each other's records, and a killed process damages at most its last line. Each line begins
+with a checksum of the rest; incomplete and damaged lines are not read.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ MAP_SIZE = 16
 
 
 FIRST_METRICS = ("drop", "increase", "insertion", "deletion", "pointing", "energy")
-"""Of folders that do not say which metrics they hold."""
+"""The metrics of folders whose settings do not name them."""
 
 _FIRST_VALUES = (*FIRST_METRICS, "seconds")
 
-# In front, since a cut that takes it away takes the image's name along or nothing else.
+# At the beginning, so that a line cut there loses the image's name too and is not read.
 _CHECKSUM = re.compile(rb'\{"crc":"([0-9a-f]{8})",')
 
 _MOST = 2**31
-"""No model has so many outputs, and no picture such confidences."""
+"""Bound of outputs and of values of curves."""
 
 _SECONDS_TO_WRITE_SETTINGS = 1.0
 
@@ -50,24 +50,24 @@ EvaluationSettings = dict[str, Any]
 Key = tuple[str, int | None, str]
 
 
-# Kept beside the settings, and not compared: what they say that matters is in the fingerprints.
+# Kept with the settings, but not compared: the fingerprints cover what they affect.
 _ABOUT = ("classes", "weights", "records_of_a_method")
 
 
 @dataclass(frozen=True)
 class Record:
-    """How one method did on one image and target, or why it did not.
+    """One method's result for one image and target, or its error.
 
     Args:
         image (str): The image's name in the data set.
         target (int or None): The explained output of the model. None where the image's classes cannot be read.
         target_name (str or None): Its name.
         method (str): The method's name.
-        error (str or None): What went wrong; nothing else is known then. Default: None, nothing
+        error (str or None): The error; all following fields are then empty. Default: None
         confidence (float or None): The model's confidence in the target, for the whole image.
-        values (dict[str, float]): By metric, of those that could be computed, and the "seconds" that the method took.
-        curves (dict[str, list[float]]): By metric, of those that have one: confidences at equal steps from 0 to all of
-            the pixels.
+        values (dict[str, float]): The value of each metric that could be computed, and the method's "seconds".
+        curves (dict[str, list[float]]): The curve of each metric that has one: confidences at equal steps from 0 to all
+            of the pixels.
         map (str or None): The attribution scaled to 0..255 at 16x16, base64 of its bytes, row by row.
     """
 
@@ -83,7 +83,7 @@ class Record:
 
     @property
     def key(self) -> Key:
-        """What there is one record of."""
+        """Image, target and method, unique among records."""
         return self.image, self.target, self.method
 
     def line(self) -> bytes:
@@ -94,19 +94,19 @@ class Record:
 
 
 class RecordFile:
-    """This process's own file of records, made when the first is appended; a context manager.
+    """This process's file of records, created with the first record; a context manager.
 
     Args:
         folder (Path): The evaluation's.
     """
 
     def __init__(self, folder: Path) -> None:
-        # A new one for each start: an earlier process of the same rank may not have died yet.
+        # A new file for each start, since an earlier process of the same rank may still run.
         self.path = folder / "records" / f"{uuid.uuid4().hex}.jsonl"
         self._file = -1
 
     def append(self, record: Record) -> None:
-        """Writes the record through to the operating system, whole or not at all.
+        """Appends the record, whole or not at all, without buffering.
 
         Raises:
             Failure: It cannot be written. All records before it are kept.
@@ -115,14 +115,14 @@ class RecordFile:
         written = 0
         try:
             if self._file < 0:
-                # Windows would write line ends of its own.
+                # Without it, Windows converts line ends.
                 binary = getattr(os, "O_BINARY", 0)
                 self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | binary, 0o666)
             while written < len(line):
                 written += os.write(self._file, line[written:])
         except OSError as error:
             if written:
-                # Else the line is torn, and left out when it is read.
+                # If this fails, the incomplete line is ignored when read.
                 with suppress(OSError):
                     os.ftruncate(self._file, os.fstat(self._file).st_size - written)
             raise self._not_written(error) from error
@@ -155,7 +155,7 @@ class RecordFile:
         try:
             os.close(self._file)
         except OSError as at_close:
-            # File systems of other machines may say only now that they are full.
+            # Network file systems may report a full disk only here.
             if error is None:
                 raise self._not_written(at_close) from at_close
         if error is None and deleted:
@@ -163,10 +163,10 @@ class RecordFile:
 
 
 def read_records(folder: Path) -> Iterator[Record]:
-    """Reads an evaluation's records, one for each image, target and method, leaving out lines that are torn or damaged.
+    """Reads an evaluation's records, one for each image, target and method.
 
-    So is one whose curve has not as many steps as the folder's settings say. Failures come last, and only those that
-    were not made good later.
+    Incomplete and damaged lines are left out, and those with curves of another number of steps than in the settings.
+    Failures come last, without those that were redone successfully.
 
     Args:
         folder (Path): The evaluation's.
@@ -191,7 +191,7 @@ def read_records(folder: Path) -> Iterator[Record]:
 
 def _records_of(path: Path) -> Iterator[Record]:
     try:
-        # A pipe would be waited for, and a device has no end.
+        # Reading a pipe or a device may never end.
         check_regular(path)
         with path.open("rb") as file:
             for line in file:
@@ -207,7 +207,7 @@ def _parsed(line: bytes) -> Record | None:
         return None
     try:
         known = _without_flat_metrics(json.loads(_checked(line)))
-        # Thousands of records share them.
+        # Interned, since thousands of records share them.
         image, method = sys.intern(known.pop("image")), sys.intern(known.pop("method"))
         record = Record(image, known.pop("target", None), known.pop("target_name", None), method, **known)
         return record if _is_sound(record) else None
@@ -216,7 +216,7 @@ def _parsed(line: bytes) -> Record | None:
 
 
 def _checked(line: bytes) -> bytes:
-    """The line without its checksum, which the first evaluations did not write."""
+    """The line without its checksum, which earlier versions did not write."""
     found = _CHECKSUM.match(line)
     if not found:
         return line
@@ -227,7 +227,7 @@ def _checked(line: bytes) -> bytes:
 
 
 def _without_flat_metrics(known: dict[str, Any]) -> dict[str, Any]:
-    """A line's content, with what the first evaluations wrote beside "image" put where it is now."""
+    """A line's content, with the values and curves that earlier versions wrote beside "image" moved to their place."""
     values = {name: known.pop(name) for name in _FIRST_VALUES if name in known}
     curves = {name: known.pop(f"{name}_curve") for name in _FIRST_VALUES if f"{name}_curve" in known}
     for name, found in (("values", values), ("curves", curves)):
@@ -236,7 +236,7 @@ def _without_flat_metrics(known: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_sound(record: Record) -> bool:
-    """Whether everything is of its type, and what belongs together is there."""
+    """Whether all fields have their types, and related fields are complete."""
     texts = record.target_name, record.error, record.map
     return (
         record.method.isprintable()
@@ -250,7 +250,7 @@ def _is_sound(record: Record) -> bool:
 
 
 def _has_steps(record: Record, steps: int | None) -> bool:
-    """Whether the curves that have as many steps as the settings say do; those of other packages may have others."""
+    """Whether this package's curves have the number of steps of the settings; those of plugins may differ."""
     return steps is None or all(len(record.curves.get(name, ())) in (0, steps + 1) for name in FIRST_METRICS)
 
 
@@ -263,12 +263,12 @@ def _is_map(text: str) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    # The squares of larger ones are no numbers.
+    # Squares of larger numbers overflow.
     return type(value) in (int, float) and math.isfinite(value) and abs(value) < 1e100
 
 
 def read_settings(folder: Path) -> EvaluationSettings | None:
-    """The settings of the evaluation in the folder, or None where there is none.
+    """The settings of the evaluation in the folder, or None if it holds none.
 
     Raises:
         Failure: They cannot be read.
@@ -289,7 +289,7 @@ def read_settings(folder: Path) -> EvaluationSettings | None:
 
 
 def _is_unfinished(content: bytes, folder: Path) -> bool:
-    """Whether the settings are those of a start that was killed before it wrote anything."""
+    """Whether the settings are empty, of a start that was killed before writing them, and there are no records."""
     return not content.strip(b"\0") and not any(path.stat().st_size for path in (folder / "records").glob("*.jsonl"))
 
 
@@ -308,14 +308,13 @@ def _check_types(settings: object) -> None:
 
 
 def begin_or_go_on(folder: Path, settings: EvaluationSettings, accept_other_versions: bool = False) -> None:
-    """Makes the folder an evaluation's with these settings, if it is not one already.
+    """Begins an evaluation with these settings in the folder, or checks that the one in it has the same.
 
     Args:
-        folder (Path): Made where it does not exist.
-        settings (dict): All that the records depend on, as JSON has it. "classes", "weights" and "records_of_a_method"
-            are kept with them, and not compared; of "versions", those of packages that were installed before and are
-            now.
-        accept_other_versions (bool): Go on also where those differ. Default: False
+        folder (Path): Made if need be.
+        settings (dict): All that the records depend on, as JSON values. "classes", "weights" and "records_of_a_method"
+            are not compared, and only "versions" of packages that were installed before and are now.
+        accept_other_versions (bool): Accept other versions. Default: False
 
     Raises:
         WrongArgument: The folder holds an evaluation with other settings.
@@ -336,7 +335,7 @@ def begin_or_go_on(folder: Path, settings: EvaluationSettings, accept_other_vers
 
 
 def _write_if_first(path: Path, content: bytes) -> None:
-    """Writes the file whole; of several processes that do so at once, one does."""
+    """Writes the file atomically; only one of several processes does."""
     own = path.with_name(f".{uuid.uuid4().hex}.unfinished")
     try:
         own.write_bytes(content)
@@ -344,17 +343,17 @@ def _write_if_first(path: Path, content: bytes) -> None:
     except FileExistsError:
         _finish(path, content)
     except OSError:
-        # There are file systems without links. On a full one this says so.
+        # The file system has no links; a full one raises an error here.
         write_new(path, content)
         _finish(path, content)
     finally:
-        # Where files can only be added, it stays.
+        # Fails on append-only file systems.
         with suppress(OSError):
             own.unlink()
 
 
 def _finish(path: Path, content: bytes) -> None:
-    """Writes the file if whoever made it has left it empty, and is not about to write it."""
+    """Writes the file if it stays empty, since the process that created it was killed."""
     end = time.monotonic() + _SECONDS_TO_WRITE_SETTINGS
     while path.is_file() and not path.read_bytes().strip(b"\0"):
         if time.monotonic() >= end:
@@ -365,7 +364,7 @@ def _finish(path: Path, content: bytes) -> None:
 def _comparable(settings: EvaluationSettings) -> EvaluationSettings:
     versions = settings.get("versions") or {}
     rest = {name: value for name, value in settings.items() if name not in ("versions", *_ABOUT)}
-    # They need not be in one order, and the first folders do not name them.
+    # In any order. Folders of earlier versions do not name them.
     rest["metrics"] = sorted(settings.get("metrics", FIRST_METRICS))
     if rest.get("max_channels") is not None:
         # The first folders do not name it: there was no other.
@@ -374,9 +373,9 @@ def _comparable(settings: EvaluationSettings) -> EvaluationSettings:
 
 
 def differing(before: EvaluationSettings, now: EvaluationSettings) -> str:
-    """Says which settings differ, and how; nothing where none does."""
+    """Names the settings that differ, with both values; empty if none does."""
     before, now = _comparable(before), _comparable(now)
-    # A package that was not installed before is of methods that are added now.
+    # A package that was not installed before belongs to methods that are added now.
     names = [
         name
         for name in {**before, **now}

@@ -33,8 +33,8 @@ def pointing_game(attributions: Tensor, objects: Tensor, tolerance: float = 0) -
     Whether the attribution's maximum lies on the object.
 
     Averaged over examples it is the accuracy of the pointing game (Zhang et al., Excitation Backprop, IJCV 2018,
-    https://arxiv.org/abs/1608.00507). Of several maxima the first in row-major order counts; an attribution that is the
-    same everywhere points nowhere.
+    https://arxiv.org/abs/1608.00507). The first of several maxima in row-major order counts. A constant attribution
+    counts as a miss.
 
     Args:
         attributions (Tensor): (N, K, \*spatial), upsampled to the objects' size; channels are summed.

@@ -1,4 +1,4 @@
-"""The one list of metrics: what each is called, how it is computed, what is better, and how it is shown."""
+"""The table of metrics: names, functions, which direction is better, and format."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class Metric:
     """A metric as evaluations compute and show it.
 
     Args:
-        name (str): In records, tables and ``--metrics``.
-        function (Callable or None): Computes it, one value an example; None for what is measured and not computed.
-        title (str): Of its mean over many examples.
+        name (str): Its name in records, tables and ``--metrics``.
+        function (Callable or None): Computes it, one value an example. None for the seconds, which are measured.
+        title (str): Title of its mean over many examples.
         larger_is_better (bool): Which direction is better.
-        scale (float): The value times this is shown. Default: 1
-        form (str): How a number is written. Default: ".3f", three decimals
-        description (str): A sentence on what it says of one example, where the title does not say it. Default: none
-        needs_objects (bool): Whether it can be computed only where the picture's objects are known. Default: False
+        scale (float): Factor of values when shown. Default: 1
+        form (str): Format of numbers. Default: ".3f", three decimals
+        description (str): A sentence on its meaning for one example. Default: none, the title is enough
+        needs_objects (bool): Whether it needs the masks of the picture's objects. Default: False
         has_curve (bool): Whether ``function`` takes ``return_curve`` and returns a ``Curve`` then. Default: False
-        is_yes_or_no (bool): Whether each value is 0 or 1, so that only means say something. Default: False
+        is_yes_or_no (bool): Whether each value is 0 or 1. Default: False
         defaults (tuple[str, ...]): Arguments of ``function`` that evaluations leave at their defaults. Default: none
     """
 
@@ -47,12 +47,12 @@ class Metric:
 
     @property
     def heading(self) -> str:
-        """The title, with an arrow towards what is better."""
+        """The title with the arrow."""
         return f"{self.title} {self.arrow}"
 
     @property
     def arrow(self) -> str:
-        """Towards what is better."""
+        """The direction that is better."""
         return "↑" if self.larger_is_better else "↓"
 
     def text(self, value: float) -> str:
@@ -63,10 +63,10 @@ class Metric:
         return format(value, self.form if self.scale == 1 else ".3f")
 
     def compute(self, arguments: Mapping[str, Any]) -> Any:
-        """Calls the function with those of the arguments that it takes.
+        """Calls the function with the arguments that it takes.
 
         Args:
-            arguments (Mapping[str, Any]): Among them forward_func, inputs, attributions, target, baselines, objects,
+            arguments (Mapping[str, Any]): They include forward_func, inputs, attributions, target, baselines, objects,
                 steps, return_curve, confidence_fn and internal_batch_size.
 
         Returns:
@@ -80,13 +80,13 @@ class Metric:
 SECONDS = Metric(
     "seconds", None, "seconds", larger_is_better=False, form=".3g", description="The time that the method took."
 )
-"""Measured by whoever runs a method."""
+"""The seconds that a method took, measured by the ``Judge``."""
 
 _metrics: dict[str, Metric] = {}
 
 
 def metric(name: str, title: str, *, larger_is_better: bool, **how: Any) -> Callable[[FunctionT], FunctionT]:
-    """Lists a function among the metrics; a decorator.
+    """A decorator that adds a function to the table of metrics.
 
     Args:
         name, title, larger_is_better, **how: As :class:`Metric` takes them. The function's arguments are those of
@@ -104,7 +104,7 @@ def metric(name: str, title: str, *, larger_is_better: bool, **how: Any) -> Call
 
     def listed(function: FunctionT) -> FunctionT:
         for known in (*_metrics.values(), SECONDS):
-            # A cell of a notebook may be run again.
+            # A notebook's cell may be run again.
             is_same = _place(known.function) == _place(function) and known.name == name
             if not is_same and (known.name == name or known.title == title):
                 raise ValueError(f"name: there is a metric {known.name!r} already, {known.title!r}; give another.")
@@ -119,17 +119,16 @@ def _place(function: Callable[..., Any] | None) -> tuple[str, str]:
 
 
 def all_metrics() -> dict[str, Metric]:
-    """Every metric by name, in the order of tables: those computed as they were listed, and the seconds.
+    """Every metric by name, in the order of tables: the computed ones, then the seconds.
 
-    Other packages' are among them: those that the entry points of the group "captum_unioncam.metrics" list when they
-    are loaded, which is done once.
+    Includes those of plugins, the entry points of the group "captum_unioncam.metrics", which are loaded once.
     """
     _load_plugins()
     return {**_metrics, SECONDS.name: SECONDS}
 
 
 def find_metrics(names: Iterable[str] | None = None) -> list[Metric]:
-    """The metrics of these names that are computed, so without the seconds, in the order of tables.
+    """The computed metrics of these names, in the order of tables.
 
     Args:
         names (Iterable[str] or None): Default: None, all
@@ -149,5 +148,5 @@ def find_metrics(names: Iterable[str] | None = None) -> list[Metric]:
 
 @cache
 def _load_plugins() -> None:
-    """Other packages' decorators list their metrics as they are loaded."""
+    """Loads plugins, whose decorators add their metrics."""
     load_entry_points("captum_unioncam.metrics")
