@@ -28,7 +28,7 @@ from captum_unioncam.engine._captum import (
     log_usage,
 )
 from captum_unioncam.engine.capture import LayerCall
-from captum_unioncam.engine.checks import check_function, check_inputs, check_layer
+from captum_unioncam.engine.checks import check_flag, check_function, check_grad_kwargs, check_inputs, check_layer
 from captum_unioncam.engine.confidence import ConfidenceFunction
 from captum_unioncam.engine.copies import CopyPasses, GradientCopies
 from captum_unioncam.engine.layouts.base import ReshapeTransform
@@ -316,6 +316,16 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
         **options: Any,
     ) -> Any:
         """The template: each layer output explained for each target, in the form in which Captum returns it."""
+        flags = {
+            "attribute_to_layer_input": attribute_to_layer_input,
+            "relu_attributions": relu_attributions,
+            "attr_dim_summation": attr_dim_summation,
+            "return_details": return_details,
+        }
+        for name, parameter in signature(self.attribute).parameters.items():
+            if isinstance(parameter.default, bool):
+                check_flag(name, {**flags, **options}[name])
+        check_grad_kwargs(options.get("grad_kwargs"))
         own, of_passes, of_capture = (_taken(f, options) for f in (self._equations(), self._passes, self._captured))
         self.check(**own)
         if not attr_dim_summation and not self.has_terms:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from inspect import signature
 from numbers import Integral, Real
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.nn import Module
 from captum_unioncam.engine.maps import MAX_SPATIAL_DIMS
 
 _INDEX_DTYPES = (torch.int32, torch.int64)
+_MOST = 2**31
 
 
 def described(value: Any) -> str:
@@ -66,6 +68,8 @@ def check_positive(name: str, value: int | None) -> None:
     """Raises ``ValueError`` unless ``value`` is None or a whole number of at least 1."""
     if value is not None and (not isinstance(value, Integral) or isinstance(value, bool) or value < 1):
         raise ValueError(f"{name}: got {described(value)}; give a whole number of at least 1, or None.")
+    if value is not None and value >= _MOST:
+        raise ValueError(f"{name}: got {described(value)}; give a whole number below 2^31.")
 
 
 def check_count(name: str, value: int) -> None:
@@ -101,6 +105,22 @@ def check_size(name: str, value: Any, dims: int | None = None) -> tuple[int, ...
         wanted = f"{dims} whole numbers" if dims else f"one to {MAX_SPATIAL_DIMS} whole numbers"
         raise ValueError(f"{name}: got {described(value)}; give {wanted} of at least 1.")
     return tuple(int(length) for length in size)
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raises ``TypeError`` unless ``value`` is True or False, Python's or NumPy's, or 1 or 0."""
+    if type(value).__name__ not in ("bool", "bool_") and not (isinstance(value, int) and value in (0, 1)):
+        raise TypeError(f"{name}: got {described(value)}; give True or False.")
+
+
+def check_grad_kwargs(value: Any) -> None:
+    """Raises ``TypeError`` unless ``value`` holds arguments of ``torch.autograd.grad`` by name, or is None."""
+    known = list(signature(torch.autograd.grad).parameters)[2:]
+    if value is not None and not (isinstance(value, Mapping) and all(name in known for name in value)):
+        raise TypeError(
+            f"grad_kwargs: got {described(value)}; give a dict of arguments of torch.autograd.grad, some of "
+            f"{', '.join(known)}, or None."
+        )
 
 
 def check_layer(layer: Any) -> None:
@@ -142,8 +162,10 @@ def _check_baseline(baseline: Tensor, inputs: Tensor) -> None:
             f"baselines: got the shape {tuple(baseline.shape)} for an input of shape {tuple(inputs.shape)}; give that "
             "of the input, or of one example."
         )
-    if baseline.is_meta or baseline.is_complex():
-        raise ValueError(f"baselines: got {described(baseline)} on {baseline.device}; give real values.")
+    if baseline.is_meta or baseline.is_complex() or baseline.layout != torch.strided:
+        raise ValueError(
+            f"baselines: got {described(baseline)} on {baseline.device}; give real values, in a dense tensor."
+        )
     if not torch.isfinite(baseline).all():
         raise ValueError("baselines: are not finite; give finite values.")
 
@@ -176,7 +198,9 @@ def check_target(target: Any, examples: int, form: Sequence[int] | None = None, 
     if isinstance(target, list) and len(target) != examples:
         raise wrong(f"give one for each of the {examples} examples")
     paths = [one if isinstance(one, tuple) else (one,) for one in each]
-    if any(isinstance(i, bool) or not isinstance(i, (int, slice)) for path in paths for i in path):
+    if any(isinstance(i, bool) or not isinstance(i, (int, slice)) for path in paths for i in path) or any(
+        isinstance(one, slice) for one in each
+    ):
         raise wrong("give an index, a tuple of indices, or one of those for each example")
     if len({isinstance(one, tuple) for one in each}) > 1:
         raise wrong("give indices, or tuples of indices")

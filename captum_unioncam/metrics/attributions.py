@@ -28,7 +28,7 @@ from captum_unioncam.engine.checks import (
 from captum_unioncam.engine.confidence import ConfidenceFunction
 from captum_unioncam.engine.maps import full_precision, minmax, up
 from captum_unioncam.engine.model_state import AUTOCAST, evaluation_mode
-from captum_unioncam.engine.perturbations import Chunk, Masks
+from captum_unioncam.engine.perturbations import Chunk, Masks, check_dense
 from captum_unioncam.engine.scoring import MaskedScorer
 from captum_unioncam.engine.tuning import PassTuner
 from captum_unioncam.system.documents import parameters, specialised
@@ -129,6 +129,7 @@ class JudgedAttributions:
                 f"attributions: got the shapes {shapes} for inputs of shape {wanted}; give (N, K, *spatial), of any "
                 "resolution, with as many dimensions as an input."
             )
+        check_dense(tuple(self.inputs[i] for i in self.attributions))
         for i in self.attributions:
             check_finite(self.inputs[i], "inputs")
 
@@ -252,6 +253,8 @@ def check_map(name: str, value: Any) -> None:
     """Raises ``ValueError`` unless ``value`` is a tensor of real numbers, at least one."""
     if not isinstance(value, Tensor):
         raise ValueError(f"{name}: got {described(value)}; give a tensor, such as torch.from_numpy makes of an array.")
+    if value.layout != torch.strided:
+        raise ValueError(f"{name}: got {value.layout}; give a dense tensor, such as its to_dense().")
     if value.numel() == 0 or value.is_complex() or value.is_meta:
         raise ValueError(f"{name}: got {described(value)} on {value.device}; give real values, at least one.")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from captum_unioncam.engine.checks import check_flag
 from captum_unioncam.engine.maps import divide_or_zero
 from captum_unioncam.metrics.attributions import DEFAULT_STEPS, Curve, JudgedAttributions, judged
 from captum_unioncam.metrics.table import metric
@@ -103,6 +104,7 @@ def insertion(attr: JudgedAttributions, *, steps: int = DEFAULT_STEPS, return_cu
 
         >>> area, fractions, confidences = insertion(model, images, attr, labels, return_curve=True)
     """
+    check_flag("return_curve", return_curve)
     curve = attr.curve(attr.blurred() if attr.baselines is None else attr.baselines, steps, torch.lt)
     return curve if return_curve else curve.area
 
@@ -133,5 +135,6 @@ def deletion(attr: JudgedAttributions, *, steps: int = DEFAULT_STEPS, return_cur
 
         >>> area = deletion(model, images, attr, labels)  # (N,)
     """
+    check_flag("return_curve", return_curve)
     curve = attr.curve(attr.baselines, steps, torch.ge)
     return curve if return_curve else curve.area

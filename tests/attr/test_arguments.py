@@ -22,13 +22,18 @@ WRONG = {
     "target": [
         *(True, 1.0, "0", np.int64(0), {}, 10**30, [0, 1], [True] * 3, [0.0] * 3, ["0"] * 3, [-1] * 3, [0, 10**30, 0]),
         *([(0,), 1, 2], [None] * 3, torch.zeros(3), torch.ones(3) > 0, torch.zeros(2).long(), torch.zeros(3, 1).long()),
-        torch.zeros(3).to(torch.uint8),
+        *(torch.zeros(3).to(torch.uint8), slice(0, 1), [slice(0, 1)] * 3),
     ],
     "baselines": [
         *("0", True, [0], {}, float("nan"), (0, 0), ("a",), NAN, torch.zeros(2, 2, 8, 6), torch.zeros(1, 7)),
-        *(torch.zeros(1, 2, 8, 5), torch.zeros(1, 2, 8, 6, device="meta"), torch.zeros(1, 2, 8, 6) + 0j),
+        *(
+            torch.zeros(1, 2, 8, 6).to_sparse(),
+            torch.zeros(1, 2, 8, 5),
+            torch.zeros(1, 2, 8, 6, device="meta"),
+            torch.zeros(1, 2, 8, 6) + 0j,
+        ),
     ],
-    "internal_batch_size": [0, -1, 1.5, True, "8", [4], torch.tensor([1, 2])],
+    "internal_batch_size": [0, -1, 1.5, True, "8", [4], torch.tensor([1, 2]), 10**30],
     "inputs": [
         *(None, "a", [tiny_inputs()], np.zeros((3, 2, 8, 6)), (), (tiny_inputs(), None), tiny_inputs()[:0]),
         *(tiny_inputs()[..., :0], torch.tensor(1.0), tiny_inputs().to("meta"), (tiny_inputs(), tiny_inputs()[:2])),
@@ -36,17 +41,25 @@ WRONG = {
 }
 """By argument of all methods or metrics of masks, what is none."""
 
+FLAGS = [
+    *("attribute_to_layer_input", "relu_attributions", "attr_dim_summation", "return_details", "show_progress"),
+    *("difference", "normalize_alpha"),
+]
 OF_METHODS = {
     "theta": [-1, 101, float("nan"), "10", None, [10], True, 1j, torch.tensor([1.0, 2.0])],
     "channel_weights": ["mean", None, 1, ["score"], torch.ones(2)],
     "max_channels": [0, -1, 1.5, "2", True, [2], torch.tensor([1, 2])],
+    "copies": [0, 1.5, "2", 10**30],
+    "grad_kwargs": ["a", 1, [1], {"no": True}, {1: True}, torch.ones(2)],
+    **{name: [None, "no", 2, 0.5, [], torch.ones(2), torch.tensor(True)] for name in FLAGS},
     "score_dtype": [torch.float32, torch.int8, "bfloat16", 16],
 }
 OF_METRICS = {
     "attributions": [
         *(None, "a", 1.0, [MAPS], MAPS.numpy(), (MAPS, MAPS), (None,), MAPS[:2], MAPS[0], MAPS.reshape(3, 12)),
-        *(MAPS[..., :0], MAPS[:, :0], MAPS * torch.nan, MAPS + 0j, MAPS.to("meta"), MAPS[..., None]),
+        *(MAPS.to_sparse(), MAPS[..., :0], MAPS[:, :0], MAPS * torch.nan, MAPS + 0j, MAPS.to("meta"), MAPS[..., None]),
     ],
+    "return_curve": [None, "no", 2, torch.ones(2)],
     "steps": [0, -1, 1.5, "3", None, True, [1], 101, 10**30, torch.tensor([1, 2])],
 }
 
