@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from captum_unioncam.attr.upsampled import UpsampledAttribution
     from captum_unioncam.attr.x_grad_cam import LayerXGradCam
     from captum_unioncam.engine.layouts.base import channels_last_to_maps, tokens_to_maps
+    from captum_unioncam.engine.sharing import shared_passes
 
 __version__ = "0.1.0"
 
@@ -60,6 +61,7 @@ _HOMES = {
     "channels_last_to_maps": "engine.layouts.base",
     "find_spatial_layer": "attr.find_layer",
     "fuse": "attr.fuse",
+    "shared_passes": "engine.sharing",
     "tokens_to_maps": "engine.layouts.base",
 }
 __all__ = [
@@ -88,6 +90,7 @@ __all__ = [
     "channels_last_to_maps",
     "find_spatial_layer",
     "fuse",
+    "shared_passes",
     "tokens_to_maps",
 ]
 

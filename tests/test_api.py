@@ -39,6 +39,7 @@ NAMES = {
         "channels_last_to_maps",
         "find_spatial_layer",
         "fuse",
+        "shared_passes",
         "tokens_to_maps",
     ],
     "captum_unioncam.metrics": [
@@ -90,6 +91,7 @@ HOMES = {
     "channels_last_to_maps": "engine.layouts.base",
     "find_spatial_layer": "attr.find_layer",
     "fuse": "attr.fuse",
+    "shared_passes": "engine.sharing",
     "tokens_to_maps": "engine.layouts.base",
 }
 

@@ -40,6 +40,7 @@ from captum_unioncam.engine.perturbations import (
 )
 from captum_unioncam.engine.representatives import REPRESENTATIVES, channel_representatives, scored_channels
 from captum_unioncam.engine.rows import check_model_rows, check_rows_of_arguments, takes_any_format
+from captum_unioncam.engine.sharing import is_shared, kept
 from captum_unioncam.engine.tuning import PassTuner, fixed_rows
 
 COMPILED_ROWS = {"cpu": 8, "cuda": 64}
@@ -236,8 +237,44 @@ class MaskedScorer:
             bar,
         ):
             masks = Masks.of_maps(activations, change)
-            scores = self._scores(masks, scored, self.targets, forward_func, output_fn, tuner, bar)
+            form = self._outputs.form or ()
+            if change is UNCHANGED and is_shared() and len(form) == 1:
+                outputs = kept(
+                    lambda: (*self._key(forward_func), self.score_dtype, activations, scored),
+                    lambda: self._scores(masks, scored, range(form[0]), forward_func, _identity, tuner, bar),
+                )
+                scores = self._read(outputs, masks, scored, forward_func, output_fn)
+            else:
+                scores = self._scores(masks, scored, self.targets, forward_func, output_fn, tuner, bar)
             return scores.to(activations)
+
+    def _key(self, forward_func: Callable[..., Any]) -> tuple[Any, ...]:
+        """What the outputs of masked inputs depend on, besides the masks."""
+        given = self.inputs, self.baselines, tuple(self.additional_forward_args), self.internal_batch_size
+        return "passes", forward_func, *given
+
+    def _read(
+        self,
+        outputs: Tensor,
+        masks: Masks,
+        scored: Tensor,
+        forward_func: Callable[..., Any],
+        output_fn: ConfidenceFunction,
+    ) -> Tensor:
+        """The scores (T, N, M) of outputs for every class, (classes, N, M)."""
+        queue = Queue(scored)
+        rows = len(queue.example_numbers)
+        scores = outputs.new_zeros((len(self.targets), *scored.shape))
+        if rows:
+            output = outputs[:, queue.examples, queue.numbers].T
+            first = queue.chunk(0, 1, 1)
+            inputs, additional = self._rows(masks, first, channels_last=False)
+            read = self._confidences_of(output, output_fn, forward_func, inputs, additional)
+            chunk = queue.chunk(0, rows, rows)
+            values = torch.stack([self._select(read, target, chunk) for target in self.targets])
+            scores[:, queue.examples, queue.numbers] = values
+        check_finite(scores.transpose(0, 1), "confidences")
+        return scores
 
     def _computes_on(self, forward_func: Callable[..., Any]) -> str:
         """The type of the device of the model's parameters, which may move its inputs there itself."""
@@ -276,7 +313,10 @@ class MaskedScorer:
         tuner: PassTuner,
         bar: Any = None,
     ) -> Tensor:
-        """The queue: one row for each mask that is ``scored`` (N, M); scores (T, N, M)."""
+        """The queue: one row for each mask that is ``scored`` (N, M); scores (T, N, M).
+
+        In place of targets, the range of all classes gives the raw outputs, which need not be finite.
+        """
         queue = Queue(scored)
         results = []
         start = 0
@@ -308,7 +348,8 @@ class MaskedScorer:
             values = torch.cat(results, 1)
             scores = scores.to(values.dtype)
             scores[:, queue.examples, queue.numbers] = values.to(scores.device)
-        check_finite(scores.transpose(0, 1), "confidences")
+        if not isinstance(targets, range):
+            check_finite(scores.transpose(0, 1), "confidences")
         return scores
 
     def _check_arguments(self, forward_func: Callable[..., Any]) -> None:
@@ -326,17 +367,35 @@ class MaskedScorer:
         output_fn: ConfidenceFunction,
     ) -> Tensor:
         """Runs one forward pass, to scores (T, R)."""
+        inputs, additional = self._rows(masks, chunk, channels_last)
+        output = self._output(forward_func, inputs, additional)
+        if isinstance(targets, range):
+            return output.T
+        output = self._confidences_of(output, output_fn, forward_func, inputs, additional)
+        return torch.stack([self._select(output, target, chunk) for target in targets])
+
+    def _rows(self, masks: Masks, chunk: Chunk, channels_last: bool) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+        """The masked inputs of a chunk, and its further arguments."""
         inputs = tuple(
             self._masked_input(i, masks, chunk, channels_last) if masked else self._rows_of(x, chunk)
             for i, (x, masked) in enumerate(zip(self.inputs, inputs_with_mask(self.inputs, masks.dims), strict=True))
         )
-        additional = tuple(self._rows_of(arg, chunk) for arg in self.additional_forward_args)
-        output = self._output(forward_func, inputs, additional)
-        if output_fn is self.confidence_fn:
-            if isinstance(output_fn, DefaultConfidence):
-                output_fn.decide(output, inputs, lambda *x: self._output(forward_func, x, additional))
-            output = confidences_by(output_fn, output)
-        return torch.stack([self._select(output, target, chunk) for target in targets])
+        return inputs, tuple(self._rows_of(arg, chunk) for arg in self.additional_forward_args)
+
+    def _confidences_of(
+        self,
+        output: Tensor,
+        output_fn: ConfidenceFunction,
+        forward_func: Callable[..., Any],
+        inputs: tuple[Tensor, ...],
+        additional: tuple[Any, ...],
+    ) -> Tensor:
+        """What ``output_fn`` makes of outputs, some of them those of ``inputs``."""
+        if output_fn is not self.confidence_fn:
+            return output
+        if isinstance(output_fn, DefaultConfidence):
+            output_fn.decide(output, inputs, lambda *x: self._output(forward_func, x, additional))
+        return confidences_by(output_fn, output)
 
     def _output(
         self, forward_func: Callable[..., Any], inputs: tuple[Tensor, ...], additional: tuple[Any, ...]

@@ -1,0 +1,87 @@
+"""Results of forward passes, kept for all that asks for the same within ``shared_passes``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar, Token
+from types import MethodType
+from typing import Any, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from captum_unioncam.engine.model_state import EvaluatedFunction
+
+ResultT = TypeVar("ResultT")
+
+_active: ContextVar[SharedPasses | None] = ContextVar("shared_passes", default=None)
+
+
+class SharedPasses:
+    """What is kept, as a context that may be entered again. It counts in the thread that enters it."""
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[Any, Any]] = []
+        self._tokens: list[Token[SharedPasses | None]] = []
+
+    def __enter__(self) -> Self:
+        self._tokens.append(_active.set(self))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _active.reset(self._tokens.pop())
+
+    def kept(self, key: tuple[Any, ...], compute: Callable[[], ResultT]) -> ResultT:
+        """What ``compute`` returns, or has returned for an equal key before."""
+        for known, result in self._kept:
+            if _same(known, key):
+                found: ResultT = result
+                return found
+        computed = compute()
+        self._kept.append((key, computed))
+        return computed
+
+
+def shared_passes() -> SharedPasses:
+    """
+    Runs the masked passes of the channels of an image once for all methods, classes and channel weightings.
+
+    Within the context, whatever weighs channels by scores (``LayerUnionCam``, ``LayerScoreCam``,
+    ``LayerGradPlusPlusScoreCam``, ...) reads them from the raw outputs that the first of them has computed; and metrics
+    compute the confidence of the image, and of the baseline, once. Maps are the same as without. What is kept is
+    (channels, classes) numbers for an example and a layer, until the context is left.
+
+    Results are those of the same function, layer output, inputs, baselines and batch size, compared by value. **Do not
+    change the model within the context.** It counts in the thread that enters it.
+
+    Examples::
+
+        >>> with captum_unioncam.shared_passes():
+        ...     united = LayerUnionCam(model, layer).attribute(images, target=labels)
+        ...     region = LayerScoreCam(model, layer).attribute(images, target=others)  # no further pass of a channel
+    """
+    return SharedPasses()
+
+
+def kept(key: Callable[[], tuple[Any, ...]], compute: Callable[[], ResultT]) -> ResultT:
+    """What ``compute`` returns; within ``shared_passes``, what it has returned for an equal key before."""
+    shared = _active.get()
+    return compute() if shared is None else shared.kept(key(), compute)
+
+
+def is_shared() -> bool:
+    """Whether results are kept."""
+    return _active.get() is not None
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, EvaluatedFunction) and isinstance(other, EvaluatedFunction):
+        return _same(one.function, other.function)
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        alike = one.dtype == other.dtype and one.device == other.device and one.shape == other.shape
+        return one is other or (alike and torch.equal(one, other))
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, (int, float, str, bool, torch.dtype, MethodType, type(None))):
+        return type(one) is type(other) and bool(one == other)
+    return one is other
