@@ -55,7 +55,7 @@ def _command(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """UnionCAM class activation maps: what in a picture speaks for a class of a convolutional network."""
+    """UnionCAM class activation maps: the evidence in a picture for a class of a convolutional network."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -115,7 +115,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         complain(Failure(f"{package} is missing; {_INSTALL}"))
         return 1
     except Exception as error:
-        # Typer's errors about arguments. Their class is click's, of which newer Typers have a copy of their own.
+        # Typer's errors about arguments. Their class is click's, or that of a copy within newer Typers.
         if not hasattr(error, "format_message"):
             raise
         context = getattr(error, "ctx", None)

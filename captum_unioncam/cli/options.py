@@ -20,8 +20,6 @@ Dtype = StrEnum("Dtype", ["float32", "bfloat16", "float16"])
 
 CommandT = TypeVar("CommandT", bound=Callable[..., None])
 
-# What is explained: the model, its input and its layer.
-
 ModelOption = Annotated[
     str,
     typer.Option(
@@ -40,30 +38,6 @@ WeightsOption = Annotated[
         show_default="the model's own, which torchvision downloads",
     ),
 ]
-LayerOption = Annotated[
-    str | None,
-    typer.Option(
-        "--layer",
-        metavar="NAME",
-        help="Layer to explain, such as features.28.",
-        show_default="the last whose output has space",
-    ),
-]
-PreprocessOption = Annotated[
-    Preprocess,
-    typer.Option(
-        "--preprocess",
-        help="auto: as the weights were trained. paper: as in the UnionCAM paper, 224x224 in [0, 1], nothing else.",
-    ),
-]
-ConfidenceOption = Annotated[
-    Confidence,
-    typer.Option(
-        "--confidence",
-        help="What turns the model's outputs into confidences: softmax; sigmoid, for classes that do not exclude each "
-        "other; none, where the outputs are confidences.",
-    ),
-]
 DeviceOption = Annotated[
     str | None,
     typer.Option(
@@ -77,8 +51,6 @@ TargetOption = Annotated[
     str | None,
     typer.Option("--target", metavar="CLASS", help="Class to explain: index or name.", show_default="predicted"),
 ]
-
-# How: the methods, their arguments and the metrics.
 
 MethodOption = Annotated[
     str, typer.Option("--method", metavar="NAME", help="Method, one of those that captum-unioncam methods lists.")
@@ -101,41 +73,12 @@ MetricsOption = Annotated[
         show_default="all",
     ),
 ]
-ThetaOption = Annotated[
-    float | None,
-    typer.Option(
-        "--theta",
-        min=0,
-        max=100,
-        metavar="PERCENT",
-        help="Percentile of the gradients below which they are noise.",
-        show_default="the method's own, 10 for UnionCAM",
-    ),
-]
 ChannelWeightsOption = Annotated[
     ChannelWeights | None,
     typer.Option(
         "--channel-weights",
         help="Weight channels by their score, or by the softmax of all scores.",
         show_default="the method's own, score for UnionCAM",
-    ),
-]
-MaxChannelsOption = Annotated[
-    int | None,
-    typer.Option(
-        "--max-channels",
-        min=1,
-        metavar="N",
-        help="Score at most N channels of a picture, which is faster.",
-        show_default="all",
-    ),
-]
-ChannelSelectionOption = Annotated[
-    ChannelSelection | None,
-    typer.Option(
-        "--channel-selection",
-        help="Which channels --max-channels scores: representatives of all, or those of largest standard deviation.",
-        show_default="representatives",
     ),
 ]
 QualityOption = Annotated[
@@ -145,16 +88,6 @@ QualityOption = Annotated[
         help="exact: score all channels. balanced: 128 representatives of them. fast: 32, in 16 bits where the "
         "processor has such arithmetic.",
         show_default="exact",
-    ),
-]
-DtypeOption = Annotated[
-    Dtype,
-    typer.Option("--dtype", help="Precision in which channels are scored; 16 bits are faster on many devices."),
-]
-BatchSizeOption = Annotated[
-    int | None,
-    typer.Option(
-        "--batch-size", min=1, metavar="N", help="Masked pictures in a forward pass.", show_default="the fastest"
     ),
 ]
 StepsOption = Annotated[int, typer.Option("--steps", min=1, metavar="N", help="Steps of the metrics' curves.")]
@@ -179,15 +112,71 @@ OutputOption = Annotated[
 def _model_options(
     model: ModelOption = "demo",
     weights: WeightsOption = None,
-    layer: LayerOption = None,
-    preprocess: PreprocessOption = Preprocess.auto,
-    confidence: ConfidenceOption = Confidence.softmax,
-    theta: ThetaOption = None,
-    max_channels: MaxChannelsOption = None,
-    channel_selection: ChannelSelectionOption = None,
+    layer: Annotated[
+        str | None,
+        typer.Option(
+            "--layer",
+            metavar="NAME",
+            help="Layer to explain, such as features.28.",
+            show_default="the last whose output has space",
+        ),
+    ] = None,
+    preprocess: Annotated[
+        Preprocess,
+        typer.Option(
+            "--preprocess",
+            help="auto: as the weights were trained. paper: as in the UnionCAM paper, 224x224 in [0, 1], nothing else.",
+        ),
+    ] = Preprocess.auto,
+    confidence: Annotated[
+        Confidence,
+        typer.Option(
+            "--confidence",
+            help="What turns the model's outputs into confidences: softmax; sigmoid, for classes that do not exclude "
+            "each other; none, where the outputs are confidences.",
+        ),
+    ] = Confidence.softmax,
+    theta: Annotated[
+        float | None,
+        typer.Option(
+            "--theta",
+            min=0,
+            max=100,
+            metavar="PERCENT",
+            help="Percentile of the gradients below which they are noise.",
+            show_default="the method's own, 10 for UnionCAM",
+        ),
+    ] = None,
+    max_channels: Annotated[
+        int | None,
+        typer.Option(
+            "--max-channels",
+            min=1,
+            metavar="N",
+            help="Score at most N channels of a picture, which is faster.",
+            show_default="all",
+        ),
+    ] = None,
+    channel_selection: Annotated[
+        ChannelSelection | None,
+        typer.Option(
+            "--channel-selection",
+            help="Which channels --max-channels scores: representatives of all, or those of largest standard "
+            "deviation.",
+            show_default="representatives",
+        ),
+    ] = None,
     device: DeviceOption = None,
-    dtype: DtypeOption = Dtype.float32,
-    batch_size: BatchSizeOption = None,
+    dtype: Annotated[
+        Dtype,
+        typer.Option("--dtype", help="Precision in which channels are scored; 16 bits are faster on many devices."),
+    ] = Dtype.float32,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size", min=1, metavar="N", help="Masked pictures in a forward pass.", show_default="the fastest"
+        ),
+    ] = None,
 ) -> None:
     """The options of explain, compare and evaluate for the model and the methods."""
 
