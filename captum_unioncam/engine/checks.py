@@ -55,7 +55,7 @@ def inputs_with_mask(inputs: tuple[Tensor, ...], map_dims: int) -> list[bool]:
 
 def check_finite(values: Tensor, what: str) -> None:
     """Raises ``ValueError`` naming the examples (dimension 0) that hold a NaN or an infinity."""
-    finite = torch.isfinite(values).flatten(1).all(1)
+    finite = torch.isfinite(values).reshape(values.shape[0], -1).all(1)
     if not finite.all():
         examples = (~finite).nonzero().flatten().tolist()
         raise ValueError(
@@ -93,7 +93,9 @@ def check_generator(generator: Any) -> None:
 
 def check_number(name: str, value: Any, least: float, most: float, what: str) -> None:
     """Raises ``ValueError`` unless ``value`` is a real number from ``least`` to ``most``; ``what`` would do."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not least <= float(value) <= most:
+    # Not as a float, since a whole number may be larger than any.
+    number: Any = value
+    if not isinstance(value, Real) or isinstance(value, bool) or not least <= number <= most:
         raise ValueError(f"{name}: got {described(value)}; give {what}.")
 
 

@@ -144,6 +144,8 @@ class JudgedAttributions:
 
     def blurred(self) -> tuple[Tensor | float, ...]:
         """RISE's substrate for each input that is masked."""
+        if any(self.inputs[i].is_complex() for i in self.attributions):
+            raise ValueError("inputs: complex numbers are not blurred; give baselines.")
         return tuple(
             blurred(x, _BLUR_PIXELS, _BLUR_SIGMA, "replicate") if i in self.attributions else 0.0
             for i, x in enumerate(self.inputs)

@@ -15,6 +15,9 @@ from captum_unioncam.engine.maps import MAX_SPATIAL_DIMS, divide_or_zero
 from captum_unioncam.metrics.attributions import check_map, one_channel, undisturbed
 from captum_unioncam.metrics.table import metric
 
+# Pixels; no picture is as large, and no number larger fits everywhere.
+_FAR = 1e9
+
 
 @metric(
     "pointing",
@@ -61,7 +64,7 @@ def pointing_game(attributions: Tensor, objects: Tensor, tolerance: float = 0) -
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)
     flat = attributions.flatten(1)
     maximum = grid[:, flat.argmax(1)].T.unsqueeze(-1)
-    near = (grid - maximum).square().sum(1) <= tolerance**2
+    near = (grid - maximum).double().square().sum(1).sqrt() <= min(tolerance, _FAR)
     hit = (near & objects.flatten(1)).any(1) & (flat.amax(1) > flat.amin(1))
     return hit.to(attributions.dtype)
 

@@ -211,6 +211,18 @@ def test_tolerances(value):
     refused(lambda: metrics.pointing_game(MAPS, OBJECTS, value), "tolerance")
 
 
+@pytest.mark.parametrize("value", [1e9, 1e300, 10**30, 10**400, float("inf")])
+def test_every_place_is_within_a_large_tolerance(value):
+    objects = torch.zeros(3, 1, 8, 6) > 0
+    objects[0, 0, 0, 0] = True
+    assert metrics.pointing_game(MAPS, objects, value).tolist() == [1, 0, 0]
+
+
+def test_complex_inputs_are_not_blurred():
+    with pytest.raises(ValueError, match=r"^inputs: complex .* baselines"):
+        metrics.insertion(lambda x: TinyNet()(x.abs()), tiny_inputs() + 0j, MAPS, 1)
+
+
 @pytest.mark.parametrize("number", [torch.uint8, torch.int64, torch.float32])
 def test_objects_of_zeros_and_ones(number):
     objects = OBJECTS.clone()
