@@ -1,7 +1,8 @@
 """Every public argument of a wrong type, shape or range ends in an error that names it, before the model is run."""
 
 import re
-from inspect import signature
+from ast import literal_eval
+from inspect import getdoc, signature
 
 import numpy as np
 import pytest
@@ -280,3 +281,13 @@ def test_upsampled_attributions():
         refused(lambda mode=mode: UpsampledAttribution(method, mode).attribute(tiny_inputs(), 1), "interpolate_mode")
     refused(lambda: UpsampledAttribution(method).attribute(tiny_inputs()[:0], 1), "inputs")
     assert model.calls == 0
+
+
+@pytest.mark.parametrize("cls", METHODS)
+def test_defaults_are_those_that_the_docstring_says(cls):
+    document = getdoc(cls.attribute)
+    for name, parameter in signature_of(cls).items():
+        if parameter.default is not parameter.empty:
+            entry = re.search(rf"^ *{name} \(.*?(?=^ *\w+ \(|\n\n|\Z)", document, re.MULTILINE | re.DOTALL)
+            said = re.search(r"Default:\s+(\"\w*\"|[\w.-]+)", entry[0])[1].rstrip(".")
+            assert literal_eval(said) == parameter.default, (name, said)
