@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextvars import ContextVar, Token
 from types import MethodType
@@ -18,10 +19,15 @@ _active: ContextVar[SharedPasses | None] = ContextVar("shared_passes", default=N
 
 
 class SharedPasses:
-    """What is kept, as a context that may be entered again. It counts in the thread that enters it."""
+    """What is kept, as a context that may be entered again. It counts in the thread that enters it.
+
+    Attributes:
+        saved (float): Seconds that what was found here had taken to compute.
+    """
 
     def __init__(self) -> None:
-        self._kept: list[tuple[Any, Any]] = []
+        self.saved = 0.0
+        self._kept: list[tuple[Any, Any, float]] = []
         self._tokens: list[Token[SharedPasses | None]] = []
 
     def __enter__(self) -> Self:
@@ -33,12 +39,16 @@ class SharedPasses:
 
     def kept(self, key: tuple[Any, ...], compute: Callable[[], ResultT]) -> ResultT:
         """What ``compute`` returns, or has returned for an equal key before."""
-        for known, result in self._kept:
+        for known, result, seconds in self._kept:
             if _same(known, key):
+                self.saved += seconds
                 found: ResultT = result
                 return found
+        start = time.perf_counter()
         computed = compute()
-        self._kept.append((key, computed))
+        if isinstance(computed, Tensor) and computed.is_cuda:
+            torch.cuda.synchronize(computed.device)
+        self._kept.append((key, computed, time.perf_counter() - start))
         return computed
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from captum_unioncam.engine.confidence import output_tensor
+from captum_unioncam.engine.sharing import SharedPasses, shared_passes
 from captum_unioncam.engine.tuning import out_of_memory
 from captum_unioncam.methods.registry import create
 from captum_unioncam.methods.settings import Explained, MethodSettings
@@ -151,11 +152,13 @@ class Judge:
         Returns:
             *Iterator[Outcome]*: One for each pair.
         """
+        shared = shared_passes()
         for method, targets in pairs:
             # Yielded outside the handler, which would keep the method's tensors alive.
             outcome = Outcome(method, tuple(targets))
             try:
-                outcome = replace(outcome, judgements=self.judge(method, shown, targets, objects, name, confidences))
+                judgements = self.judge(method, shown, targets, objects, name, confidences, shared)
+                outcome = replace(outcome, judgements=judgements)
             except Exception as error:
                 outcome = replace(outcome, error=error)
             yield outcome
@@ -168,6 +171,7 @@ class Judge:
         objects: Objects | None = None,
         name: str = "",
         confidences: Tensor | None = None,
+        shared: SharedPasses | None = None,
     ) -> list[Judgement]:
         """Explains classes of a picture with a method, and judges its attributions.
 
@@ -181,6 +185,7 @@ class Judge:
             name (str): The picture's. Random numbers depend only on it, the class, the method and the metric. Default:
                 ""
             confidences (Tensor or None): The model's confidence in each class, (classes,). Default: None, computed
+            shared (SharedPasses or None): Results of earlier methods' passes on the picture. Default: None, none
 
         Returns:
             *list[Judgement]*: One for each class.
@@ -191,12 +196,13 @@ class Judge:
         inputs, black = self.subject.input_and_baseline(shown)
         if confidences is None:
             confidences = self.subject.confidences(inputs)[0]
-        with torch.random.fork_rng(_seeded_devices()):
+        with torch.random.fork_rng(_seeded_devices()), shared or shared_passes() as shared:
             self._warm_up(inputs)
-            start = self._now()
+            start = self._now() + shared.saved
             explained = self._explained(method, targets, inputs, black, name)
             attributions = [one_channel(each.attributions, inputs.shape[2:]) for each in explained]
-            seconds = (self._now() - start) / len(targets)
+            # What the method would have taken alone.
+            seconds = (self._now() + shared.saved - start) / len(targets)
             judgements = []
             for target, each, attribution in zip(targets, explained, attributions, strict=True):
                 mask = (objects or {}).get(target)

@@ -10,6 +10,7 @@ import torch
 
 from captum_unioncam import demo, methods, metrics
 from captum_unioncam.attr.union_cam import LayerUnionCam
+from captum_unioncam.engine.sharing import kept
 from captum_unioncam.evaluation.judge import Judge
 from captum_unioncam.methods.settings import MethodSettings
 from captum_unioncam.metrics import table
@@ -245,7 +246,7 @@ def test_numbers_that_are_none_are_refused(subject, picture, own_metric):
 
 
 def test_several_classes_are_judged_as_each_alone(subject, picture):
-    shown, target, objects = picture
+    shown, target, _ = picture
     classes = [target, (target + 1) % 8, (target + 5) % 8]
     seen = {target: objects, classes[1]: None, classes[2]: ~objects}
     for method in ("union_cam", "score_cam", "gradient_shap"):
@@ -381,3 +382,47 @@ def test_a_shortage_of_memory_is_told_from_other_errors(subject, picture, own, e
     own("broken", broken)
     (outcome,) = judge_of(subject, "broken", metric_names=[]).run([("broken", [0])], picture[0])
     assert outcome.is_shortage == (error is not None)
+
+
+SWEEPING = ["union_cam", "union_cam_softmax", "score_cam", "union_cam_best"]
+
+
+def test_the_methods_of_a_picture_share_the_channels_passes(subject, picture):
+    shown, target, _ = picture
+    classes = [target, (target + 1) % 8, (target + 2) % 8]
+    judge = judge_of(subject, *SWEEPING, metric_names=["drop"])
+    rows = []
+    handle = subject.model.register_forward_hook(lambda module, args, output: rows.append(len(args[0])))
+    try:
+        alone = {method: judge.judge(method, shown, classes, {}, NAME) for method in SWEEPING}
+        each = sum(rows)
+        rows.clear()
+        together = {outcome.method: outcome for outcome in judge.run([(m, classes) for m in SWEEPING], shown, {}, NAME)}
+    finally:
+        handle.remove()
+    channels = int((alone["union_cam"][0].details.channel_scores[0] != 0).sum())
+    assert sum(rows) <= each - 3 * channels
+    for method in SWEEPING:
+        for one, other in zip(alone[method], together[method].judgements, strict=True):
+            assert torch.allclose(one.map, other.map, rtol=0, atol=1e-6)
+            assert other.values["drop"] == pytest.approx(one.values["drop"], abs=1e-6)
+
+
+def test_the_seconds_of_a_method_count_the_passes_that_it_shares(subject, picture, own):
+    calls = []
+
+    def slow(inputs, target, baselines):
+        return kept(lambda: ("slow",), lambda: computed(inputs))
+
+    def computed(inputs):
+        calls.append(inputs)
+        time.sleep(0.2)
+        return inputs.sum(1, keepdim=True)
+
+    own("first", slow)
+    own("second", slow)
+    shown, target, _ = picture
+    judge = judge_of(subject, "first", "second", metric_names=["drop"])
+    outcomes = judge.run([("first", [target]), ("second", [target])], shown)
+    assert all(outcome.judgements[0].values["seconds"] >= 0.2 for outcome in outcomes)
+    assert len(calls) == 1
