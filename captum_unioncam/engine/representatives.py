@@ -62,11 +62,12 @@ def scored_channels(representatives: Tensor) -> Tensor:
 
 
 def _grouped(activations: Tensor, live: Tensor, count: int) -> Tensor:
-    """Weighted k-means of the masks: each live channel's representative, the member closest to its group's centre.
+    """Weighted k-means of the masks: the member closest to a group's centre represents those it is nearest to.
 
     A point is a mask at the layer's resolution, minmax(A_k), and weighs the norm of A_k, by which the channel changes
     the map. The first centre is the heaviest point, each further one the point of largest weight times squared distance
-    to the nearest centre; then ten rounds move the centres to the means of their groups.
+    to the nearest centre; then ten rounds move the centres to the means of their groups. Equal masks are in one group,
+    so fewer than ``count`` channels may be scored.
     """
     # Sums are made in float64, and compared in float32: in which order a device adds does not decide.
     values = activations.flatten(2).to(torch.float32 if activations.device.type == "mps" else torch.float64)
@@ -79,9 +80,15 @@ def _grouped(activations: Tensor, live: Tensor, count: int) -> Tensor:
         means = groups.mT.to(values) @ masks.places / totals.where(totals > 0, 1)
         centres = torch.where(totals > 0, means, centres)
     distances = masks.distances(centres)
-    group = distances.argmin(2)
-    outside = (_one_hot(group, count) == 0) | ~live.unsqueeze(2)
-    return distances.masked_fill(outside, torch.inf).argmin(1).gather(1, group)
+    outside = (_one_hot(distances.argmin(2), count) == 0) | ~live.unsqueeze(2)
+    closest = distances.masked_fill(outside, torch.inf).argmin(1)
+    empty = outside.all(1)
+    places = masks.places.take_along_dim(closest.unsqueeze(2), 1)
+    nearest = masks.distances(places).masked_fill(empty.unsqueeze(1), torch.inf).argmin(2)
+    scored = (_one_hot(closest, live.shape[1]) * ~empty.unsqueeze(2)).sum(1) > 0
+    # Rounding must not give a representative another one.
+    own = torch.arange(live.shape[1], device=live.device)
+    return own.where(scored, closest.gather(1, nearest))
 
 
 def _seeds(points: Points, weights: Tensor, count: int) -> Tensor:

@@ -45,11 +45,12 @@ def by_loops(activations, count):
                     sum(weights[k] * masks[k][place] for k in group) / total for place in range(len(values[0]))
                 ]
     groups = [[k for k in live if nearest(masks[k], centres) == number] for number in range(count)]
-    representatives = [-1] * len(values)
-    for centre, group in zip(centres, groups, strict=True):
-        for k in group:
-            representatives[k] = min(group, key=lambda member: distance(masks[member], centre))
-    return representatives
+    chosen = [
+        min(group, key=lambda member, centre=centre: distance(masks[member], centre))
+        for centre, group in zip(centres, groups, strict=True)
+        if group
+    ]
+    return [chosen[nearest(masks[k], [masks[c] for c in chosen])] if k in live else -1 for k in range(len(values))]
 
 
 def drawn(examples=3, channels=17, size=(5, 4), seed=0):
