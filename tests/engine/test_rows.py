@@ -419,3 +419,18 @@ def test_the_first_and_the_last_example_tell_whether_rows_are_independent(number
 
     with pytest.raises(ValueError, match=r"^additional_forward_args: number 0 "):
         check_rows_of_arguments(forward, (tiny_inputs(),), (attended,))
+
+
+def test_rows_of_arguments_are_checked_once():
+    calls, scale, maps = [], torch.rand(3, 1).double(), torch.rand(3, 4, 4, 3).double()
+
+    def forward(x, scale):
+        calls.append(len(x))
+        return x.mean((2, 3)).square() * scale
+
+    scorer = MaskedScorer(forward, (tiny_inputs(),), None, [1], (scale,), confidence_fn=abs, internal_batch_size=12)
+    scorer.confidences(maps)
+    # The examples, copies of the first and of the last, and the pass itself.
+    assert calls == [3, 3, 3, 12]
+    scorer.confidences(maps)
+    assert calls[4:] == [12]
