@@ -446,10 +446,11 @@ def judge(mutant: Mutant, tests: dict[str, dict[str, Any]], budget: float) -> di
     if names:
         result |= _run(mutant, names, tests)
     if result["status"] == "survived":
-        # Then those that run what few tests run of this file.
+        # Then the fastest, and those that run what few tests run of this file.
         times = Counter(line for lines in of_file.values() for line in lines)
-        covering.sort(key=lambda name: min((times[line] for line in of_file[name]), default=0))
-        names = _within([name for name in covering if name not in names], tests, budget)
+        covering = [name for name in covering if name not in names]
+        rare = sorted(covering, key=lambda name: min((times[line] for line in of_file[name]), default=0))
+        names = list(dict.fromkeys(name for some in (covering, rare) for name in _within(some, tests, budget / 2)))
         result["tests"] += len(names)
         if names:
             result |= _run(mutant, names, tests)
