@@ -246,7 +246,7 @@ def test_numbers_that_are_none_are_refused(subject, picture, own_metric):
 
 
 def test_several_classes_are_judged_as_each_alone(subject, picture):
-    shown, target, _ = picture
+    shown, target, objects = picture
     classes = [target, (target + 1) % 8, (target + 5) % 8]
     seen = {target: objects, classes[1]: None, classes[2]: ~objects}
     for method in ("union_cam", "score_cam", "gradient_shap"):
