@@ -124,7 +124,11 @@ def check_rows_of_arguments(
         return
 
     def outputs_of(rows: list[int]) -> Tensor:
-        values = [x[rows] if _rows(x) == examples else x for x in (*inputs, *additional_forward_args)]
+        # By index_select, which sparse tensors have.
+        values = [
+            x.index_select(0, torch.tensor(rows, device=x.device)) if _rows(x) == examples else x
+            for x in (*inputs, *additional_forward_args)
+        ]
         output = run_forward(forward_func, tuple(values[: len(inputs)]), None, tuple(values[len(inputs) :]))
         return output_tensor(output, len(rows))
 

@@ -384,6 +384,14 @@ def test_what_goes_row_by_row_does(judge_of, net):
 
 
 @masked
+def test_sparse_rows_go_row_by_row(judge_of, net):
+    rows = torch.eye(3, CLASSES, dtype=torch.float64)
+    dense = additionally(judge_of, rows, lambda x, row: net(x) + row, net, 0)
+    sparse = additionally(judge_of, rows.to_sparse(), lambda x, row: net(x) + row.to_dense(), net, 0)
+    assert same(sparse, dense)
+
+
+@masked
 def test_rows_within_a_list_belong_to_no_example(judge_of, net):
     rows = [torch.linspace(-1, 1, 3 * CLASSES, dtype=torch.float64).reshape(3, CLASSES)]
     with pytest.raises(ValueError, match=r"^additional_forward_args: number 0 "):
