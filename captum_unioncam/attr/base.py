@@ -37,6 +37,7 @@ from captum_unioncam.engine.model_state import evaluation_mode
 from captum_unioncam.engine.outputs import Outputs
 from captum_unioncam.engine.rows import check_model_rows
 from captum_unioncam.engine.scoring import MaskedScorer, TargetPasses
+from captum_unioncam.engine.tail import TailPasses, TailScorer
 from captum_unioncam.engine.tuning import PassTuner
 from captum_unioncam.system.documents import class_document, specialised
 
@@ -299,7 +300,11 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
         summed = kwargs.pop("summed")
         terms = self.terms(**kwargs)
         terms = clipped(terms) if self.relu else terms
-        return (terms.sum(1, keepdim=True) if summed else terms), None
+        return (terms.sum(1, keepdim=True) if summed else terms), self.details(**kwargs)
+
+    def details(self, *args: Any, **kwargs: Any) -> CamDetails | None:
+        """How the map of ``terms`` came about, given what these get; None where the method does not say."""
+        return None
 
     def _explain(
         self,
@@ -361,7 +366,7 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
 
     def _passes(
         self, call: LayerCall, targets: Sequence[TargetType], score_func: Callable[..., Any] | None
-    ) -> list[dict[str, TargetPasses]]:
+    ) -> list[dict[str, Any]]:
         """What the equations get to run passes with, for each target."""
         return [{} for _ in targets]
 
@@ -492,6 +497,104 @@ class PerturbationCam(CamAttribution[LayerT], PerturbationAttribution):
             outputs=call.outputs,
         )
         return [{"passes": scorer.of_target(t)} for t in range(len(targets))]
+
+
+@dataclass(frozen=True)
+class TailDetails(CamDetails):
+    """How a map of replaced layer outputs came about.
+
+    Args:
+        tail_alone (Tensor): Whether only what comes behind the layer was run, and not the whole model with a hook: the
+            same for all examples; (N,), bool.
+        forward_passes (Tensor): Rows run for the example, whose layer output was replaced; those that serve several
+            targets count for each; (N,), int64.
+    """
+
+    tail_alone: Tensor
+    forward_passes: Tensor
+
+
+class TailCam(CamAttribution[LayerT], PerturbationAttribution):
+    """A method whose equations get ``activations`` (N, K, *spatial), and ``tail`` to run others in their place.
+
+    What comes behind the layer is run alone where the model can be traced, else the whole model with a hook: the
+    details say which.
+    """
+
+    gives_details = True
+    confidence_fn: ConfidenceFunction | None = None
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layer: LayerT,
+        device_ids: list[int] | None = None,
+        *,
+        reshape_transform: ReshapeTransform | None = None,
+    ) -> None:
+        super().__init__(forward_func, layer, device_ids, reshape_transform=reshape_transform)
+        self._tuners: dict[Hashable, PassTuner] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What was learnt of the passes belongs to this process and device.
+        return {**self.__dict__, "_tuners": {}}
+
+    def details(self, activations: Tensor, tail: TailPasses, **_: Any) -> TailDetails:
+        return TailDetails(*tail.details(activations))
+
+    def _passes(
+        self,
+        call: LayerCall,
+        targets: Sequence[TargetType],
+        score_func: Callable[..., Any] | None,
+        *,
+        internal_batch_size: int | Literal["auto"] | None = None,
+        show_progress: bool = False,
+    ) -> list[dict[str, Any]]:
+        """
+        Args:
+            return_details (bool): Return ``(attributions, TailDetails)``. Default: False
+            internal_batch_size (int, "auto" or None): Rows in a pass with replaced layer outputs. Halved automatically
+                when memory runs out. "auto" is the fastest, learnt from the passes: numbers may then differ in the last
+                digits from call to call. Default: None, by a fixed rule of the layer's size and the device
+            show_progress (bool): Show Captum's progress bar over the rows. Default: False
+
+        Raises:
+            ValueError: A batch size below 1, scores that are not finite, a ``reshape_transform`` that makes a copy.
+        """
+        scorer = TailScorer(
+            call,
+            targets,
+            confidence_fn=self.confidence_fn,
+            internal_batch_size=internal_batch_size,
+            progress_name=f"{self.get_name()} passes" if show_progress else None,
+            tuners=self._tuners,
+        )
+        shared: dict[Hashable, Tensor] = {}
+        return [{"tail": TailPasses(scorer, t, shared)} for t in range(len(targets))]
+
+
+class ConfidenceTailCam(TailCam[LayerT]):
+    """A method whose equations take class confidences of ``tail``.
+
+    Args:
+        confidence_fn (Callable or None): As ``LayerScoreCam`` takes it: the output of ``forward_func`` to confidences
+            of the same shape. Default: softmax over dimension 1 where there are several classes, of which probabilities
+            that sum to 1 are taken as they are; the output itself otherwise
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layer: LayerT,
+        device_ids: list[int] | None = None,
+        *,
+        confidence_fn: ConfidenceFunction | None = None,
+        reshape_transform: ReshapeTransform | None = None,
+    ) -> None:
+        super().__init__(forward_func, layer, device_ids, reshape_transform=reshape_transform)
+        check_function("confidence_fn", confidence_fn)
+        self.confidence_fn = confidence_fn
 
 
 def _taken(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:

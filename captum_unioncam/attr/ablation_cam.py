@@ -1,0 +1,94 @@
+"""Ablation-CAM: each channel weighted by what the model's output loses without it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from captum_unioncam.attr.base import LayerT, TailCam
+from captum_unioncam.engine.checks import check_number
+from captum_unioncam.engine.maps import divide_or_zero, spatial_dims
+from captum_unioncam.engine.tail import TailPasses
+
+
+def check_layer_baseline(layer_baseline: float) -> None:
+    """Raises ``ValueError`` unless ``layer_baseline`` is a finite number."""
+    largest = math.nextafter(math.inf, 0)
+    check_number("layer_baseline", layer_baseline, -largest, largest, "a finite number, what an absent channel holds")
+
+
+class LayerAblationCam(TailCam[LayerT]):
+    r"""
+    Ablation-CAM: a CAM without gradients, whose channel weights are what the output loses without the channel.
+
+    With :math:`A` the layer's output, :math:`y_c(A)` the target's output of what comes behind the layer, and
+    :math:`A^{(k)}` being :math:`A` with channel :math:`k` set to 0,
+
+    .. math::
+        w_k = y_c(A) - y_c(A^{(k)}), \qquad L = \text{ReLU}\Big(\sum_k w_k A_k\Big)
+
+    (Ramaswamy and others, *Ablation-CAM: visual explanations for deep convolutional network via gradient-free
+    localization*, WACV 2020, https://doi.org/10.1109/WACV45572.2020.9093360). The paper's weight is this over
+    :math:`y_c(A)`, one number for all channels: the same map up to a factor where it is positive, and one of the wrong
+    sign where it is negative. ``normalize_weights`` gives the literal weight. No official code is known: the formula is
+    that of other implementations, and of papers that cite it.
+
+    Choose it where gradients saturate or are not to be had. It costs 1 pass of the model and at most :math:`K + 1` of
+    what comes behind the layer, for any number of targets: a channel that is 0 everywhere costs none. An absent channel
+    holds 0, as it does behind a ReLU; for a layer with negative outputs another ``layer_baseline`` may stand for it.
+    """
+
+    name = "ablation_cam"
+    relu = True
+
+    def check(self, normalize_weights: bool, layer_baseline: float) -> None:
+        check_layer_baseline(layer_baseline)
+
+    def weights(
+        self,
+        activations: Tensor,
+        tail: TailPasses,
+        *,
+        normalize_weights: bool = False,
+        layer_baseline: float = 0.0,
+    ) -> Tensor:
+        """
+        Args:
+            normalize_weights (bool): Divide the weights by the output, as the paper's formula does; they are 0 where it
+                is 0. Default: False
+            layer_baseline (float): What an ablated channel holds, in the layer's own units. Default: 0
+
+        Raises:
+            ValueError: A ``layer_baseline`` that is no finite number.
+
+        Examples::
+
+            >>> ablation_cam = LayerAblationCam(model, model.layer4)
+            >>> attr = ablation_cam.attribute(images, target=3)  # (N, 1, 7, 7)
+        """
+        present = (activations != layer_baseline).flatten(2).any(2)
+        whole = torch.ones_like(present[:, :1])
+        scores = tail.scores(
+            activations,
+            f"ablation {layer_baseline}",
+            lambda rows, _examples, numbers: without(rows, numbers, layer_baseline),
+            torch.cat([present, whole], 1),
+            raw=True,
+        )
+        output = scores[:, -1:]
+        weights = (output - scores[:, :-1]).masked_fill(~present, 0)
+        return divide_or_zero(weights * output.sign(), output.abs()) if normalize_weights else weights
+
+
+def without(activations: Tensor, channels: Tensor, value: float) -> Tensor:
+    """The activations with ``value`` in one channel of each row; in none of a row whose number is K.
+
+    Args:
+        activations (Tensor): (R or 1, K, *spatial).
+        channels (Tensor): (R,).
+        value (float): What an absent channel holds.
+    """
+    ablated = channels.unsqueeze(1) == torch.arange(activations.shape[1], device=activations.device)
+    return activations.masked_fill(ablated.reshape(ablated.shape + (1,) * len(spatial_dims(activations))), value)

@@ -1,0 +1,76 @@
+"""Recipro-CAM: each position scored by what the model says of it alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from captum_unioncam.attr.base import ConfidenceTailCam, LayerT
+from captum_unioncam.engine.tail import TailPasses, every
+
+
+class LayerReciproCam(ConfidenceTailCam[LayerT]):
+    r"""
+    Recipro-CAM: a CAM without gradients, each position's value being the class confidence of that position alone.
+
+    With :math:`A` the layer's output, :math:`\text{conf}_c(A)` the class confidence of what comes behind the layer, and
+    :math:`A^{(p)}` being :math:`A` at position :math:`p`, in all channels, and 0 elsewhere,
+
+    .. math::
+        L_p = \text{conf}_c(A^{(p)})
+
+    (Byun and Lee, *Recipro-CAM: gradient-free reciprocal class activation map*, 2022,
+    https://arxiv.org/abs/2209.14074), as in the authors' code, whose Gaussian option ``gaussian`` is. The map is no sum
+    over the channels: without ``attr_dim_summation``, each channel has an equal share of it.
+
+    Choose it for speed without gradients: it costs 1 pass of the model and :math:`h \cdot w` of what comes behind the
+    layer, whatever the number of channels, and for any number of targets. Behind a layer close to the output these are
+    almost nothing. Its 0 stands for what is absent, as it does behind a ReLU.
+    """
+
+    name = "recipro_cam"
+
+    def terms(self, activations: Tensor, tail: TailPasses, *, gaussian: bool = False) -> Tensor:
+        r"""
+        Args:
+            gaussian (bool): Copy the position's values into its neighbours as well, weighted by
+                :math:`(1, 2, 1) / 4` along each dimension. Default: False
+
+        Examples::
+
+            >>> recipro_cam = LayerReciproCam(model, model.layer4)
+            >>> attr = recipro_cam.attribute(images, target=3)  # (N, 1, 7, 7)
+        """
+        size = activations.shape[2:]
+
+        def alone(rows: Tensor, _examples: Tensor, numbers: Tensor) -> Tensor:
+            if not gaussian:
+                return rows * positions(numbers, size, rows.dtype)
+            own = (
+                rows.flatten(2)
+                .expand(len(numbers), -1, -1)
+                .gather(2, numbers.reshape(-1, 1, 1).expand(-1, rows.shape[1], 1))
+            )
+            return own.reshape(own.shape[:2] + (1,) * len(size)) * smoothed(positions(numbers, size, rows.dtype))
+
+        scores = tail.scores(activations, f"recipro {gaussian}", alone, every(activations, size.numel()))
+        share = scores.reshape(-1, 1, *size) / activations.shape[1]
+        return share.expand(activations.shape).clone()
+
+
+def positions(numbers: Tensor, size: torch.Size, dtype: torch.dtype) -> Tensor:
+    """Masks (R, 1, *size) that are 1 at one position each, and 0 elsewhere."""
+    at = numbers.unsqueeze(1) == torch.arange(size.numel(), device=numbers.device)
+    return at.reshape(-1, 1, *size).to(dtype)
+
+
+def smoothed(masks: Tensor) -> Tensor:
+    """Masks (R, 1, *spatial), each convolved with (1, 2, 1) / 4 along each dimension, 0 around them."""
+    for dim in range(2, masks.dim()):
+        length = masks.shape[dim]
+        result = masks / 2
+        if length > 1:
+            result.narrow(dim, 1, length - 1).add_(masks.narrow(dim, 0, length - 1) / 4)
+            result.narrow(dim, 0, length - 1).add_(masks.narrow(dim, 1, length - 1) / 4)
+        masks = result
+    return masks

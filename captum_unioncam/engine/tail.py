@@ -1,0 +1,384 @@
+"""A layer's output replaced, row by row, and what the model then says: by what comes behind the layer alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.utils._pytree import tree_map
+
+from captum_unioncam.engine._captum import NullProgress, TargetType, progress
+from captum_unioncam.engine.capture import LayerCall, LayerMaps
+from captum_unioncam.engine.confidence import ConfidenceFunction, DefaultConfidence, confidences_by
+from captum_unioncam.engine.maps import full_precision
+from captum_unioncam.engine.model_state import EvaluatedFunction, not_compiled
+from captum_unioncam.engine.perturbations import Chunk, Placed
+from captum_unioncam.engine.rows import takes_any_format
+from captum_unioncam.engine.scoring import AUTO, MaskedScorer
+from captum_unioncam.engine.traced import TracedTail, UntraceableError
+from captum_unioncam.engine.tuning import PassTuner, fixed_rows
+
+_WRONG_GRAPH = (UntraceableError, RuntimeError, TypeError, ValueError, AttributeError)
+"""What a graph that is not quite the model's raises."""
+
+Replace = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""The activations of some rows' examples, (R, K, *spatial), or (1, K, *spatial) where they are all of one; the rows'
+examples (R,); and their numbers (R,); to what replaces the activations, (R, K, *spatial), a new tensor."""
+
+
+@dataclass(frozen=True)
+class Tail:
+    """How rows are run: what comes behind the layer, or, where ``function`` is None, the whole model with a hook.
+
+    Args:
+        maps (LayerMaps): What is replaced.
+        is_view (bool): Maps are written into the layer's tensor; they do not take its place.
+        function (Callable or None): Of the layer's tensor, and of ``around``, to the model's output.
+        around (list): The values that reach around the layer, and whether each has one row an example.
+        formats (tuple[bool, ...]): As ``PassTuner`` takes them.
+    """
+
+    maps: LayerMaps
+    is_view: bool
+    function: EvaluatedFunction | None
+    around: list[tuple[Any, bool]]
+    formats: tuple[bool, ...]
+
+
+class TailScorer(MaskedScorer):
+    """Scores rows that differ from the examples in a layer's output, or its input, for one or more targets.
+
+    Rows are run in batches: their replacements are made as they are needed, so that memory does not grow with their
+    number. Where the model can be traced, only what comes behind the layer is run, and what reaches around the layer is
+    computed once and repeated. The traced tail has to give the model's own outputs for the activations as they are, in
+    another order and number; otherwise, and for functions that are no modules, the whole model is run with a hook.
+
+    Args:
+        call (LayerCall): Has seen the activations.
+        targets (Sequence): T targets, each as Captum's ``target``.
+        confidence_fn, internal_batch_size, progress_name, tuners: As in ``MaskedScorer``.
+    """
+
+    def __init__(
+        self,
+        call: LayerCall,
+        targets: Sequence[TargetType],
+        *,
+        confidence_fn: ConfidenceFunction | None = None,
+        internal_batch_size: int | str | None = None,
+        progress_name: str | None = None,
+        tuners: dict[Hashable, PassTuner] | None = None,
+    ) -> None:
+        super().__init__(
+            call.forward_func,
+            call.inputs,
+            None,
+            targets,
+            call.additional_forward_args,
+            confidence_fn=confidence_fn,
+            internal_batch_size=internal_batch_size,
+            progress_name=progress_name,
+            tuners=tuners,
+            outputs=call.outputs,
+        )
+        self.call = call
+        self._tails: dict[int, Tail] = {}
+        self._passes: dict[int, Tensor] = {}
+
+    def scores(
+        self,
+        activations: Tensor,
+        replace: Replace,
+        scored: Tensor,
+        targets: Sequence[Any] | None = None,
+        *,
+        raw: bool = False,
+    ) -> Tensor:
+        """The score of each row.
+
+        Args:
+            activations (Tensor): Of the call, (N, K, *spatial).
+            replace (Callable): What replaces them in the rows of a pass.
+            scored (Tensor): Which numbers each example has a row for, (N, M), bool.
+            targets (Sequence or None): Some of ``self.targets``. Default: None, all
+            raw (bool): The raw target output in place of its confidence. Default: False
+
+        Returns:
+            *Tensor* (T, N, M), in the activations' precision; 0 where not scored.
+
+        Raises:
+            ValueError: A confidence that is not finite; a ``reshape_transform`` whose maps are no view.
+        """
+        tail = self._tail(activations)
+        targets = self.targets if targets is None else targets
+        output_fn = _as_it_is if raw else self._decided()
+        self._passes[id(activations)] = self.passes(activations) + scored.sum(1)
+        bar = progress(desc=self.progress_name, total=int(scored.sum())) if self.progress_name else NullProgress()
+        rows: Any = _Rows(tail, activations, Placed(activations), replace)
+        with bar:
+            tuner = self._tuner_of(tail)
+            return self._scores(rows, scored, targets, self.forward_func, output_fn, tuner, bar).to(activations)
+
+    def runs_alone(self, activations: Tensor) -> bool:
+        """Whether only what comes behind the layer is run."""
+        return self._tail(activations).function is not None
+
+    def passes(self, activations: Tensor) -> Tensor:
+        """Rows that were run for each example, (N,), int64."""
+        none = torch.zeros(activations.shape[0], dtype=torch.int64, device=activations.device)
+        return self._passes.get(id(activations), none)
+
+    def _decided(self) -> ConfidenceFunction:
+        """What makes confidences, decided on what the model says of the examples as they are."""
+        if isinstance(self.confidence_fn, DefaultConfidence) and self._outputs.first is not None:
+            self.confidence_fn.decide(
+                full_precision(self._outputs.first),
+                self.inputs,
+                lambda *x: self._output(self.forward_func, x, self.additional_forward_args),
+            )
+        return self.confidence_fn
+
+    def _tail(self, activations: Tensor) -> Tail:
+        if id(activations) not in self._tails:
+            (maps,) = (one for one in self.call.of_maps if one.maps is activations)
+            self._tails[id(activations)] = self._traced(maps) or self._hooked(maps)
+        return self._tails[id(activations)]
+
+    def _hooked(self, maps: LayerMaps) -> Tail:
+        pictures = any(x.dim() == 4 for x in self.inputs) and takes_any_format(self.forward_func)
+        return Tail(maps, _is_view(maps), None, [], (True, False) if pictures else (False,))
+
+    def _traced(self, maps: LayerMaps) -> Tail | None:
+        """The tail alone, if it gives the model's own outputs."""
+        model = _plain_module(self.forward_func)
+        if model is None or not isinstance(self.forward_func, EvaluatedFunction):
+            return None
+        arguments = (*self.inputs, *self.additional_forward_args)
+        has_rows = [self._has_a_row_each(x) for x in arguments]
+        try:
+            graph = TracedTail(model, maps.layer, self.call.attribute_to_layer_input, maps.part, arguments, has_rows)
+            given = [x.clone() for x, rows in zip(arguments, has_rows, strict=True) if rows]
+            found = self.forward_func.found
+            # Each pass finds buffers and random generators as they were.
+            around = EvaluatedFunction(lambda *x: graph.values_around(x, self.inputs[0].shape[0]), found)(*given)
+        except _WRONG_GRAPH:
+            return None
+        last = maps.value.dim() == 4 and graph.convolves and takes_any_format(self.forward_func)
+        formats = (True, False) if last else (False,)
+        tail = Tail(maps, _is_view(maps), EvaluatedFunction(graph, found), around, formats)
+        return tail if self._reproduces(tail) else None
+
+    def _reproduces(self, tail: Tail) -> bool:
+        """Whether the tail gives what the model gave, for rows in another order and of another number."""
+        expected, examples = self._outputs.first, self.inputs[0].shape[0]
+        rows = [*reversed(range(examples)), 0]
+        placed = Placed(torch.tensor(rows, device=tail.maps.value.device))
+        chunk = Chunk(placed.tensor, placed.tensor, rows, lambda device: (placed.on(device), placed.on(device)))
+        try:
+            made = self._of_tail(tail, tail.maps.value[placed.tensor], chunk)
+        except _WRONG_GRAPH:
+            return False
+        if expected is None or made.shape[1:] != expected.shape[1:]:
+            return False
+        expected = expected[placed.on(expected.device)].to(made)
+        tolerance = max(torch.finfo(dtype).eps for dtype in (tail.maps.value.dtype, made.dtype)) ** 0.5
+        return bool(((made - expected).abs() <= tolerance * expected.abs().amax()).all())
+
+    def _tuner_of(self, tail: Tail) -> PassTuner:
+        value = tail.maps.value
+        sizes = [tail.maps.maps.shape[2:]] if tail.function else [x.shape[2:] for x in self.inputs]
+        device = value.device if tail.function else self.inputs[0].device
+        key = (value.shape[1:], value.dtype, device, tuple(sizes), tail.formats, self.internal_batch_size)
+        if key not in self.tuners:
+            given = self.internal_batch_size
+            rows = fixed_rows(device, max(size.numel() for size in sizes))
+            rows = rows if given is None or isinstance(given, str) else int(given)
+            self.tuners[key] = PassTuner(device, rows, tail.formats, learns=given == AUTO)
+        return self.tuners[key]
+
+    def _run(
+        self,
+        masks: Any,
+        chunk: Chunk,
+        channels_last: bool,
+        targets: Sequence[Any],
+        forward_func: Callable[..., Any],
+        output_fn: ConfidenceFunction,
+    ) -> Tensor:
+        """Runs one pass of rows, to scores (T, R)."""
+        replaced = masks.replaced(chunk)
+        run = self._of_model if masks.tail.function is None else self._of_tail
+        output = run(masks.tail, replaced, chunk, channels_last)
+        output = output if output_fn is _as_it_is else confidences_by(output_fn, output)
+        return torch.stack([self._select(output, target, chunk) for target in targets])
+
+    def _of_tail(self, tail: Tail, replaced: Tensor, chunk: Chunk, channels_last: bool = False) -> Tensor:
+        around = tuple(
+            tree_map(lambda x: self._rows_of(x, chunk), value) if has_rows else value for value, has_rows in tail.around
+        )
+        return self._output(tail.function, (_in_format(replaced, channels_last),), around)  # type: ignore[arg-type]
+
+    def _of_model(self, tail: Tail, replaced: Tensor, chunk: Chunk, channels_last: bool) -> Tensor:
+        inputs = tuple(_in_format(self._rows_of(x, chunk), channels_last) for x in self.inputs)
+        additional = tuple(self._rows_of(argument, chunk) for argument in self.additional_forward_args)
+        with _with_hook(_Replacing(tail.maps, self.call.attribute_to_layer_input, replaced)):
+            return self._output(self.forward_func, inputs, additional)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    tail: Tail
+    activations: Tensor
+    placed: Placed
+    replace: Replace
+
+    def replaced(self, chunk: Chunk) -> Tensor:
+        """What takes the place of the layer's tensor in the chunk's rows."""
+        maps = self.tail.maps
+        examples, numbers = chunk.on(maps.value.device)
+        first, last = chunk.example_numbers[0], chunk.example_numbers[-1]
+        activations = self.placed.on(maps.value.device)
+        own = activations[first : first + 1] if first == last else activations[examples]
+        made = self.replace(own, examples, numbers).to(maps.value.dtype)
+        if not self.tail.is_view:
+            return made
+        rows = maps.value[examples]
+        maps.transform(rows).copy_(made)
+        return rows
+
+
+class _Replacing:
+    """A hook that puts ``replaced`` in place of one of the tensors that a layer makes or is given."""
+
+    def __init__(self, maps: LayerMaps, of_input: bool, replaced: Tensor) -> None:
+        self.maps, self.of_input, self.replaced = maps, of_input, replaced
+        self.active = True
+
+    def watch(self) -> Any:
+        """Puts the hook on, and returns its handle."""
+        layer = self.maps.layer
+        if self.of_input:
+            return layer.register_forward_pre_hook(lambda _layer, args: self._put(args))
+        return layer.register_forward_hook(lambda _layer, _args, output: self._put(output))
+
+    def _put(self, value: Any) -> Any:
+        if not self.active:
+            return None
+        parts = list(value) if isinstance(value, (tuple, list)) else [value]
+        real = [i for i, part in enumerate(parts) if isinstance(part, Tensor) and part.is_floating_point()]
+        if self.maps.part >= len(real):
+            raise ValueError("layer: is quantised, so nothing can be put in its place; choose another.")
+        place = real[self.maps.part]
+        if parts[place].shape != self.replaced.shape:
+            raise ValueError(
+                f"forward_func: its layer has the shape {tuple(parts[place].shape)} in a pass of "
+                f"{self.replaced.shape[0]} rows, and had {tuple(self.maps.value.shape[1:])} an example; give a model "
+                "whose rows are independent, and for a DataParallel on several devices the module within it."
+            )
+        parts[place] = self.replaced.to(parts[place])
+        if isinstance(value, (tuple, list)):
+            return type(value)._make(parts) if hasattr(value, "_make") else type(value)(parts)
+        return parts[0]
+
+
+@contextmanager
+def _with_hook(hook: _Replacing) -> Iterator[None]:
+    """The hook is on its layer meanwhile, compiled code run as it was written."""
+    handles: list[Any] = []
+
+    def end() -> None:
+        hook.active = False
+        for handle in handles:
+            handle.remove()
+
+    try:
+        try:
+            handles.append(hook.watch())
+            with not_compiled():
+                yield
+        finally:
+            end()
+    finally:
+        # Ctrl-C may have come between any two lines of the first time.
+        end()
+
+
+def _plain_module(function: Any) -> Module | None:
+    """The module that a function in evaluation mode is, a compiled one as it was written."""
+    module = function.function if isinstance(function, EvaluatedFunction) else function
+    module = getattr(module, "_orig_mod", module)
+    other = isinstance(module, (torch.jit.ScriptModule, torch.nn.DataParallel))
+    return module if isinstance(module, Module) and not other else None
+
+
+def _is_view(maps: LayerMaps) -> bool:
+    """Whether maps are written into the layer's tensor, of which they are a view; not where they are the tensor."""
+    probe = torch.zeros_like(maps.value[:1])
+    view = maps.transform(probe)
+    if view is probe:
+        return False
+    view.fill_(1)
+    if not probe.any():
+        raise ValueError(
+            "reshape_transform: makes a copy, so nothing can be put in the place of the layer's output; return a view, "
+            "without contiguous() or reshape."
+        )
+    return True
+
+
+def _in_format(values: Any, channels_last: bool) -> Any:
+    """Pictures in the memory format of a pass, other tensors as they are."""
+    if not isinstance(values, Tensor) or values.dim() != 4:
+        return values
+    return values.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def _as_it_is(output: Tensor) -> Tensor:
+    return output
+
+
+@dataclass(frozen=True)
+class TailPasses:
+    """The passes as seen by one target: what the equations of a method ask of the engine.
+
+    Args:
+        scorer (TailScorer): Runs the passes.
+        target (int): Which of its targets.
+        shared (dict): The scores of the rows that are the same for every target.
+    """
+
+    scorer: TailScorer
+    target: int
+    shared: dict[Hashable, Tensor]
+
+    def scores(self, activations: Tensor, name: str, replace: Replace, scored: Tensor, *, raw: bool = False) -> Tensor:
+        """The score of each row, (N, M), of rows that do not depend on the target: run once for every target.
+
+        Args:
+            name (str): Tells the method's rows apart.
+            activations, replace, scored, raw: As ``TailScorer.scores`` takes them.
+        """
+        key = (id(activations), name, raw)
+        if key not in self.shared:
+            self.shared[key] = self.scorer.scores(activations, replace, scored, raw=raw)
+        return self.shared[key][self.target]
+
+    def own_scores(self, activations: Tensor, replace: Replace, scored: Tensor, *, raw: bool = False) -> Tensor:
+        """The score of each row, (N, M), of rows that are this target's alone."""
+        target = [self.scorer.targets[self.target]]
+        return self.scorer.scores(activations, replace, scored, target, raw=raw)[0]
+
+    def details(self, activations: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether the tail is run alone, and how many rows were run, for each example; both (N,)."""
+        passes = self.scorer.passes(activations)
+        return torch.full_like(passes, self.scorer.runs_alone(activations), dtype=torch.bool), passes
+
+
+def every(activations: Tensor, count: int) -> Tensor:
+    """``scored`` of ``count`` rows for each example, (N, count)."""
+    return torch.ones((activations.shape[0], count), dtype=torch.bool, device=activations.device)
