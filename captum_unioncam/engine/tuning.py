@@ -40,7 +40,7 @@ def fast_dtype(device: torch.device) -> torch.dtype | None:
     if device.type != "cpu":
         return None
     # Of PyTorch before 2.8 nothing is known.
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     arithmetic = ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16")
     return torch.bfloat16 if any(capabilities.get(name) for name in arithmetic) else None
 
