@@ -130,3 +130,17 @@ def test_wrong_arguments_are_refused_before_any_pass(net, argument, value, error
     with pytest.raises(error, match=f"^{argument}: "):
         LayerSmoothGradCamPlusPlus(net, net.features).attribute(tiny_inputs(), 1, **{argument: value})
     assert calls == []
+
+
+def test_noise_on_integer_pictures_is_rounded_to_whole_numbers(net):
+    generator = torch.Generator().manual_seed(0)
+    pictures, shown = torch.randint(100, 150, (3, 2, 8, 6), dtype=torch.uint8, generator=generator), []
+
+    def of_integers(x):
+        shown.append(x)
+        return net(x.double() / 255)
+
+    LayerSmoothGradCamPlusPlus(of_integers, net.features).attribute(pictures, 1, n_samples=2, stdevs=5.0)
+    drawn = torch.Generator().manual_seed(0)
+    expected = [(pictures + 5 * torch.randn(1, 2, 8, 6, generator=drawn)).round().to(torch.uint8) for _ in range(2)]
+    assert all(any(torch.equal(x, one) for x in shown) for one in expected)

@@ -11,6 +11,7 @@ from torch import nn
 from captum_unioncam import LayerScoreCam, LayerUnionCam
 from captum_unioncam.engine import representatives as module
 from captum_unioncam.engine.representatives import channel_representatives, scored_channels
+from captum_unioncam.testing.devices import PretendedDevices
 from tests.attr import reference as loops
 from tests.networks import CHANNELS, TinyNet, same, tiny_inputs
 
@@ -180,3 +181,12 @@ def test_an_unknown_selection_is_refused_by_name(method, value):
     net = TinyNet()
     with pytest.raises(ValueError, match=r"^channel_selection: got .*'representatives', 'deviation'"):
         method(net, net.features).attribute(tiny_inputs(), 0, channel_selection=value)
+
+
+def test_all_is_made_where_the_activations_are():
+    devices = PretendedDevices()
+    activations = devices.put(drawn(), "cuda:0")
+    with devices.active():
+        made = channel_representatives(activations, 4)
+        assert made.device.type == "cuda"
+    assert torch.equal(made, channel_representatives(drawn(), 4))

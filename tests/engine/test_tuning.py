@@ -353,3 +353,15 @@ def test_a_gpus_passes_are_timed_by_events_that_are_read_once_they_have_happened
     with tuner.timed(setting, 63):
         pass
     assert len(events) == 2
+
+
+def test_rows_are_doubled_each_time_that_as_many_passes_went_well():
+    tuner, rows = PassTuner(CPU, 8), []
+    for _ in range(2):
+        assert tuner.recovers(tuner.next(), torch.OutOfMemoryError("simulated"))
+    for _ in range(3 * tuning.PASSES_BEFORE_MORE):
+        setting = tuner.next()
+        rows.append(setting.rows)
+        with tuner.timed(setting, setting.rows):
+            pass
+    assert Counter(rows) == dict.fromkeys((2, 4, 8), tuning.PASSES_BEFORE_MORE)
