@@ -50,8 +50,10 @@ class LayerAugmentedGradCam(GradientCam[LayerT]):
     The map is (N, 1, H, W), of 2-D layers alone, and no sum over the channels, so that there are no terms:
     ``attr_dim_summation=False`` is refused.
 
-    Passes an image: n_augmentations + 1 forward, n_augmentations backward; memory does not grow with them. Take it for
-    coarse layers, whose map it makes finer than interpolation does.
+    Passes an image: n_augmentations + 1 forward, n_augmentations backward; memory does not grow with them. Take it to
+    have a coarse layer's map finer than interpolation makes it. The reduction reads four pixels for each position:
+    where positions and augmentations together are few for the input's size (7x7 and 100 for 224x224), the map is
+    spotty, and more augmentations, or "mean", are better.
     """
 
     name = "augmented_grad_cam"
