@@ -13,6 +13,9 @@ from captum_unioncam.datasets.pictures import open_picture
 # Folders and files of systems and programs, besides hidden ones.
 _OF_SYSTEMS = {"__macosx", "__pycache__", "@eadir", "$recycle.bin", "system volume information", "lost+found"}
 
+# Folders that are no classes where the classes are below them.
+_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+
 
 class ClassFolders(DataSet):
     """ImageNet's layout: a picture's class is the name of its top folder."""
@@ -29,6 +32,8 @@ class ClassFolders(DataSet):
         pictures = [path for name in ordered for path in _pictures_below(folder / name)]
         if not pictures:
             raise no_data_set(folder, "has no picture in its subfolders")
+        if _SPLITS.issuperset(map(str.lower, ordered)) and all(path.parent.parent != folder for path in pictures):
+            raise no_data_set(folder, f"holds {', '.join(ordered)}, each with folders of its own: give one of them")
         self._folder = folder
         self.names = sorted(path.relative_to(folder).as_posix() for path in pictures)
         self._outputs = outputs.of({name.partition("/")[0] for name in self.names}, ordered)

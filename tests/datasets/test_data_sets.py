@@ -494,6 +494,10 @@ NO_DATA_SETS = {
     "file": (lambda root: root.write_text("no folder"), "is not a folder"),
     "empty": (lambda root: root.mkdir(), "has no subfolder"),
     "flat": (lambda root: save(root / "a.png"), "has no subfolder"),
+    "splits": (
+        lambda root: [save(root / split / name / "a.png") for split in ("train", "Val") for name in "ab"],
+        "holds Val, train, each with folders of its own: give one of them",
+    ),
     "empty classes": (lambda root: (root / "a" / "b").mkdir(parents=True), "has no picture in its subfolders"),
     "voc without list": (voc_without("ImageSets/Main/test.txt"), r"has no VOCdevkit/.*/test\.txt"),
     "voc without pictures": (voc_without("JPEGImages/1.jpg"), "has no picture of the test set"),
