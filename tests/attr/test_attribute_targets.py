@@ -81,3 +81,16 @@ def test_a_target_out_of_range_fails_as_in_attribute():
         wrong = [CLASSES] * 3 if attribute.__name__ == "attribute" else [[0, CLASSES]] * 3
         with pytest.raises(AssertionError, match=r"^targets?: got .*outputs of shape"):
             attribute(tiny_inputs(), wrong)
+
+
+def test_further_arguments_of_the_model_go_with_every_target():
+    net, inputs = TinyNet(), tiny_inputs()
+    factor = torch.tensor([[0.5], [2.0], [-1.0]]).double()
+
+    def forward(x, factor):
+        return net(x) * factor
+
+    method = LayerUnionCam(forward, net.features)
+    attr = method.attribute_targets(inputs, TARGETS, factor)
+    for t in range(3):
+        assert same(attr[:, t], method.attribute(inputs, [row[t] for row in TARGETS], factor))

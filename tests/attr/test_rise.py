@@ -218,3 +218,9 @@ def test_a_method_can_be_pickled_after_use():
     method = Rise(net)
     attr = method.attribute(inputs, 0, n_masks=5)
     assert torch.equal(pickle.loads(pickle.dumps(method)).attribute(inputs, 0, n_masks=5), attr)
+
+
+@pytest.mark.parametrize("name", ["forward_func", "confidence_fn"])
+def test_what_is_no_function_is_named_where_it_is_given(name):
+    with pytest.raises(TypeError, match=rf"^{name}: got "):
+        Rise(**{"forward_func": nn.Identity(), name: "softmax"})

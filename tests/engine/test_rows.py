@@ -434,3 +434,14 @@ def test_rows_of_arguments_are_checked_once():
     assert calls == [3, 3, 3, 12]
     scorer.confidences(maps)
     assert calls[4:] == [12]
+
+
+def test_a_network_of_convolutions_gets_pictures_with_their_channels_last():
+    net, last = TinyNet(), []
+    scorer = MaskedScorer(net, (tiny_inputs(),), None, [1], None, confidence_fn=abs)
+    net.register_forward_pre_hook(
+        lambda _m, args: last.append(args[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    scorer.confidences(torch.rand(3, 4, 4, 3, generator=torch.Generator().manual_seed(0)).double())
+    assert last
+    assert all(last)
