@@ -58,14 +58,14 @@ class DoesNotEnd(BaseException):
 
 
 @contextmanager
-def limited() -> Iterator[None]:
+def limited(seconds: int) -> Iterator[None]:
     """Ends what does not end by itself."""
 
     def end(*_: Any) -> None:
         raise DoesNotEnd
 
     before = signal.signal(signal.SIGALRM, end)
-    signal.alarm(SECONDS)
+    signal.alarm(seconds)
     try:
         yield
     finally:
@@ -77,12 +77,12 @@ Trial = Callable[[random.Random], str]
 """Tries one thing, and says what came of it: "right", "refused", "wrong: ..." or "confusing: ..."."""
 
 
-def tried(what: str, trial: Trial, times: int, seed: int) -> dict[str, str]:
+def tried(what: str, trial: Trial, times: int, seed: int, seconds: int = SECONDS) -> dict[str, str]:
     """A row of the table; what is wrong, confusing or does not end is printed at once."""
     outcomes = Counter[str]()
     for number in range(times):
         try:
-            with limited():
+            with limited(seconds):
                 outcome = trial(random.Random(f"{seed} {what} {number}"))
         except DoesNotEnd:
             outcome = "hanging"
@@ -93,7 +93,9 @@ def tried(what: str, trial: Trial, times: int, seed: int) -> dict[str, str]:
             print(f"{what}, number {number}: {outcome}", flush=True)
         outcomes[kind] += 1
     row = {"tried": what, "times": str(times)}
-    return row | {kind: str(outcomes[kind]) for kind in ("right", "refused", "wrong", "confusing", "hanging")}
+    row |= {kind: str(outcomes[kind]) for kind in ("right", "refused", "wrong", "confusing", "hanging")}
+    print(markdown([row]), flush=True)
+    return row
 
 
 # Runs that are killed, and the records that they leave.
@@ -112,9 +114,11 @@ def ended(out: Path, after: float | None = None) -> int | None:
     """How the command ended, which is killed after so many seconds."""
     process = FORKS.Process(target=evaluate, args=(out,))
     process.start()
-    process.join(SECONDS if after is None else after)
-    process.kill()
-    process.join()
+    try:
+        process.join(4 * SECONDS if after is None else after)
+    finally:
+        process.kill()
+        process.join()
     return process.exitcode
 
 
@@ -287,7 +291,7 @@ def main(
         (file,) = (Path(name) / "whole" / "records").iterdir()
         content = file.read_bytes()
         assert len(whole) == 8 * len(METHODS)
-        rows.append(tried("evaluate killed, and finished", killed(whole, seconds), kills, seed))
+        rows.append(tried("evaluate killed, and finished", killed(whole, seconds), kills, seed, 20 * SECONDS))
     rows.append(tried("records damaged, and read", damaged(content, whole), damages, seed))
     rows.append(tried("Ctrl-C before a line", interrupted, stops, seed))
     rows.append(tried("an argument of any kind", fuzzed, calls, seed))
