@@ -46,7 +46,7 @@ class TracedTail:
         self, model: Module, layer: Module, of_input: bool, part: int, inputs: tuple[Any, ...], has_rows: list[bool]
     ) -> None:
         self.modules = dict(model.named_modules())
-        self.graph, self.inputs = _recorded(model, layer, inputs, has_rows)
+        self.graph, self.inputs, self.tensors = _recorded(model, layer, inputs, has_rows)
         replaced = self._replaced(layer, of_input, part)
         self._of_rows = _reached(self.graph, self.inputs)
         self.nodes = _reached(self.graph, [replaced])
@@ -128,6 +128,8 @@ class TracedTail:
         target: Any = node.target
         args: Any = map_arg(node.args, values.__getitem__)
         kwargs: Any = map_arg(node.kwargs, values.__getitem__)
+        if node.op == "get_attr":
+            return self.tensors[target]
         if node.op == "call_module":
             return self.modules[target](*args, **kwargs)
         if node.op == "call_method":
@@ -135,8 +137,10 @@ class TracedTail:
         return args[0] if node.op == "output" else target(*args, **kwargs)
 
 
-def _recorded(model: Module, layer: Module, inputs: tuple[Any, ...], has_rows: list[bool]) -> tuple[Graph, list[Node]]:
-    """The model's graph, and the nodes of its arguments that have rows."""
+def _recorded(
+    model: Module, layer: Module, inputs: tuple[Any, ...], has_rows: list[bool]
+) -> tuple[Graph, list[Node], dict[str, Tensor]]:
+    """The model's graph, the nodes of its arguments that have rows, and the tensors of the modules looked into."""
     opened = [module for module in model.modules() if module is not layer and layer in set(module.modules())]
     if not opened:
         raise UntraceableError("the layer is not within the model")
@@ -157,12 +161,25 @@ def _recorded(model: Module, layer: Module, inputs: tuple[Any, ...], has_rows: l
     closed = {module: call(name) for name, module in model.named_modules() if module not in opened}
     try:
         with _attributes_kept(opened), _standing_in(closed):
+            tensors = _as_proxies(opened, tracer)
             output = tracer.create_arg(model(*given))
     except Exception as error:
         # Code that cannot run with proxies fails in any way.
         raise UntraceableError(str(error)) from error
     graph.output(output)
-    return graph, [node for node in graph.nodes if node.op == "placeholder"]
+    return graph, [node for node in graph.nodes if node.op == "placeholder"], tensors
+
+
+def _as_proxies(modules: list[Module], tracer: GraphAppendingTracer) -> dict[str, Tensor]:
+    """Puts proxies in the place of parameters and buffers, since methods of tensors take none: which are what."""
+    found: dict[str, Tensor] = {}
+    for registry in (registry for module in modules for registry in (module._parameters, module._buffers)):
+        for name, tensor in registry.items():
+            if tensor is not None:
+                target = f"tensor_{len(found)}"
+                found[target] = tensor
+                registry[name] = tracer.create_proxy("get_attr", target, (), {})  # type: ignore[assignment]
+    return found
 
 
 @contextmanager
