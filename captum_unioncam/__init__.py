@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from captum_unioncam.attr.cam import LayerLinearCam
     from captum_unioncam.attr.denoised_grad_cam import LayerDenoisedGradCam
     from captum_unioncam.attr.eigen_cam import LayerEigenCam
+    from captum_unioncam.attr.fd_cam import LayerFDCam
     from captum_unioncam.attr.feature_cam import LayerFeatureCam
+    from captum_unioncam.attr.fimf_score_cam import LayerFimfScoreCam
     from captum_unioncam.attr.find_layer import find_spatial_layer
     from captum_unioncam.attr.fuse import fuse
     from captum_unioncam.attr.grad_cam_plus_plus import LayerGradCamPlusPlus
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from captum_unioncam.attr.ss_cam import LayerSSCam
     from captum_unioncam.attr.union_cam import LayerUnionCam, UnionCamDetails
     from captum_unioncam.attr.upsampled import UpsampledAttribution
+    from captum_unioncam.attr.vit_recipro_cam import LayerVitReciproCam
     from captum_unioncam.attr.x_grad_cam import LayerXGradCam
     from captum_unioncam.engine.layouts.base import channels_last_to_maps, tokens_to_maps
     from captum_unioncam.engine.sharing import shared_passes
@@ -40,7 +43,9 @@ _HOMES = {
     "LayerAugmentedGradCam": "attr.augmented_grad_cam",
     "LayerDenoisedGradCam": "attr.denoised_grad_cam",
     "LayerEigenCam": "attr.eigen_cam",
+    "LayerFDCam": "attr.fd_cam",
     "LayerFeatureCam": "attr.feature_cam",
+    "LayerFimfScoreCam": "attr.fimf_score_cam",
     "LayerGradCamPlusPlus": "attr.grad_cam_plus_plus",
     "LayerGradPlusPlusScoreCam": "attr.grad_plus_plus_score_cam",
     "LayerGroupCam": "attr.group_cam",
@@ -54,6 +59,7 @@ _HOMES = {
     "LayerScoreCam": "attr.score_cam",
     "LayerSmoothGradCamPlusPlus": "attr.smooth_grad_cam_plus_plus",
     "LayerUnionCam": "attr.union_cam",
+    "LayerVitReciproCam": "attr.vit_recipro_cam",
     "LayerXGradCam": "attr.x_grad_cam",
     "Rise": "attr.rise",
     "UnionCamDetails": "attr.union_cam",
@@ -69,7 +75,9 @@ __all__ = [
     "LayerAugmentedGradCam",
     "LayerDenoisedGradCam",
     "LayerEigenCam",
+    "LayerFDCam",
     "LayerFeatureCam",
+    "LayerFimfScoreCam",
     "LayerGradCamPlusPlus",
     "LayerGradPlusPlusScoreCam",
     "LayerGroupCam",
@@ -83,6 +91,7 @@ __all__ = [
     "LayerScoreCam",
     "LayerSmoothGradCamPlusPlus",
     "LayerUnionCam",
+    "LayerVitReciproCam",
     "LayerXGradCam",
     "Rise",
     "UnionCamDetails",
