@@ -73,7 +73,7 @@ class LayerLinearCam(CamAttribution[LayerT]):
 
         Examples::
 
-            >>> cam = LayerLinearCam(model, model.layer4, fc=model.fc)
+            >>> cam = LayerLinearCam(model, model.layer4)
             >>> attr = cam.attribute(images, target=3)  # (N, 1, 7, 7)
         """
         if class_weights.shape[1] != activations.shape[1]:
