@@ -224,3 +224,13 @@ def test_a_method_can_be_pickled_after_use():
 def test_what_is_no_function_is_named_where_it_is_given(name):
     with pytest.raises(TypeError, match=rf"^{name}: got "):
         Rise(**{"forward_func": nn.Identity(), name: "softmax"})
+
+
+def test_the_progress_bar_counts_the_masks(capsys):
+    net = TinyNet(activation=nn.SiLU())
+    Rise(net).attribute(tiny_inputs(), 1, n_masks=MASKS, show_progress=True)
+    shown = capsys.readouterr().err
+    assert "Rise masks" in shown
+    assert f"{MASKS}/{MASKS}" in shown
+    Rise(net).attribute(tiny_inputs(), 1, n_masks=2)
+    assert capsys.readouterr().err == ""
