@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from captum_unioncam.cli import options
-from captum_unioncam.cli.shared import complain, names_in, opened, settings_of
+from captum_unioncam.cli.shared import complain, methods_in, names_in, opened, settings_of
 from captum_unioncam.system.errors import Failure, WrongArgument
 from captum_unioncam.system.files import FreeNames, make_folder
 
@@ -38,7 +38,7 @@ def compare(
     from captum_unioncam.report.comparison import comparison_page, comparison_panel, comparison_text
     from captum_unioncam.report.panels import png
 
-    method_names, metric_names = names_in("--methods", methods), _metric_names(metrics)
+    method_names, metric_names = methods_in(methods), _metric_names(metrics)
     name, stem, picture = opened(image)
     settings = settings_of(context.params)
     on_terminal = sys.stderr.isatty()

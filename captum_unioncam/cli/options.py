@@ -60,8 +60,8 @@ MethodsOption = Annotated[
     typer.Option(
         "--methods",
         metavar="NAMES",
-        help="Methods, separated by commas: those that captum-unioncam methods lists, torchcam:NAME and grad_cam:NAME "
-        "for any CAM of those packages, or package.module:function, a factory of your own.",
+        help="Methods, separated by commas: all, or those that captum-unioncam methods lists, torchcam:NAME and "
+        "grad_cam:NAME for any CAM of those packages, or package.module:function, a factory of your own.",
     ),
 ]
 MetricsOption = Annotated[

@@ -75,3 +75,12 @@ def names_in(option: str, text: str) -> list[str]:
     if not names:
         raise WrongArgument(f"{option}: is empty; give names with commas between.")
     return list(dict.fromkeys(names))
+
+
+def methods_in(text: str) -> list[str]:
+    """The methods in ``--methods``; "all" stands for all that ``captum-unioncam methods`` lists."""
+    from captum_unioncam import methods
+
+    given = names_in("--methods", text)
+    names = [name for one in given for name in (methods.names() if one == "all" else [one])]
+    return list(dict.fromkeys(names))

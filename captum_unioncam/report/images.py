@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from captum_unioncam.engine.maps import up
+from captum_unioncam.engine.maps import minmax, up
 from captum_unioncam.report.html import jpeg_uri
 
 # Brightness rises with the map's values, so it also reads in grey print and for the colour-blind.
@@ -22,9 +22,12 @@ def as_picture(photo: Tensor) -> Image.Image:
 
 
 def heat(values: Tensor, size: tuple[int, int]) -> Image.Image:
-    """A map (1, 1, h, w) in colors, from 0 to its maximum, at the size (width, height); negative values show as 0."""
-    at_size = up(values.detach().float().clamp(min=0), size[::-1])[0, 0].cpu().numpy()
-    return Image.fromarray(matplotlib.colormaps[_COLORS](at_size / (at_size.max() or 1), bytes=True)).convert("RGB")
+    """A map (1, 1, h, w) in colors, from its minimum to its maximum, at the size (width, height).
+
+    Negative values show as 0 does. What is positive everywhere, as RISE's maps are, is shown above its minimum.
+    """
+    at_size = minmax(up(values.detach().float().clamp(min=0), size[::-1]))[0, 0].cpu().numpy()
+    return Image.fromarray(matplotlib.colormaps[_COLORS](at_size, bytes=True)).convert("RGB")
 
 
 def laid_over(picture: Image.Image, values: Tensor) -> Image.Image:

@@ -236,7 +236,9 @@ def baselines(subject: Subject) -> None:
     number, black = (subject.explain(net, net.features, inputs, TARGETS, baselines=b) for b in (0.4, 0))
     for form in (torch.full_like(inputs, 0.4), torch.full_like(inputs[:1], 0.4), (0.4,)):
         with given(f"baselines {form if isinstance(form, tuple) else tuple(form.shape)}"):
-            require_same(subject.explain(net, net.features, inputs, TARGETS, baselines=form), number, "of the number 0.4")
+            require_same(
+                subject.explain(net, net.features, inputs, TARGETS, baselines=form), number, "of the number 0.4"
+            )
     if not getattr(subject.cls, "has_own_baselines", False):
         with given("baselines None"):
             require_same(subject.explain(net, net.features, inputs, TARGETS, baselines=None), black, "of the number 0")

@@ -89,6 +89,7 @@ def expected_overlay(photo, values):
     red, green, blue = photo.numpy() * 255
     gray = (0.299 * red + 0.587 * green + 0.114 * blue)[..., None]
     values = LayerAttribution.interpolate(values, photo.shape[1:], "bilinear")[0, 0].clamp(min=0).numpy()
+    values = values - values.min()
     colors = colormaps["inferno"](values / values.max() if values.any() else values)
     return 0.45 * gray + 0.55 * 255 * colors[:, :, :3]
 
@@ -108,8 +109,14 @@ def test_panels_and_pages_show_the_same_overlay():
     in_page = Image.open(io.BytesIO(base64.b64decode(overlay(photo, values).partition(",")[2])))
     in_panel = shown(panel(photo, [HeatMap(values, "a map")], "a class").axes[1])
     np.testing.assert_array_equal(in_panel, laid_over(as_picture(photo), values))
-    # But for what JPEG makes of it.
+    # JPEG loses a little.
     assert np.abs(in_panel.astype(int) - np.asarray(in_page)).mean() < 3
+
+
+def test_maps_that_are_positive_everywhere_are_shown_above_their_minimum(photo):
+    values = torch.rand(1, 1, 4, 4)
+    figure = panel(photo, [HeatMap(values, "low"), HeatMap(values + 9, "high")], "a class")
+    assert np.abs(shown(figure.axes[1]).astype(int) - shown(figure.axes[2])).max() < 2
 
 
 def test_maps_without_anything_to_show_and_tiny_ones_are_drawn(photo):

@@ -1,0 +1,62 @@
+"""One picture of every CAM, for the documentation: on the demo picture, and on a photo in the public domain.
+
+``IMAGENET_SAMPLE=... python -m benchmarks.gallery`` writes ``docs/methods-demo.png``, and with the sample's trained
+MobileNetV2 ``docs/methods-photo.png`` of the photo of Grace Hopper that comes with matplotlib (by James S. Davis, United
+States Navy, 1984).
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import matplotlib.cbook
+import torch
+from PIL import Image
+
+from benchmarks import imagenet_sample
+from captum_unioncam import demo, methods
+from captum_unioncam.attr.base import CAMS
+from captum_unioncam.models.subject import ExplainedModel
+from captum_unioncam.report.panels import HeatMap, panel, png
+from captum_unioncam.system.errors import Failure
+from captum_unioncam.system.files import write_whole
+
+DOCS = Path(__file__).parent.parent / "docs"
+SETTINGS = methods.MethodSettings(max_channels=64)
+
+
+def gallery(subject: ExplainedModel, picture: Image.Image, target: int, class_name: str) -> bytes:
+    """The picture and the map of every method that explains a layer, with RISE, as a PNG file."""
+    shown = subject.shown(picture)
+    inputs, black = subject.input_and_baseline(shown)
+    heat_maps = []
+    for name in sorted([*CAMS, "grad_cam", "rise"]):
+        start = time.perf_counter()
+        try:
+            attribute = methods.create(name, subject.model, subject.layer, SETTINGS)
+            heat_maps.append(HeatMap(attribute(inputs, torch.tensor([target]), black), name))
+        except (Failure, ValueError) as error:
+            print(f"{name}: left out: {error}")
+        print(f"{name}: {time.perf_counter() - start:.1f} s", flush=True)
+    confidence = subject.confidences(inputs)[0, target]
+    return png(panel(shown, heat_maps, f"{class_name}  {confidence:.2f}   |   layer {subject.layer_name}"))
+
+
+def main() -> None:
+    """Writes the pictures that can be made here."""
+    subject = ExplainedModel("demo", layer=demo.EXPLAINED_LAYER)
+    picture = demo.load_picture()
+    target = int(subject.confidences(subject.input_and_baseline(subject.shown(picture))[0])[0].argmax())
+    write_whole(DOCS / "methods-demo.png", gallery(subject, picture, target, demo.CLASS_NAMES[target]))
+    if imagenet_sample.sample() is None:
+        print("methods-photo.png: left out: IMAGENET_SAMPLE names no folder")
+        return
+    subject = ExplainedModel("benchmarks.imagenet_sample:load_model", layer=imagenet_sample.LAYER)
+    with matplotlib.cbook.get_sample_data("grace_hopper.jpg") as file:
+        photo = Image.open(file).convert("RGB")
+    write_whole(DOCS / "methods-photo.png", gallery(subject, photo, 652, "military uniform"))
+
+
+if __name__ == "__main__":
+    main()
