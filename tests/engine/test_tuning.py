@@ -1,6 +1,11 @@
 """The rows and memory format of a pass are learnt, on a clock that the tests drive."""
 
+import os
+import platform
+import subprocess
+import sys
 from collections import Counter
+from textwrap import dedent
 
 import pytest
 import torch
@@ -114,12 +119,42 @@ def test_without_learning_the_setting_is_the_first_whatever_the_times(clock, cha
         assert not tuner.seconds
 
 
-def test_the_fixed_rule_is_of_size_and_device_type_alone():
+def test_the_fixed_rule_is_of_size_and_device_type(monkeypatch):
+    monkeypatch.setattr(tuning, "free_memory", lambda device: 2**36 if device.type == "cuda" else None)
     sizes = [1, 48, 32 * 32, 64 * 64, 112 * 112, 224 * 224, 512 * 512, 10**9]
     assert [fixed_rows(CPU, positions) for positions in sizes] == [64, 64, 64, 32, 16, 4, 2, 2]
     on_gpu = [fixed_rows(torch.device("cuda:1"), positions) for positions in sizes]
     assert on_gpu == [512, 512, 512, 512, 256, 64, 8, 2]
     assert fixed_rows(torch.device("mps"), 224 * 224) == 16
+
+
+@pytest.mark.parametrize(
+    ("free", "kept", "rows"), [(2**36, 0, 64), (2**30, 0, 16), (2**29, 2**29, 16), (2**28, 0, 4), (2**20, 0, 2)]
+)
+def test_no_more_rows_are_planned_than_fit_a_gpus_free_memory(monkeypatch, free, kept, rows):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2**36))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2**30 + kept)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2**30)
+    assert fixed_rows(torch.device("cuda:1"), 224 * 224) == rows
+    # 64 feature maps at the inputs' size, twice, as VGG16's first layers have them.
+    assert rows == 2 or rows * 224 * 224 * 64 * 4 * 2 <= free + kept
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc alone gives back so soon")
+def test_what_a_pass_frees_is_kept_for_the_next():
+    # A block that glibc takes from the heap is kept there once freed; one that it maps alone is given back at once.
+    script = """
+        import torch
+        from captum_unioncam.engine.tuning import PassTuner
+        PassTuner(torch.device("cpu"), 4)
+        block = torch.zeros(30 * 2**20, dtype=torch.uint8)
+        ends = next(line for line in open("/proc/self/maps") if "[heap]" in line).split()[0].split("-")
+        first, last = (int(end, 16) for end in ends)
+        print(first <= block.data_ptr() < last)
+        """
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run([sys.executable, "-c", dedent(script)], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
 
 
 def test_incomplete_passes_are_not_timed(clock):
