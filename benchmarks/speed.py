@@ -77,6 +77,8 @@ VARIANTS = {
         Variant("bfloat16 compiled", CHEAP, compiled=True),
         Variant("bfloat16 compiled, max_channels=256", {**CHEAP, "max_channels": 256}, compiled=True),
         Variant("bfloat16 compiled, max_channels=128", {**CHEAP, "max_channels": 128}, compiled=True),
+        Variant("max_channels=32", {"max_channels": 32}),
+        Variant("bfloat16 compiled, max_channels=32", {**CHEAP, "max_channels": 32}, compiled=True),
     ],
     "cuda": [
         Variant("UnionCAM, float32 without TF32"),
@@ -279,6 +281,18 @@ def measure_five_classes(of: Subject, repeats: int) -> float:
     return median(five) / median(one)
 
 
+def measure_fixed(of: Subject, repeats: int) -> list[float]:
+    """The time with the fixed batch size over that with the learnt one, run in turns; sorted."""
+    method, device = LayerUnionCam(of.model, of.layer), of.photos.device
+
+    def run(rows: str | None) -> float:
+        return seconds(lambda: method.attribute(of.photos[:1], of.targets[:1], internal_batch_size=rows), device)
+
+    run(None)
+    run("auto")
+    return sorted(run(None) / run("auto") for _ in range(repeats))
+
+
 def memory_of_eight_in_a_process_of_its_own(name: str, device: torch.device) -> float:
     """Where nothing that ran before has left memory behind that is free to be used again."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
@@ -374,12 +388,13 @@ def main(
     for name in models or LAYERS:
         of = subject(name, on)
         ours = [measure(of, variant, repeats) for variant in VARIANTS[on.type]]
-        five = measure_five_classes(of, repeats)
+        five, fixed = measure_five_classes(of, repeats), measure_fixed(of, repeats)
         memory = memory_of_eight_in_a_process_of_its_own(name, on)
         others = measure_peers(of) if peers else []
         sections.append(f"## {of.name}\n\n{table(ours, others)}\n")
         sections.append(
-            f"Five classes take {five:.2f} times the time of one; the peak memory of eight photos is "
+            f"The fixed batch size takes {median(fixed):.2f} times the time of the learnt one ({fixed[0]:.2f} to "
+            f"{fixed[-1]:.2f}). Five classes take {five:.2f} times the time of one; the peak memory of eight photos is "
             f"{memory / 1e6:+.0f} MB from LayerGradCam's.\n"
         )
         print(sections[-2], sections[-1], sep="\n", flush=True)
