@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from captum_unioncam.attr.ablation_cam import LayerAblationCam
+    from captum_unioncam.attr.ablation_cam_plus_plus import LayerAblationCamPlusPlus
     from captum_unioncam.attr.augmented_grad_cam import LayerAugmentedGradCam
+    from captum_unioncam.attr.base import TailDetails
     from captum_unioncam.attr.cam import LayerLinearCam
     from captum_unioncam.attr.denoised_grad_cam import LayerDenoisedGradCam
     from captum_unioncam.attr.eigen_cam import LayerEigenCam
@@ -40,6 +42,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "LayerAblationCam": "attr.ablation_cam",
+    "LayerAblationCamPlusPlus": "attr.ablation_cam_plus_plus",
     "LayerAugmentedGradCam": "attr.augmented_grad_cam",
     "LayerDenoisedGradCam": "attr.denoised_grad_cam",
     "LayerEigenCam": "attr.eigen_cam",
@@ -62,6 +65,7 @@ _HOMES = {
     "LayerVitReciproCam": "attr.vit_recipro_cam",
     "LayerXGradCam": "attr.x_grad_cam",
     "Rise": "attr.rise",
+    "TailDetails": "attr.base",
     "UnionCamDetails": "attr.union_cam",
     "UpsampledAttribution": "attr.upsampled",
     "channels_last_to_maps": "engine.layouts.base",
@@ -72,6 +76,7 @@ _HOMES = {
 }
 __all__ = [
     "LayerAblationCam",
+    "LayerAblationCamPlusPlus",
     "LayerAugmentedGradCam",
     "LayerDenoisedGradCam",
     "LayerEigenCam",
@@ -94,6 +99,7 @@ __all__ = [
     "LayerVitReciproCam",
     "LayerXGradCam",
     "Rise",
+    "TailDetails",
     "UnionCamDetails",
     "UpsampledAttribution",
     "channels_last_to_maps",

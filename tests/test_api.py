@@ -15,6 +15,7 @@ from captum_unioncam.cli.main import app
 NAMES = {
     "captum_unioncam": [
         "LayerAblationCam",
+        "LayerAblationCamPlusPlus",
         "LayerAugmentedGradCam",
         "LayerDenoisedGradCam",
         "LayerEigenCam",
@@ -37,6 +38,7 @@ NAMES = {
         "LayerVitReciproCam",
         "LayerXGradCam",
         "Rise",
+        "TailDetails",
         "UnionCamDetails",
         "UpsampledAttribution",
         "channels_last_to_maps",
@@ -70,6 +72,7 @@ NAMES = {
 
 HOMES = {
     "LayerAblationCam": "attr.ablation_cam",
+    "LayerAblationCamPlusPlus": "attr.ablation_cam_plus_plus",
     "LayerAugmentedGradCam": "attr.augmented_grad_cam",
     "LayerDenoisedGradCam": "attr.denoised_grad_cam",
     "LayerEigenCam": "attr.eigen_cam",
@@ -92,6 +95,7 @@ HOMES = {
     "LayerVitReciproCam": "attr.vit_recipro_cam",
     "LayerXGradCam": "attr.x_grad_cam",
     "Rise": "attr.rise",
+    "TailDetails": "attr.base",
     "UnionCamDetails": "attr.union_cam",
     "UpsampledAttribution": "attr.upsampled",
     "channels_last_to_maps": "engine.layouts.base",

@@ -21,6 +21,7 @@ import torch
 
 import captum_unioncam
 from captum_unioncam import demo
+from tests.attr import OWN
 from tests.blocks import blocks, commands, run_commands, run_python
 
 pytest_plugins = ("tests.blocks", "tests.browser")
@@ -68,6 +69,22 @@ def public_objects():
             yield full_name, pkgutil.resolve_name(full_name)
 
 
+def test_the_page_lists_all_that_is_public():
+    listed = {name for name, _ in public_objects()}
+    assert [name for name in captum_unioncam.__all__ if f"captum_unioncam.{name}" not in listed] == []
+
+
+def test_the_page_of_methods_lists_each_with_its_class():
+    page = (DOCS / "methods.md").read_text()
+    named = {
+        name: type_
+        for names, type_ in re.findall(r"^\| (`.*?`) \| .*?`(\w+)`", page, re.M)
+        for name in re.findall(r"`(\w+)`", names)
+    }
+    ours = {name: cls.__name__ for name, cls in OWN.items()} | {"rise": "Rise", "grad_cam": "LayerGradCam"}
+    assert named == ours
+
+
 EXAMPLES = {
     name: code
     for name, found in public_objects()
@@ -96,6 +113,8 @@ def example_names(monkeypatch):
             return {"model": SwinTransformer([4, 4], 8, [1, 1], [1, 2], [7, 7], num_classes=3).eval()}
         if example.endswith("tokens_to_maps"):
             return {"model": VisionTransformer(224, 16, 1, 2, 12, 16, num_classes=3).eval()}
+        if example.endswith("LayerVitReciproCam.attribute"):
+            return {"model": VisionTransformer(112, 16, 2, 2, 12, 16, num_classes=8).eval()}
         return {"model": model, "layer": model.layer4, "attr": torch.rand(4, 1, 7, 7)}
 
     package = {name: getattr(captum_unioncam, name) for name in captum_unioncam.__all__}

@@ -66,9 +66,9 @@ def shared_passes() -> SharedPasses:
 
     Examples::
 
-        >>> with captum_unioncam.shared_passes():
+        >>> with shared_passes():
         ...     united = LayerUnionCam(model, layer).attribute(images, target=labels)
-        ...     region = LayerScoreCam(model, layer).attribute(images, target=others)  # no further pass of a channel
+        ...     region = LayerScoreCam(model, layer).attribute(images, target=3)  # no further pass of a channel
     """
     return SharedPasses()
 
