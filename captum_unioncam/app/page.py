@@ -29,6 +29,7 @@ from captum_unioncam.app.folder import keep_newest, temporary_folder
 from captum_unioncam.app.guard import Guard, Listeners
 from captum_unioncam.app.workbench import OWN_METHODS, Question, Workbench, embedded_pictures
 from captum_unioncam.datasets.pictures import open_picture
+from captum_unioncam.evaluation.explain import QUALITIES
 from captum_unioncam.methods.registry import names
 from captum_unioncam.models.subject import ExplainedModel
 from captum_unioncam.report.html import render
@@ -59,6 +60,7 @@ _LABELS = {
     "methods": "Compare with",
     "theta": "Theta",
     "channel_weights": "Channel weights",
+    "quality": "Quality",
 }
 
 # Gradio shows the bars of tqdm, which Captum and torchvision use, on the page.
@@ -129,11 +131,12 @@ class _Handlers:
         layer: str | None,
         theta: float,
         channel_weights: str,
+        quality: str = "exact",
         request: gr.Request | None = None,
         progress: gr.Progress = _PROGRESS,
     ) -> tuple[str, dict[str, Any]]:
         with _as_sentence():
-            question = _question(model, target, methods, layer, theta, channel_weights)
+            question = _question(model, target, methods, layer, theta, channel_weights, quality)
             is_wanted = None
             if self.listeners is not None and request is not None:
                 is_wanted = partial(self.listeners.is_waiting, str(request.session_hash))
@@ -144,7 +147,9 @@ class _Handlers:
             return answer.page(), gr.update(value=answer.code, visible=True)
 
 
-def _question(model: Any, target: Any, methods: Any, layer: Any, theta: Any, channel_weights: Any) -> Question:
+def _question(
+    model: Any, target: Any, methods: Any, layer: Any, theta: Any, channel_weights: Any, quality: Any
+) -> Question:
     """The question, checked, since requests need not come from the page's controls."""
     _check_type("model", model, str)
     _check_type("target", target, str)
@@ -156,8 +161,10 @@ def _question(model: Any, target: Any, methods: Any, layer: Any, theta: Any, cha
     _check_type("theta", theta, int, float)
     if channel_weights not in list(OWN_METHODS):
         raise WrongArgument(f"channel_weights={channel_weights!r}: give {' or '.join(OWN_METHODS)}.")
+    if quality not in list(QUALITIES):
+        raise WrongArgument(f"quality={quality!r}: give {', '.join(QUALITIES)}.")
     asked = None if target == _PREDICTED else target
-    return Question(model, layer, asked, float(theta), channel_weights, tuple(methods))
+    return Question(model, layer, asked, float(theta), channel_weights, tuple(methods), quality)
 
 
 def _check_type(name: str, value: Any, *types: type) -> None:
@@ -269,12 +276,13 @@ def _picture_controls(folder: Path) -> tuple[gr.Image, gr.Dataset, list[str]]:
     return image, embedded, files
 
 
-def _setting_controls(layers: dict[str, Any]) -> tuple[gr.Dropdown, gr.Slider, gr.Radio]:
+def _setting_controls(layers: dict[str, Any]) -> tuple[gr.Dropdown, gr.Slider, gr.Radio, gr.Radio]:
     with gr.Accordion("Settings of UnionCAM", open=False):
         return (
             gr.Dropdown(**layers, label="Layer", info="The usual one is chosen already."),
             gr.Slider(0, 100, 10, step=1, label="Theta", info="Gradients below this percentile are noise."),
             gr.Radio(list(OWN_METHODS), value="score", label="Channel weights", info="As the paper, or as Score-CAM."),
+            gr.Radio(list(QUALITIES), value="exact", label="Quality", info="All channels, or 128 or 32 of them."),
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from threading import Lock
 from typing import Any
@@ -15,7 +15,6 @@ from captum_unioncam.evaluation.compare import Comparison, compare
 from captum_unioncam.evaluation.explain import Explanation, Settings
 from captum_unioncam.evaluation.judge import Judge
 from captum_unioncam.methods.registry import names
-from captum_unioncam.methods.settings import MethodSettings
 from captum_unioncam.models.subject import ExplainedModel
 from captum_unioncam.models.zoo import DEMO_MODEL
 from captum_unioncam.report.comparison import comparison_table
@@ -39,6 +38,7 @@ class Question:
         layer (str or None): Dotted name of the layer to explain. Default: None, found
         target (str or None): The class, index or name. Default: None, the most probable
         theta, channel_weights: As ``LayerUnionCam.attribute`` takes them.
+        quality (str): A preset, of ``QUALITIES``. Default: "exact"
         methods (tuple[str, ...]): Methods to compare with, from ``methods.names()``. Default: none
     """
 
@@ -48,6 +48,7 @@ class Question:
     theta: float = 10.0
     channel_weights: str = "score"
     methods: tuple[str, ...] = ()
+    quality: str = "exact"
 
 
 @dataclass(frozen=True)
@@ -154,17 +155,19 @@ class Workbench:
         own = OWN_METHODS[question.channel_weights]
         target = None if question.target is None else subject.class_index(question.target)
         methods = dict.fromkeys((own, *question.methods))
-        judge = Judge(subject, methods, MethodSettings(question.theta, show_progress=True), _CURVE_STEPS)
-        comparison = compare(judge, name, picture, target, show_progress=True)
-        if own in comparison.failures:
-            raise Failure(f"UnionCAM: {comparison.failures[own]}")
         settings = Settings(
             question.model,
             subject.weights,
             subject.layer_name,
             theta=question.theta,
             channel_weights=question.channel_weights,
-        )
+        ).of_quality(question.quality, subject.device)
+        # The other methods keep their own channel weights.
+        of_methods = replace(settings.of_methods(show_progress=True), channel_weights=None)
+        judge = Judge(subject, methods, of_methods, _CURVE_STEPS)
+        comparison = compare(judge, name, picture, target, show_progress=True)
+        if own in comparison.failures:
+            raise Failure(f"UnionCAM: {comparison.failures[own]}")
         explanation = _explanation(comparison, own, settings)
         return Answer(explanation, comparison, python_lines(explanation, name, picture, self.device))
 
@@ -214,13 +217,16 @@ def python_lines(explanation: Explanation, name: str, picture: Image.Image, devi
     settings = explanation.settings
     arguments = {"weights": settings.weights, "layer": settings.layer, "device": device}
     given = "".join(f", {key}={value!r}" for key, value in arguments.items() if value is not None)
+    cheaper = [] if settings.max_channels is None else [f"    max_channels={settings.max_channels},\n"]
+    cheaper += [] if settings.dtype == "float32" else [f"    score_dtype=torch.{settings.dtype},\n"]
+    torch_import = "" if settings.dtype == "float32" else "import torch\n"
     from_file = (
         "from pathlib import Path\nfrom captum_unioncam.datasets.pictures import open_picture\n"
         f"picture = open_picture(Path({name!r}))"
     )
     return f"""{next((lines for lines, embedded in embedded_pictures() if embedded == picture), from_file)}
 
-from captum_unioncam import LayerUnionCam
+{torch_import}from captum_unioncam import LayerUnionCam
 from captum_unioncam.models.subject import ExplainedModel
 subject = ExplainedModel({settings.model!r}{given})
 inputs, black = subject.input_and_baseline(subject.shown(picture))
@@ -231,7 +237,7 @@ attr = union_cam.attribute(  # (1, 1, h, w), in [0, 1]
     baselines=black,
     theta={settings.theta!r},
     channel_weights={settings.channel_weights!r},
-)"""
+{"".join(cheaper)})"""
 
 
 @cache

@@ -83,7 +83,8 @@ def words(html):
 
 QUESTIONS = {
     "defaults": Question(),
-    "all given": Question("demo", "features.7", "3", 85.0, "softmax", ("grad_cam",)),
+    "all given": Question("demo", "features.7", "3", 85.0, "softmax", ("grad_cam",), "balanced"),
+    "fast": Question(quality="fast"),
 }
 
 
@@ -113,7 +114,8 @@ def test_the_code_makes_embedded_pictures_itself(workbench, tmp_path, number, mo
 @pytest.mark.parametrize("question", QUESTIONS.values(), ids=QUESTIONS)
 def test_the_page_says_what_the_explainer_says(workbench, photo, question):
     arguments = {"theta": question.theta, "channel_weights": question.channel_weights}
-    explainer = Explainer(Settings(layer=question.layer, **arguments))
+    settings = Settings(layer=question.layer, **arguments).of_quality(question.quality, torch.device("cpu"))
+    explainer = Explainer(settings)
     with Image.open(photo) as picture:
         expected = next(explainer.explain(picture.convert("RGB"), None if question.target is None else 3))
     page = ask(workbench, photo, question).page()
@@ -264,8 +266,8 @@ def test_closing_stops_what_is_running(photo):
 # What visitors get wrong.
 
 
-def explain(workbench, file, model="demo", target=PREDICTED, compared=(), layer=None, theta=10):
-    return page._Handlers(workbench).explain(file, model, target, list(compared), layer, theta, "score")
+def explain(workbench, file, model="demo", target=PREDICTED, compared=(), layer=None, theta=10, quality="exact"):
+    return page._Handlers(workbench).explain(file, model, target, list(compared), layer, theta, "score", quality)
 
 
 def uploaded(path, name=None):
@@ -291,6 +293,7 @@ WRONG = {
     "another layer": ({"layer": "nowhere"}, "Layer: the model has no layer 'nowhere'."),
     "a layer without space": ({"layer": "classifier"}, "Layer classifier: has (1, 8) as output; give a layer"),
     "another class": ({"target": "8"}, "Class 8: there are the classes 0 to 7."),
+    "another quality": ({"quality": "best"}, "Quality best: give exact, balanced, fast."),
     "theta": ({"theta": 101}, "UnionCAM: ValueError: theta: got 101"),
 }
 
