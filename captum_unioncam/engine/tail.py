@@ -196,8 +196,10 @@ class TailScorer(MaskedScorer):
         key = (value.shape[1:], value.dtype, device, tuple(sizes), tail.formats, self.internal_batch_size)
         if key not in self.tuners:
             given = self.internal_batch_size
-            rows = fixed_rows(device, max(size.numel() for size in sizes))
-            rows = rows if given is None or isinstance(given, str) else int(given)
+            if given is None or isinstance(given, str):
+                rows = fixed_rows(device, max(size.numel() for size in sizes))
+            else:
+                rows = int(given)
             self.tuners[key] = PassTuner(device, rows, tail.formats, learns=given == AUTO)
         return self.tuners[key]
 

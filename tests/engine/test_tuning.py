@@ -132,6 +132,7 @@ def test_the_fixed_rule_is_of_size_and_device_type(monkeypatch):
     ("free", "kept", "rows"), [(2**36, 0, 64), (2**30, 0, 16), (2**29, 2**29, 16), (2**28, 0, 4), (2**20, 0, 2)]
 )
 def test_no_more_rows_are_planned_than_fit_a_gpus_free_memory(monkeypatch, free, kept, rows):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2**36))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2**30 + kept)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2**30)
