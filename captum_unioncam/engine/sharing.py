@@ -90,7 +90,7 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         alike = one.dtype == other.dtype and one.device == other.device and one.shape == other.shape
         return one is other or (alike and torch.equal(one, other))
-    if isinstance(one, tuple) and isinstance(other, tuple):
+    if isinstance(one, (tuple, list)) and type(one) is type(other):
         return len(one) == len(other) and all(map(_same, one, other))
     if isinstance(one, (int, float, str, bool, torch.dtype, MethodType, type(None))):
         return type(one) is type(other) and bool(one == other)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -30,6 +32,7 @@ from captum_unioncam.engine.maps import full_precision, minmax, up
 from captum_unioncam.engine.model_state import AUTOCAST, evaluation_mode
 from captum_unioncam.engine.perturbations import Chunk, Masks, check_dense
 from captum_unioncam.engine.scoring import MaskedScorer
+from captum_unioncam.engine.sharing import is_shared, kept
 from captum_unioncam.engine.tuning import PassTuner
 from captum_unioncam.system.documents import parameters, specialised
 
@@ -37,6 +40,12 @@ from captum_unioncam.system.documents import parameters, specialised
 _BLUR_PIXELS, _BLUR_SIGMA = 11, 5.0
 
 DEFAULT_STEPS = 100
+
+WHOLE, NOTHING = 1.0, 0.0
+"""Masks that show all of an input, and none of it."""
+
+Make = Callable[[Chunk, Tensor, int], Tensor]
+"""As ``Masks`` takes it."""
 
 
 # What was learnt of each function's passes, for as long as the function lives.
@@ -158,7 +167,10 @@ class JudgedAttributions:
         def make(chunk: Chunk, inputs: Tensor, i: int) -> Tensor:
             return torch.where(_column(chunk.numbers == 0, inputs), 1.0, masks[i][chunk.examples.to(inputs.device)])
 
-        confidences = self._confidences(make, 2, self.baselines)
+        confidences = kept(
+            lambda: ("whole and seen", self._key(), self.baselines, tuple(masks.values())),
+            lambda: self._confidences(make, 2, self.baselines, {0: WHOLE}),
+        )
         negative = (confidences < 0).any(1).nonzero().flatten().tolist()
         if negative:
             raise ValueError(
@@ -168,7 +180,7 @@ class JudgedAttributions:
         return confidences[:, 0], confidences[:, 1]
 
     def curve(self, baselines: BaselineType, steps: int, shown: Callable[[Tensor, Tensor], Tensor]) -> Curve:
-        """The curve of inputs whose pixels are shown where ``shown(rank, pixels of the step)``."""
+        """The curve of inputs whose pixels show where ``shown(rank, pixels of the step)``, torch.lt or torch.ge."""
         self._check_steps(steps)
         ranks = {i: _ranks(attribution) for i, attribution in self.attributions.items()}
 
@@ -181,7 +193,9 @@ class JudgedAttributions:
             examples, step = (index.to(inputs.device) for index in (chunk.examples, chunk.numbers))
             return shown(ranks[i][examples], _column(counts[i][step], inputs)).to(inputs.dtype)
 
-        confidences = self._confidences(make, steps + 1, baselines)
+        # Where all or nothing is shown, before the first step or after the last.
+        first, last = (WHOLE, NOTHING) if shown is torch.ge else (NOTHING, WHOLE)
+        confidences = self._confidences(make, steps + 1, baselines, {0: first, steps: last})
         pixels = next(iter(counts.values()))
         fractions = pixels.to(confidences) / pixels[-1]
         return Curve(torch.trapezoid(confidences, fractions, dim=1), fractions, confidences)
@@ -196,8 +210,36 @@ class JudgedAttributions:
                 f"steps: got {steps}; there are {pixels} pixels, and a step has one or more: give at most as many."
             )
 
-    def _confidences(self, make: Callable[[Chunk, Tensor, int], Tensor], count: int, baselines: BaselineType) -> Tensor:
-        """Of ``count`` masks for each example, (N, count)."""
+    def _confidences(self, make: Make, count: int, baselines: BaselineType, uniform: Mapping[int, float]) -> Tensor:
+        """Of ``count`` masks for each example, (N, count); the ``uniform`` ones are 1 or 0 everywhere.
+
+        Within ``shared_passes``, those are computed once.
+        """
+        if not is_shared():
+            return self._run(make, count, baselines)
+        others = torch.tensor([number for number in range(count) if number not in uniform])
+
+        def make_others(chunk: Chunk, inputs: Tensor, i: int) -> Tensor:
+            numbers = others.to(chunk.numbers.device)[chunk.numbers]
+            return make(replace(chunk, numbers=numbers), inputs, i)
+
+        columns = dict(zip(others.tolist(), self._run(make_others, len(others), baselines).unbind(1), strict=True))
+        for number, value in uniform.items():
+            columns[number] = self._of_uniform(value, None if value == WHOLE else baselines)
+        return torch.stack([columns[number] for number in range(count)], 1)
+
+    def _of_uniform(self, value: float, baselines: BaselineType) -> Tensor:
+        return kept(
+            lambda: ("uniform", self._key(), baselines, value),
+            lambda: self._run(partial(_uniform, value), 1, baselines).squeeze(1),
+        )
+
+    def _key(self) -> tuple[Any, ...]:
+        """What confidences depend on, besides masks and baselines."""
+        arguments = self.additional_forward_args, self.target, self.confidence_fn, self.internal_batch_size
+        return self.forward_func, self.inputs, *arguments
+
+    def _run(self, make: Make, count: int, baselines: BaselineType) -> Tensor:
         with evaluation_mode(self.forward_func) as (forward_func,):
             scorer = MaskedScorer(
                 forward_func,
@@ -273,6 +315,11 @@ def _ranks(attributions: Tensor) -> Tensor:
     """Each pixel's place among its example's, 0 for the largest; of equal ones the first comes first."""
     order = attributions.flatten(1).argsort(dim=1, descending=True, stable=True)
     return order.argsort(dim=1).reshape(attributions.shape)
+
+
+def _uniform(value: float, chunk: Chunk, inputs: Tensor, _i: int) -> Tensor:
+    """Masks that are the same everywhere."""
+    return inputs.new_full((len(chunk.example_numbers), 1, *inputs.shape[2:]), value)
 
 
 def _column(values: Tensor, inputs: Tensor) -> Tensor:

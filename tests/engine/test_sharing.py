@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import captum_unioncam
-from captum_unioncam import LayerGradPlusPlusScoreCam, LayerScoreCam, LayerUnionCam, shared_passes
+from captum_unioncam import LayerGradPlusPlusScoreCam, LayerScoreCam, LayerUnionCam, metrics, shared_passes
 from tests.networks import CHANNELS, PooledNet, TinyNet, tiny_inputs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -203,3 +203,29 @@ def test_channels_without_positive_gradients_are_another_choice_of_channels():
 
 def test_it_is_public():
     assert captum_unioncam.shared_passes is shared_passes
+
+
+METRICS = [metrics.confidence_drop, metrics.confidence_increase, metrics.insertion, metrics.deletion]
+
+
+def measured(metric, model, inputs, maps, target, **arguments):
+    steps = {} if metric in METRICS[:2] else {"steps": 5, "return_curve": True}
+    return metric(model, inputs, maps, target, **steps, **arguments)
+
+
+@pytest.mark.parametrize("target", [1, [0, 3, 1]])
+@pytest.mark.parametrize("baselines", [None, 0.3])
+def test_metrics_share_what_is_whole_and_what_is_gone(baselines, target):
+    model, inputs = Counting(), tiny_inputs()
+    maps = [torch.rand(3, 1, 4, 3, generator=torch.Generator().manual_seed(seed)).double() for seed in (0, 1)]
+    alone = [measured(metric, model, inputs, m, target, baselines=baselines) for m in maps for metric in METRICS]
+    rows, model.rows = model.rows, 0
+    assert rows == 2 * 3 * (2 + 2 + 6 + 6)
+    with shared_passes():
+        shared = [measured(metric, model, inputs, m, target, baselines=baselines) for m in maps for metric in METRICS]
+    # For each map, what is seen through it and between the ends of two curves; once, the whole, the baseline, the blur.
+    assert model.rows == 3 * (2 * (1 + 4 + 4) + (3 if baselines is None else 2))
+    for expected, made in zip(alone, shared, strict=True):
+        parts = (expected, made) if isinstance(made, tuple) else ([expected], [made])
+        for one, other in zip(*parts, strict=True):
+            assert torch.allclose(one, other, rtol=0, atol=1e-12)
