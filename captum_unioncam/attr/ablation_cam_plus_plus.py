@@ -77,7 +77,7 @@ class LayerAblationCamPlusPlus(TailCam[LayerT]):
         sizes = node_sizes(nodes, min(groups, nodes.shape[1]))
         whole = torch.ones_like(sizes[:, :1])
         scored = torch.cat([sizes, whole], 1) > 0
-        scores = tail.scores(activations, f"groups {groups}", without_nodes(nodes), scored, raw=True)
+        scores = tail.scores(activations, "groups", without_nodes(nodes), scored, raw=True)
         output, drops = scores[:, -1:], scores[:, -1:] - scores[:, :-1]
         limit = tau * drops.masked_fill(sizes == 0, -torch.inf).amax(1, keepdim=True)
         weights = torch.zeros_like(activations.flatten(2)[..., 0])

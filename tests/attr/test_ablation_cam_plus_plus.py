@@ -125,14 +125,15 @@ class WideNet(nn.Module):
 
 
 class Copies(nn.Module):
-    """The channels numbered ``order``, which may name one several times."""
+    """Multiples of the channels numbered ``order``, which may name one several times."""
 
     def __init__(self, order):
         super().__init__()
         self.order = order
 
     def forward(self, x):
-        return x[:, self.order]
+        gains = torch.tensor([0.1 * k + 0.3 for k in range(len(self.order))], dtype=x.dtype)
+        return x[:, self.order] * gains.reshape(-1, 1, 1)
 
 
 def all_drops_positive(**settings):
