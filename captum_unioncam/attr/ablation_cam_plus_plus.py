@@ -32,12 +32,12 @@ class LayerAblationCamPlusPlus(TailCam[LayerT]):
     :math:`S` being the first node on the way down from the group of :math:`k` that has a single channel, or for which
     :math:`d(S) \le \tau \max_G d(G)`, the maximum over the groups. Below it nothing is run.
 
-    It is named after Salama et al., *Ablation-CAM++: Grouped Recursive Visual Explanations for Deep Convolutional
-    Networks*, ICIP 2022, https://doi.org/10.1109/ICIP46576.2022.9897617, of which the abstract alone could be read, and
-    no code is known. From there: activation maps are clustered into groups, a group is split recursively into a binary
-    tree, its parts are ablated, the tree is pruned, and it takes less than half of Ablation-CAM's time. This package's
-    choices are all the rest: what is clustered and how, ``groups``, the limit at which a tree is pruned and ``tau``,
-    and how the channels of a node share its weight. Do not expect the paper's maps or numbers.
+    It is after Ablation-CAM++ (Salama, Adly and Torki, ICIP 2022, https://doi.org/10.1109/ICIP46576.2022.9897617). Of
+    the paper, the abstract alone could be read, and no code is known. The abstract has the clustering of activation
+    maps into groups, the binary tree of each group, the ablation of its parts, its pruning, and a price of less than
+    half of Ablation-CAM's time. All else is this package's choice: what is clustered and how, ``groups``, the limit at
+    which a tree is pruned and ``tau``, and how the channels of a node share its drop. Do not expect the paper's maps or
+    numbers.
 
     Groups are clustered, and nodes split in two, by k-means of the flattened :math:`A_k` divided by their norms. It
     draws no random numbers: the first centre is the vector farthest from the mean, each further one the vector farthest
