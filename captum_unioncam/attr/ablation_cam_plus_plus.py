@@ -21,7 +21,7 @@ class LayerAblationCamPlusPlus(TailCam[LayerT]):
     After Ablation-CAM++: Ablation-CAM at a lower price, since groups of similar channels are ablated together.
 
     The channels of the layer's output :math:`A` are clustered into groups. Each group is the root of a binary tree: a
-    node :math:`S`, a set of channels, has the halves of :math:`S` as its children. With :math:`y_c(A)` the target's
+    node :math:`S`, a set of channels, has two parts of :math:`S` as its children. With :math:`y_c(A)` the target's
     output of what comes behind the layer, and :math:`A^{(S)}` being :math:`A` with the channels of :math:`S` set to 0,
 
     .. math::
@@ -132,7 +132,7 @@ def without_nodes(nodes: Tensor) -> Replace:
 
 
 def split_nodes(vectors: Tensor, nodes: Tensor) -> Tensor:
-    """The nodes' halves: the new node of each channel (N, K), numbered anew in each example; -1 where it was in none.
+    """The nodes' children: the new node of each channel (N, K), numbered anew in each example; -1 where it was in none.
 
     Args:
         vectors (Tensor): (N, K, P).
@@ -149,8 +149,8 @@ def split_nodes(vectors: Tensor, nodes: Tensor) -> Tensor:
     seconds = torch.zeros_like(sizes).index_add(0, parts, sides)
     of_equals = (seconds == 0)[parts]
     sides = torch.where(of_equals, (2 * _places(parts, sizes) >= sizes[parts]).long(), sides)
-    halves = 2 * (present.cumsum(1) - 1)[examples, own] + sides
-    return torch.full_like(nodes, -1).index_put((examples, channels), halves)
+    children = 2 * (present.cumsum(1) - 1)[examples, own] + sides
+    return torch.full_like(nodes, -1).index_put((examples, channels), children)
 
 
 def _places(parts: Tensor, sizes: Tensor) -> Tensor:
