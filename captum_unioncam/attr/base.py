@@ -32,6 +32,7 @@ from captum_unioncam.engine.checks import check_flag, check_function, check_grad
 from captum_unioncam.engine.confidence import ConfidenceFunction
 from captum_unioncam.engine.copies import CopyPasses, GradientCopies
 from captum_unioncam.engine.layouts.base import ReshapeTransform
+from captum_unioncam.engine.map_check import check_maps
 from captum_unioncam.engine.maps import clipped, weighted
 from captum_unioncam.engine.model_state import evaluation_mode
 from captum_unioncam.engine.outputs import Outputs
@@ -84,8 +85,9 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
             Default: None
         reshape_transform (Callable or None): The layer's output, each tensor of it, to (N, K, \*spatial). Gradients
             pass through it as well, so it may only move values and leave some out: ``tokens_to_maps(14, 14)``,
-            ``channels_last_to_maps``, or your own. Default: None, the known one where the layer is within torchvision's
-            ViT, Swin transformer or ConvNeXt, and the output as it is elsewhere
+            ``channels_last_to_maps``, or your own, whose result is taken for maps. Default: None, the known one where
+            the layer is within torchvision's ViT, Swin transformer or ConvNeXt, and the output as it is elsewhere: if
+            its sizes are not those of the input at one stride, a few passes more tell whether it is maps
     """
 
     name: ClassVar[str]
@@ -212,8 +214,8 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
             list of those, one a layer, for a list of layers. Details, where asked for, come in the same form.
 
         Raises:
-            ValueError: A layer without spatial dimensions, inputs none of which has the layer's, an empty batch or list
-                of layers, activations that are not finite.
+            ValueError: A layer without spatial dimensions or whose output is no maps, inputs none of which has the
+                layer's, an empty batch or list of layers, activations that are not finite.
             AssertionError: A target that does not fit the output, as in Captum.
         """
         return self._explain(
@@ -357,9 +359,11 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
                 outputs,
             )
             passes = self._passes(call, targets, score_func, **of_passes)
+            captured = self._captured(call, targets, **of_capture)
+            check_maps(call)
             explained = [
                 [join([self.cam(**seen[t], **passes[t], **own) for t in range(len(targets))]) for seen in of_outputs]
-                for of_outputs in self._captured(call, targets, **of_capture)
+                for of_outputs in captured
             ]
         attributions = self._formed(explained, lambda one: one[0].relu() if relu_attributions else one[0])
         return (attributions, self._formed(explained, lambda one: one[1])) if return_details else attributions

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import wraps
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from captum_unioncam.engine._captum import (
     extract_device_ids,
     forward_layer_distributed_eval,
     gather_distributed_tensors,
+    run_forward,
     select_targets,
 )
 from captum_unioncam.engine.checks import check_finite, inputs_with_mask
@@ -116,6 +118,38 @@ class LayerCall:
                 made, activations = self._differentiated(targets, grad_kwargs or {})
         return [self._as_maps(of_target, "gradients") for of_target in made], self._as_maps(activations, "activations")
 
+    def reached(self, inputs: tuple[Tensor, ...]) -> dict[tuple[Module, int], Tensor]:
+        """The layers' tensors for other inputs, by layer and number: of the layers that run before the model raises.
+
+        Args:
+            inputs (tuple[Tensor, ...]): Made of the first example, each (R, ...).
+        """
+        made: OnDevices = {}
+
+        def keep(one: Module, _args: Any, tensors: tuple[Tensor, ...]) -> None:
+            # What comes after the layer may write into what it gets.
+            made.setdefault(cast(SeenLayer, one), {})[tensors[0].device] = tuple(x.clone() for x in tensors)
+
+        with torch.no_grad(), watched(self.layers, self.attribute_to_layer_input, differentiable=False) as seen:
+            for one in seen:
+                one.register_forward_hook(keep)
+            # What ran before the model raises is known.
+            with suppress(Exception):
+                run_forward(self.forward_func, inputs, None, self._arguments_of_first(inputs[0].shape[0]))
+        ran = [one for one in seen if one in made]
+        gathered = self._gathered(made, ran) if ran else []
+        return {(one.layer, i): x for one, tensors in zip(ran, gathered, strict=True) for i, x in enumerate(tensors)}
+
+    def _arguments_of_first(self, rows: int) -> tuple[Any, ...]:
+        """The additional arguments for so many copies of the first example."""
+        examples = self.inputs[0].shape[0]
+        return tuple(
+            x.index_select(0, torch.zeros(rows, dtype=torch.int64, device=x.device))
+            if isinstance(x, Tensor) and x.dim() > 0 and x.shape[0] == examples
+            else x
+            for x in self.additional_forward_args or ()
+        )
+
     def _differentiated(
         self, targets: Sequence[TargetType], grad_kwargs: dict[str, Any]
     ) -> tuple[list[OfLayers], OfLayers]:
@@ -141,7 +175,7 @@ class LayerCall:
         for seen, of_layer in found.items():
             if any(gradient is None for gradient in tree_flatten(of_layer)[0]):
                 raise LayerError(
-                    f"layer: the output does not depend on {self._name(seen.layer)}, or only by detach(); "
+                    f"layer: the output does not depend on {self.name(seen.layer)}, or only by detach(); "
                     f"{OTHER_LAYER}, or take LayerScoreCam, which needs no gradient."
                 )
         return found
@@ -153,7 +187,7 @@ class LayerCall:
         def checked(*args: Any) -> Tensor:
             output = self.outputs.tensor(self.forward_func(*args), self.inputs[0].shape[0])
             for one in seen:
-                one.check(self._name(one.layer))
+                one.check(self.name(one.layer))
             return output
 
         made_and_output: tuple[OnDevices, Tensor] = forward_layer_distributed_eval(
@@ -173,7 +207,7 @@ class LayerCall:
         gathered = [gather_distributed_tensors(made[one], device_ids) for one in seen]
         return [tuple(x.dequantize() if x.is_quantized else x for x in tensors) for tensors in gathered]
 
-    def _name(self, layer: Module) -> str:
+    def name(self, layer: Module) -> str:
         """The layer's name in the model where that is known, and its type."""
         named = (name for root in modules_behind(self.forward_func) for name, m in root.named_modules() if m is layer)
         name = _WRAPPERS.sub("", next(named, ""))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,38 +30,40 @@ class MapProbe:
         run (Callable): Inputs to the layers' outputs: of those that were reached, where the model raises.
         inputs (tuple[Tensor, ...]): Examples, each (N, ...).
         outputs (Outputs): What ``run`` gave for them.
+        likely (Collection[str]): Layers that are taken for maps where larger inputs do not tell: tokens that a model
+            itself has made maps of answer to all of the input. Default: ()
     """
 
     run: Callable[[tuple[Tensor, ...]], Outputs]
     inputs: tuple[Tensor, ...]
     outputs: Outputs
+    likely: Collection[str] = ()
 
     def maps(self) -> set[str]:
         """The names of the layers whose outputs are maps."""
         examples = self.inputs[0].shape[0]
         own = {name: output for name, output in self.outputs.items() if output.shape[0] == examples}
-        other = 3 if examples == 2 else 2
-        larger = self.run(tuple(_larger(_of_first(x, other)) for x in self.inputs))
-        said = {name: self._grows(own[name], larger.get(name), other) for name in own}
-        undecided = {name for name, is_map in said.items() if is_map is None}
-        local = self._local(undecided) if undecided else set()
-        return {name for name, is_map in said.items() if is_map} | local
+        return {name for dims in {x.dim() for x in own.values()} for name in self._maps_of_dims(own, dims)}
 
-    def _grows(self, output: Tensor, larger: Tensor | None, rows: int) -> bool | None:
-        """Whether an output grows as a map does with the larger inputs; None if that does not tell."""
-        if larger is None:
-            return None
-        if larger.dim() != output.dim() or larger.shape[0] != rows or larger.shape[1] != output.shape[1]:
-            return False
-        before, after = output.shape[2:], larger.shape[2:]
-        if before == after:
-            return None
-        squares = len(before) > 1 and len({*before}) == len({*after}) == 1
-        return not squares and all(a > b or a == b == 1 for a, b in zip(after, before, strict=True))
+    def _maps_of_dims(self, outputs: Outputs, dims: int) -> set[str]:
+        """The maps among the outputs of so many dimensions, for which the inputs of as many are changed."""
+        masked = next((x for x in self.inputs if x.dim() == dims), None)
+        if masked is None:
+            return set()
+        other = 3 if masked.shape[0] == 2 else 2
+        larger = self.run(tuple(_larger(_of_first(x, other), dims) for x in self.inputs))
+        growth = [_longer(size, dim) / size for dim, size in enumerate(masked.shape) if dim >= 2]
+        said = {
+            name: _grows(output, larger.get(name), other, growth)
+            for name, output in outputs.items()
+            if output.dim() == dims
+        }
+        maps = {name for name, is_map in said.items() if is_map or (is_map is None and name in self.likely)}
+        undecided = {name for name, is_map in said.items() if is_map is None} - maps
+        return maps | (self._local(undecided, masked) if undecided else set())
 
-    def _local(self, names: set[str]) -> set[str]:
+    def _local(self, names: set[str], masked: Tensor) -> set[str]:
         """The layers whose outputs answer to each half of the inputs, along each dimension, in that half."""
-        masked = next(x for x in self.inputs if x.dim() > 2)
         if masked.is_meta or not masked.is_floating_point():
             return names
         answers = self.run(tuple(_with_changed_halves(x, masked.dim()) for x in self.inputs))
@@ -73,18 +75,43 @@ class MapProbe:
         return {name for name, answer in reached.items() if answer.shape[0] == rows and _answers_locally(answer)}
 
 
+def _grows(output: Tensor, larger: Tensor | None, rows: int, growth: Sequence[float]) -> bool | None:
+    """Whether an output grows as a map does with the larger inputs; None if that does not tell."""
+    if larger is None:
+        return None
+    if larger.dim() != output.dim() or larger.shape[0] != rows or larger.shape[1] != output.shape[1]:
+        return False
+    before, after = output.shape[2:], larger.shape[2:]
+    if before == after:
+        return None
+    if all(a > b or a == b == 1 for a, b in zip(after, before, strict=True)):
+        squares = len(before) > 1 and len({*before}) == len({*after}) == 1
+        # Weights of attention are square whatever the input's aspect, which may be the same by chance.
+        return not squares or (None if len({*growth}) == 1 else False)
+    # A map of a few positions may be too coarse to grow.
+    coarse = (a > b or (a == b and b * (g - 1) < 1) for a, b, g in zip(after, before, growth, strict=True))
+    return None if all(coarse) else False
+
+
 def _of_first(inputs: Tensor, rows: int) -> Tensor:
     return inputs[:1].expand(rows, *inputs.shape[1:]).clone()
 
 
-def _larger(inputs: Tensor) -> Tensor:
-    """Each spatial dimension longer, by another factor each: a picture's aspect changes."""
-    for dim in range(2, inputs.dim()):
+def _larger(inputs: Tensor, dims: int) -> Tensor:
+    """Each spatial dimension longer, where there are so many dimensions."""
+    if inputs.dim() != dims:
+        return inputs
+    for dim in range(2, dims):
         size = inputs.shape[dim]
-        more = (dim - 1) * _STEP * -(-size // (4 * _STEP)) if size >= _STEP else (dim - 1) * size
-        index = torch.arange(size + more, device=inputs.device) % size
+        index = torch.arange(_longer(size, dim), device=inputs.device) % size
         inputs = inputs.index_select(dim, index)
     return inputs
+
+
+def _longer(size: int, dim: int) -> int:
+    """By another factor for each dimension, as a rule: a picture's aspect changes."""
+    more = _STEP * -(-size // (4 * _STEP)) if size >= _STEP else size
+    return size + (dim - 1) * more
 
 
 def _with_changed_halves(inputs: Tensor, dims: int) -> Tensor:
