@@ -233,7 +233,12 @@ class ExplainedModel:
         if name not in layers:
             raise WrongArgument(f"layer: the model has no layer {name!r}{suggestion(name, layers)}")
         layer: Module = layers[name]
-        output = self._output_of(layer, inputs)
+        outputs = self._outputs_of(layer, inputs)
+        if len(outputs) > 1:
+            raise WrongArgument(
+                f"layer={name!r}: is called {len(outputs)} times in a pass, each time with other maps; give another."
+            )
+        output = outputs[0] if outputs else None
         transforms = KnownTransforms([self.model])
         if not isinstance(output, Tensor) or not transforms.has_space(layer, output, {4}):
             shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
@@ -248,14 +253,15 @@ class ExplainedModel:
         self._put(layer, with_maps)
         return with_maps.maps, with_maps
 
-    def _output_of(self, layer: Module, inputs: Tensor) -> object:
-        outputs: list[object] = [None]
+    def _outputs_of(self, layer: Module, inputs: Tensor) -> list[object]:
+        """What each call of the layer returns in one pass."""
+        outputs: list[object] = []
         handle = layer.register_forward_hook(lambda _module, _args, output: outputs.append(output))
         try:
-            self.confidences(inputs)
+            self._output(inputs)
         finally:
             handle.remove()
-        return outputs[-1]
+        return outputs
 
 
 def _extremes(inputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -544,8 +544,8 @@ def test_a_visitor_is_told_what_is_wrong_with_a_file(chromium, address, tmp_path
 def ask_server(client, file):
     """What the server answers to a page that asks for an explanation of ``file``."""
     config = client.get("config").json()
-    event = next(event["id"] for event in config["dependencies"] if len(event["inputs"]) == 7)
-    data = [file, "demo", PREDICTED, [], None, 10, "score"]
+    event = next(event["id"] for event in config["dependencies"] if len(event["inputs"]) == 8)
+    data = [file, "demo", PREDICTED, [], None, 10, "score", "exact"]
     client.post("gradio_api/queue/join", json={"data": data, "fn_index": event, "session_hash": "mine"})
     with client.stream("GET", "gradio_api/queue/data", params={"session_hash": "mine"}) as stream:
         for line in stream.iter_lines():

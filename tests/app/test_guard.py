@@ -24,7 +24,7 @@ from captum_unioncam.app import workbench as bench
 from captum_unioncam.app.workbench import Question, Workbench
 from captum_unioncam.system.errors import Failure
 
-SETTINGS = ["demo", "predicted", [], None, 10, "score"]
+SETTINGS = ["demo", "predicted", [], None, 10, "score", "exact"]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def picture(client, tmp_path):
 
 
 def explain_event(client):
-    return next(event["id"] for event in client.get("config").json()["dependencies"] if len(event["inputs"]) == 7)
+    return next(event["id"] for event in client.get("config").json()["dependencies"] if len(event["inputs"]) == 8)
 
 
 def join(client, data, visitor, event):
@@ -148,6 +148,8 @@ def test_the_oldest_uploads_are_deleted(tmp_path):
         (5, True),
         (6, None),
         (6, {}),
+        (7, "best"),
+        (7, [1]),
     ],
 )
 def test_what_no_control_sends_is_refused_in_a_sentence(client, tmp_path, capfd, place, value):

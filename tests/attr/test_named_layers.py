@@ -109,19 +109,85 @@ def test_several_windows_have_no_row_for_each_example():
     assert "such as 'stem'" in said
 
 
-@pytest.mark.parametrize("size", [(16, 16), (32, 16)])
-def test_a_bias_of_positions_is_refused_for_one_example(size):
+@pytest.mark.parametrize(
+    ("table", "size"), [((1, 2, 49, 49), (16, 16)), ((1, 2, 8, 8), (16, 16)), ((2, 2, 8, 8), (16, 16))]
+)
+def test_a_bias_of_positions_is_refused_for_as_many_examples_as_it_has_rows(table, size):
     class Biased(nn.Module):
         def __init__(self):
             super().__init__()
             torch.manual_seed(0)
             self.features, self.bias, self.head = nn.Conv2d(3, 6, 3, padding=1), nn.Identity(), nn.Linear(6, 5)
-            self.table = nn.Parameter(torch.rand(1, 2, 49, 49))
+            self.table = nn.Parameter(torch.rand(table))
 
         def forward(self, x):
             return self.head(self.features(x).relu().mean((2, 3))) + self.bias(self.table).mean()
 
-    assert "'bias' (Identity) has an output" in refusal(LayerUnionCam, Biased().eval(), "bias", torch.rand(1, 3, *size))
+    said = refusal(LayerUnionCam, Biased().eval(), "bias", torch.rand(table[0], 3, *size))
+    assert "'bias' (Identity) has an output" in said
+
+
+class Activated(nn.Module):
+    """What a function makes of pictures, behind an activation function of any network."""
+
+    def __init__(self, made):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.made, self.activation, self.head = nn.Conv2d(3, 8, 4, 4), made, nn.GELU(), nn.LazyLinear(5)
+
+    def forward(self, x):
+        return self.head(self.activation(self.made(self.stem(x))).flatten(1))
+
+
+def weights(x):
+    """Of attention between 17 tokens."""
+    t = torch.cat([x.mean((2, 3)).unsqueeze(2), x.flatten(2)], 2)
+    return (t.transpose(1, 2) @ t).softmax(-1).unsqueeze(1)
+
+
+@pytest.mark.parametrize(
+    ("made", "size", "shape"),
+    [
+        (lambda x: x.movedim(1, -1), (64, 32), (2, 16, 8, 8)),
+        (lambda x: x.movedim(1, -1), (32, 32), (2, 8, 8, 8)),
+        (weights, (16, 16), (2, 1, 17, 17)),
+        (lambda x: x.flatten(2).transpose(1, 2).unsqueeze(1), (64, 64), (2, 1, 256, 8)),
+    ],
+    ids=["channels last", "channels last, as many as positions", "weights", "a head"],
+)
+def test_an_activation_function_of_what_is_no_maps_is_refused(made, size, shape):
+    net, pictures = Activated(made).eval(), torch.rand(2, 3, *size)
+    net(pictures)
+    said = refusal(LayerUnionCam, net, "activation", pictures)
+    assert f"layer: 'activation' (GELU) has an output of shape {shape}" in said
+    assert "such as 'stem'" in said
+
+
+def test_what_a_given_transform_returns_is_taken_for_maps():
+    net, pictures = Transformer(class_token=True, fixed_size=False).eval(), torch.rand(2, 3, 32, 32)
+    attr = LayerUnionCam(net, "blocks.0.q_norm", reshape_transform=lambda heads: heads).attribute(pictures, 1)
+    assert attr.shape == (2, 1, 17, 8)
+
+
+def test_a_layer_whose_output_is_written_into_is_looked_at_before():
+    class Written(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.features, self.head = nn.Conv2d(1, 6, 3, (1, 2), 1), nn.Linear(6, 5)
+
+        def forward(self, x):
+            if x.shape[2:] != (12, 24):
+                raise ValueError("another size")
+            maps = self.features(x)
+            means = maps.mean((2, 3))
+            maps.zero_()
+            return self.head(means)
+
+    assert LayerDenoisedGradCam(Written().eval(), "features").attribute(torch.rand(2, 1, 12, 24), 1).shape[2:] == (
+        12,
+        12,
+    )
 
 
 def test_tokens_of_a_signal_are_refused():
@@ -174,7 +240,7 @@ MAPS = {
     "a spectrogram's stride": (sequence(nn.Conv2d(1, 6, 3, (2, 1), 1)), 6, (1, 40, 24)),
     "a stride that makes a square": (sequence(nn.Conv2d(1, 6, 3, (1, 2), 1)), 6, (1, 64, 128)),
     "a stride that makes a square of small pictures": (sequence(nn.Conv2d(1, 6, 3, (1, 2), 1)), 6, (1, 12, 24)),
-    "a long stride": (sequence(nn.Conv2d(1, 6, 5, (64, 2), 2)), 6, (1, 128, 40)),
+    "a long stride": (sequence(nn.Conv2d(1, 6, (64, 5), (64, 2), (0, 2))), 6, (1, 128, 40)),
     "a dimension pooled away": (sequence(nn.Conv2d(1, 6, 3), nn.AdaptiveAvgPool2d((1, None))), 6, (1, 40, 24)),
     "7 x 7": (sequence(nn.Conv2d(3, 6, 32, 32)), 6, (3, 224, 224)),
     "odd sizes": (sequence(nn.Conv2d(3, 6, 8, 8, 2)), 6, (3, 100, 130)),
@@ -230,7 +296,7 @@ def test_tokens_that_a_model_of_one_size_has_made_maps_of_are_explained():
 
         def forward(self, x):
             t = self.patches(x).flatten(2).transpose(1, 2) + self.positions
-            t = t + self.blocks[0](self.norm(t))
+            t = self.blocks[0](self.norm(t))
             return self.head(self.grid(t.transpose(1, 2).unflatten(2, (4, 4))).relu().mean((2, 3)))
 
     net, pictures = WithGrid(class_token=False, fixed_size=True).eval(), torch.rand(2, 3, 32, 32)

@@ -198,7 +198,7 @@ def test_constant_channels_cost_no_pass_and_constant_maps_are_zero(value):
 
 def test_a_layer_without_space_is_told_where_to_find_one():
     net = TinyNet()
-    with pytest.raises(ValueError, match=r"layer: its \w+ have shape \(3, 4\).*find_spatial_layer"):
+    with pytest.raises(ValueError, match=r"layer: its \w+ have shape \(3, 4\).*such as 'features'"):
         LayerUnionCam(net, net.head).attribute(tiny_inputs(), 0)
 
 

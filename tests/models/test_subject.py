@@ -193,3 +193,23 @@ def test_devices_that_are_not_there_are_told(name, recwarn):
     with pytest.raises(WrongArgument, match=r"device=.*: is not there; give cpu"):
         ExplainedModel(device=name)
     assert list(recwarn) == []
+
+
+class Twice(torch.nn.Module):
+    """Calls its convolution twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(self.conv(x)).flatten(2).mean(2)
+
+
+def twice():
+    return Twice().eval()
+
+
+def test_a_layer_that_is_called_twice_is_refused():
+    with pytest.raises(WrongArgument, match=r"^layer='conv': is called 2 times in a pass"):
+        ExplainedModel("tests.models.test_subject:twice", layer="conv", device="cpu")
