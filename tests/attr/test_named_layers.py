@@ -196,6 +196,21 @@ def test_tokens_of_a_signal_are_refused():
     assert "such as 'convolution'" in said
 
 
+@pytest.mark.parametrize(
+    ("make", "layer", "size"), [(ChannelsLast, "norm", (3, 32, 32)), (OneToken, "mlp", (2, 12))], ids=["cube", "tokens"]
+)
+def test_channels_last_of_a_model_of_one_size_are_refused(make, layer, size):
+    """They have the sizes of maps."""
+
+    def check(_net, args):
+        if args[0].shape[1:] != size:
+            raise ValueError("another size")
+
+    net = make().eval()
+    net.register_forward_pre_hook(check)
+    assert "with its channels last" in refusal(LayerUnionCam, net, layer, torch.rand(2, *size))
+
+
 def test_inputs_of_layers_are_looked_at_too():
     net, pictures = ChannelsLast().eval(), torch.rand(2, 3, 32, 16)
     said = refusal(LayerUnionCam, net, "norm", pictures, attribute_to_layer_input=True)
