@@ -1,12 +1,13 @@
 """One picture of every CAM, for the documentation: on the demo picture, and on a photo in the public domain.
 
-``IMAGENET_SAMPLE=... python -m benchmarks.gallery`` writes ``docs/methods-demo.png``, and with the sample's trained
-MobileNetV2 ``docs/methods-photo.png`` of the photo of Grace Hopper that comes with matplotlib (by James S. Davis, United
+``IMAGENET_SAMPLE=... python -m benchmarks.gallery`` writes ``docs/methods-demo.jpg``, and with the sample's trained
+MobileNetV2 ``docs/methods-photo.jpg`` of the photo of Grace Hopper that comes with matplotlib (by James S. Davis, United
 States Navy, 1984).
 """
 
 from __future__ import annotations
 
+import io
 import time
 from pathlib import Path
 
@@ -23,11 +24,12 @@ from captum_unioncam.system.errors import Failure
 from captum_unioncam.system.files import write_whole
 
 DOCS = Path(__file__).parent.parent / "docs"
+WIDTH = 1500
 SETTINGS = methods.MethodSettings(max_channels=64)
 
 
 def gallery(subject: ExplainedModel, picture: Image.Image, target: int, class_name: str) -> bytes:
-    """The picture and the map of every method that explains a layer, with RISE, as a PNG file."""
+    """The picture and the map of every method that explains a layer, with RISE, as a JPEG file of a page's width."""
     shown = subject.shown(picture)
     inputs, black = subject.input_and_baseline(shown)
     heat_maps = []
@@ -40,7 +42,18 @@ def gallery(subject: ExplainedModel, picture: Image.Image, target: int, class_na
             print(f"{name}: left out: {error}")
         print(f"{name}: {time.perf_counter() - start:.1f} s", flush=True)
     confidence = subject.confidences(inputs)[0, target]
-    return png(panel(shown, heat_maps, f"{class_name}  {confidence:.2f}   |   layer {subject.layer_name}"))
+    figure = png(panel(shown, heat_maps, f"{class_name}  {confidence:.2f}   |   layer {subject.layer_name}"))
+    return jpeg(figure)
+
+
+def jpeg(figure: bytes) -> bytes:
+    """A picture as a JPEG file, ``WIDTH`` pixels wide."""
+    with Image.open(io.BytesIO(figure)) as drawn:
+        page = drawn.convert("RGB")
+    page.thumbnail((WIDTH, page.height))
+    file = io.BytesIO()
+    page.save(file, "JPEG", quality=85)
+    return file.getvalue()
 
 
 def main() -> None:
@@ -48,14 +61,14 @@ def main() -> None:
     subject = ExplainedModel("demo", layer=demo.EXPLAINED_LAYER)
     picture = demo.load_picture()
     target = int(subject.confidences(subject.input_and_baseline(subject.shown(picture))[0])[0].argmax())
-    write_whole(DOCS / "methods-demo.png", gallery(subject, picture, target, demo.CLASS_NAMES[target]))
+    write_whole(DOCS / "methods-demo.jpg", gallery(subject, picture, target, demo.CLASS_NAMES[target]))
     if imagenet_sample.sample() is None:
-        print("methods-photo.png: left out: IMAGENET_SAMPLE names no folder")
+        print("methods-photo.jpg: left out: IMAGENET_SAMPLE names no folder")
         return
     subject = ExplainedModel("benchmarks.imagenet_sample:load_model", layer=imagenet_sample.LAYER)
     with matplotlib.cbook.get_sample_data("grace_hopper.jpg") as file:
         photo = Image.open(file).convert("RGB")
-    write_whole(DOCS / "methods-photo.png", gallery(subject, photo, 652, "military uniform"))
+    write_whole(DOCS / "methods-photo.jpg", gallery(subject, photo, 652, "military uniform"))
 
 
 if __name__ == "__main__":
