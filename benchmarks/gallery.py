@@ -1,8 +1,8 @@
 """One picture of every CAM, for the documentation: on the demo picture, and on a photo in the public domain.
 
 ``IMAGENET_SAMPLE=... python -m benchmarks.gallery`` writes ``docs/methods-demo.jpg``, and with the sample's trained
-MobileNetV2 ``docs/methods-photo.jpg`` of the photo of Grace Hopper that comes with matplotlib (by James S. Davis, United
-States Navy, 1984).
+MobileNetV2 ``docs/methods-photo.jpg`` of the photo of Grace Hopper that comes with matplotlib (by James S. Davis,
+United States Navy, 1984).
 """
 
 from __future__ import annotations
