@@ -357,9 +357,7 @@ def test_each_family_of_torchvision(name):
     assert layer_name == expected_name
     confidence_fn = clear_confidences(net, image)
     union_cam = LayerUnionCam(net, layer, confidence_fn=confidence_fn)
-    attr, details = union_cam.attribute(
-        image, 3, max_channels=8, channel_selection="deviation", return_details=True
-    )
+    attr, details = union_cam.attribute(image, 3, max_channels=8, channel_selection="deviation", return_details=True)
     assert attr.shape[:2] == (1, 1)
     assert attr.shape[2:].numel() > 1
     assert same(attr, details.union_map if details.union_selected.item() else details.region_map)
