@@ -23,6 +23,7 @@ import captum_unioncam
 from captum_unioncam import demo
 from tests.attr import OWN
 from tests.blocks import blocks, commands, run_commands, run_python
+from tests.methods.test_methods import GRAD_CAM, TORCHCAM, TORCHCAM_FAILING
 
 pytest_plugins = ("tests.blocks", "tests.browser")
 
@@ -83,6 +84,13 @@ def test_the_page_of_methods_lists_each_with_its_class():
     }
     ours = {name: cls.__name__ for name, cls in OWN.items()} | {"rise": "Rise", "grad_cam": "LayerGradCam"}
     assert named == ours
+
+
+def test_every_cam_of_torchcam_and_grad_cam_is_said_to_be_here_or_not():
+    page = (DOCS / "coming_from.md").read_text()
+    of_torchcam, of_grad_cam = page.split("## From torchcam")[1].split("## From grad-cam")
+    assert [name for name in (*TORCHCAM, *TORCHCAM_FAILING) if f"`{name}`" not in of_torchcam] == []
+    assert [name for name in GRAD_CAM if f"`{name}`" not in of_grad_cam] == []
 
 
 EXAMPLES = {
