@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -88,7 +88,6 @@ class TailScorer(MaskedScorer):
         )
         self.call = call
         self._tails: dict[int, Tail] = {}
-        self._passes: dict[int, Tensor] = {}
 
     def scores(
         self,
@@ -117,7 +116,6 @@ class TailScorer(MaskedScorer):
         tail = self._tail(activations)
         targets = self.targets if targets is None else targets
         output_fn = _as_it_is if raw else self._decided()
-        self._passes[id(activations)] = self.passes(activations) + scored.sum(1)
         bar = progress(desc=self.progress_name, total=int(scored.sum())) if self.progress_name else NullProgress()
         rows: Any = _Rows(tail, activations, Placed(activations), replace)
         with bar:
@@ -127,11 +125,6 @@ class TailScorer(MaskedScorer):
     def runs_alone(self, activations: Tensor) -> bool:
         """Whether only what comes behind the layer is run."""
         return self._tail(activations).function is not None
-
-    def passes(self, activations: Tensor) -> Tensor:
-        """Rows that were run for each example, (N,), int64."""
-        none = torch.zeros(activations.shape[0], dtype=torch.int64, device=activations.device)
-        return self._passes.get(id(activations), none)
 
     def _decided(self) -> ConfidenceFunction:
         """What makes confidences, decided on what the model says of the examples as they are."""
@@ -352,11 +345,13 @@ class TailPasses:
         scorer (TailScorer): Runs the passes.
         target (int): Which of its targets.
         shared (dict): The scores of the rows that are the same for every target.
+        rows (dict): How many rows the target has used, (N,), by the activations.
     """
 
     scorer: TailScorer
     target: int
     shared: dict[Hashable, Tensor]
+    rows: dict[int, Tensor] = field(default_factory=dict)
 
     def scores(self, activations: Tensor, name: str, replace: Replace, scored: Tensor, *, raw: bool = False) -> Tensor:
         """The score of each row, (N, M), of rows that do not depend on the target: run once for every target.
@@ -365,6 +360,7 @@ class TailPasses:
             name (str): Tells the method's rows apart.
             activations, replace, scored, raw: As ``TailScorer.scores`` takes them.
         """
+        self._count(activations, scored)
         key = (id(activations), name, raw)
         if key not in self.shared:
             self.shared[key] = self.scorer.scores(activations, replace, scored, raw=raw)
@@ -372,12 +368,16 @@ class TailPasses:
 
     def own_scores(self, activations: Tensor, replace: Replace, scored: Tensor, *, raw: bool = False) -> Tensor:
         """The score of each row, (N, M), of rows that are this target's alone."""
+        self._count(activations, scored)
         target = [self.scorer.targets[self.target]]
         return self.scorer.scores(activations, replace, scored, target, raw=raw)[0]
 
+    def _count(self, activations: Tensor, scored: Tensor) -> None:
+        self.rows[id(activations)] = self.rows.get(id(activations), 0) + scored.sum(1)
+
     def details(self, activations: Tensor) -> tuple[Tensor, Tensor]:
         """Whether the tail is run alone, and how many rows were run, for each example; both (N,)."""
-        passes = self.scorer.passes(activations)
+        passes = self.rows[id(activations)]
         return torch.full_like(passes, self.scorer.runs_alone(activations), dtype=torch.bool), passes
 
 

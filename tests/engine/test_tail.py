@@ -5,11 +5,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from captum_unioncam import LayerAblationCam, LayerReciproCam
+from captum_unioncam import LayerAblationCam, LayerAblationCamPlusPlus, LayerFDCam, LayerReciproCam
 from captum_unioncam.engine.capture import LayerCall
 from captum_unioncam.engine.model_state import evaluation_mode
 from captum_unioncam.engine.outputs import Outputs
-from captum_unioncam.engine.tail import TailScorer
+from captum_unioncam.engine.tail import TailPasses, TailScorer
 from tests.attr.tail_reference import layer_output, output_with
 from tests.networks import CHANNELS, TinyNet, same, tiny_inputs
 
@@ -127,17 +127,22 @@ def maps_of(tokens):
 
 
 def scored(forward_func, layer, inputs, factors, additional=None, **settings):
-    """Scores (N, M) of target 1 with the activations times ``factors`` (N, M, K, *spatial), and the scorer."""
+    """Scores (N, M) of target 1 with the activations times ``factors`` (N, M, K, *spatial), and the details."""
     with evaluation_mode(forward_func) as (evaluated,), torch.no_grad():
         outputs = Outputs([1], len(inputs))
         call = LayerCall(evaluated, [layer], (inputs,), additional, None, False, maps_of, outputs)
         ((activations,),) = call.activations()
-        scorer = TailScorer(call, [1], **settings)
+        tail = TailPasses(TailScorer(call, [1], **settings), 0, {})
         everything = torch.ones(factors.shape[:2], dtype=torch.bool)
-        result = scorer.scores(
-            activations, lambda rows, examples, numbers: rows * factors[examples, numbers], everything, raw=True
-        )[0]
-        return result, scorer.runs_alone(activations), scorer.passes(activations).tolist()
+        result = tail.scores(
+            activations,
+            "times",
+            lambda rows, examples, numbers: rows * factors[examples, numbers],
+            everything,
+            raw=True,
+        )
+        alone, passes = tail.details(activations)
+        return result, bool(alone.all()), passes.tolist()
 
 
 def factors_of(inputs, size=(8, 6), rows=ROWS):
@@ -288,3 +293,13 @@ def test_a_model_whose_rows_vary_is_refused():
 
     with pytest.raises(ValueError, match=r"^forward_func: its layer has the shape"):
         LayerReciproCam(doubling, net.features).attribute(inputs, 0)
+
+
+@pytest.mark.parametrize("cls", [LayerAblationCam, LayerFDCam, LayerAblationCamPlusPlus])
+def test_each_of_several_targets_counts_the_rows_that_it_uses(cls):
+    net, inputs = TinyNet(), tiny_inputs()
+    method = cls(net, net.features)
+    _, details = method.attribute_targets(inputs, [[0, 1, 2]] * 3, return_details=True)
+    for t in range(3):
+        _, alone = method.attribute(inputs, t, return_details=True)
+        assert details.of_target(t).forward_passes.equal(alone.forward_passes)
