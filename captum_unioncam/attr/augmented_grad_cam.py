@@ -13,9 +13,9 @@ from torch import Tensor
 from captum_unioncam.attr.base import CamResult, GradientCam, LayerT
 from captum_unioncam.engine._captum import BaselineType, format_baseline
 from captum_unioncam.engine.checks import check_baselines, check_choice, check_count, check_generator
-from captum_unioncam.engine.copies import CopyPasses, altered_as, drawing
+from captum_unioncam.engine.copies import CopyPasses
 from captum_unioncam.engine.maps import divide_or_zero, full_precision, spatial_dims, up, weighted
-from captum_unioncam.engine.perturbations import check_maskable
+from captum_unioncam.engine.perturbations import as_inputs, check_maskable, drawing
 
 MOST_TURN = 0.5
 """Radians, in either direction."""
@@ -150,7 +150,7 @@ def _moved(inputs: Tensor, baseline: Tensor | float, move: Tensor) -> Tensor:
     places = moved(every_place(values, size), move.to(values), size)
     covered = sampled(torch.ones_like(values[:1, :1]), places)
     black = torch.as_tensor(baseline, dtype=values.dtype, device=values.device)
-    return altered_as(inputs, sampled(values, places) + (1 - covered) * black)
+    return as_inputs(sampled(values, places) + (1 - covered) * black, inputs)
 
 
 def add_grad_cam(maps: list[Tensor] | None, activations: Tensor, gradients: Tensor) -> list[Tensor]:

@@ -419,7 +419,15 @@ class GradientCam(CamAttribution[LayerT], GradientAttribution):
         ]
 
 
-class PerturbationCam(CamAttribution[LayerT], PerturbationAttribution):
+class RemembersPasses:
+    """A method that remembers in ``_tuners`` what it learnt of its passes; copies and pickles do not have it."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        # It belongs to this process and device.
+        return {**self.__dict__, "_tuners": {}}
+
+
+class PerturbationCam(RemembersPasses, CamAttribution[LayerT], PerturbationAttribution):
     """A method whose equations get ``activations`` (N, K, *spatial), and ``passes`` to score masked inputs with.
 
     Args:
@@ -448,10 +456,6 @@ class PerturbationCam(CamAttribution[LayerT], PerturbationAttribution):
         self.confidence_fn = confidence_fn
         self.score_func = score_func
         self._tuners: dict[Hashable, PassTuner] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        # What was learnt of the passes belongs to this process and device.
-        return {**self.__dict__, "_tuners": {}}
 
     def default_baselines(self, inputs: tuple[Tensor, ...]) -> BaselineType:
         """What masked-out places show where ``baselines`` is None: 0, unless the method says otherwise."""
@@ -518,7 +522,7 @@ class TailDetails(CamDetails):
     forward_passes: Tensor
 
 
-class TailCam(CamAttribution[LayerT], PerturbationAttribution):
+class TailCam(RemembersPasses, CamAttribution[LayerT], PerturbationAttribution):
     """A method whose equations get ``activations`` (N, K, *spatial), and ``tail`` to run others in their place.
 
     What comes behind the layer is run alone where the model can be traced, else the whole model with a hook: the
@@ -538,10 +542,6 @@ class TailCam(CamAttribution[LayerT], PerturbationAttribution):
     ) -> None:
         super().__init__(forward_func, layer, device_ids, reshape_transform=reshape_transform)
         self._tuners: dict[Hashable, PassTuner] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        # What was learnt of the passes belongs to this process and device.
-        return {**self.__dict__, "_tuners": {}}
 
     def details(self, activations: Tensor, tail: TailPasses, **_: Any) -> TailDetails:
         return TailDetails(*tail.details(activations))

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from captum_unioncam.attr.base import ConfidenceTailCam, LayerT
 from captum_unioncam.attr.score_cam import CHANNEL_WEIGHTS, region_weights
-from captum_unioncam.engine.checks import described
+from captum_unioncam.engine.checks import check_choice
 from captum_unioncam.engine.maps import minmax, spatial_range, weighted
 from captum_unioncam.engine.tail import TailPasses
 
@@ -37,9 +37,7 @@ class LayerFimfScoreCam(ConfidenceTailCam[LayerT]):
     relu = True
 
     def check(self, channel_weights: str) -> None:
-        if channel_weights not in CHANNEL_WEIGHTS:
-            known = ", ".join(map(repr, CHANNEL_WEIGHTS))
-            raise ValueError(f"channel_weights: got {described(channel_weights)}; give one of {known}.")
+        check_choice("channel_weights", channel_weights, CHANNEL_WEIGHTS)
 
     def terms(self, activations: Tensor, tail: TailPasses, *, channel_weights: str = "softmax") -> Tensor:
         """

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from captum_unioncam.attr.base import Inputs, Targets, by_target
+from captum_unioncam.attr.base import Inputs, RemembersPasses, Targets, by_target
 from captum_unioncam.engine._captum import (
     BaselineType,
     NullProgress,
@@ -27,7 +27,7 @@ from captum_unioncam.engine.confidence import ConfidenceFunction
 from captum_unioncam.engine.maps import MAX_SPATIAL_DIMS, full_precision
 from captum_unioncam.engine.model_state import evaluation_mode
 from captum_unioncam.engine.outputs import Outputs
-from captum_unioncam.engine.perturbations import Chunk, Masks
+from captum_unioncam.engine.perturbations import Chunk, Masks, drawing
 from captum_unioncam.engine.scoring import MaskedScorer
 from captum_unioncam.engine.tuning import PassTuner
 
@@ -35,7 +35,7 @@ MASKS_AT_ONCE = 64
 """Masks that are drawn and held at a time. Part of the definition: another number draws other masks."""
 
 
-class Rise(PerturbationAttribution):
+class Rise(RemembersPasses, PerturbationAttribution):
     r"""
     RISE: the average of random masks, each weighted by the confidence in the input seen through it.
 
@@ -73,10 +73,6 @@ class Rise(PerturbationAttribution):
         super().__init__(forward_func)
         self.confidence_fn = confidence_fn
         self._tuners: dict[Hashable, PassTuner] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        # What was learnt of the passes belongs to this process and device.
-        return {**self.__dict__, "_tuners": {}}
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
     def attribute(
@@ -240,7 +236,7 @@ def random_masks(
     inputs: dict[int, Tensor], n_masks: int, grid_size: int, p1: float, generator: torch.Generator | None
 ) -> Iterator[dict[int, Tensor]]:
     """Masks (M, 1, *spatial) of each input by its number, at most ``MASKS_AT_ONCE`` at a time."""
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    generator = drawing(generator)
     dims = next(iter(inputs.values())).dim() - 2
     for start in range(0, n_masks, MASKS_AT_ONCE):
         count = min(MASKS_AT_ONCE, n_masks - start)

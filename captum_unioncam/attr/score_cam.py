@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from captum_unioncam.attr.base import LayerT, PerturbationCam
-from captum_unioncam.engine.checks import described
+from captum_unioncam.engine.checks import check_choice
 from captum_unioncam.engine.representatives import REPRESENTATIVES, check_channel_selection
 from captum_unioncam.engine.scoring import TargetPasses
 
@@ -27,9 +27,7 @@ def region_weights(scores: Tensor, scored: Tensor, channel_weights: str) -> Tens
 
 def check_region_settings(channel_weights: str, max_channels: int | None, channel_selection: str) -> None:
     """Raises ``ValueError`` for unknown ``channel_weights`` or ``channel_selection``, or ``max_channels`` below 1."""
-    if not isinstance(channel_weights, str) or channel_weights not in CHANNEL_WEIGHTS:
-        known = ", ".join(map(repr, CHANNEL_WEIGHTS))
-        raise ValueError(f"channel_weights: got {described(channel_weights)}; give one of {known}.")
+    check_choice("channel_weights", channel_weights, CHANNEL_WEIGHTS)
     check_channel_selection(max_channels, channel_selection)
 
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from captum_unioncam.attr.base import GradientCam, LayerT
 from captum_unioncam.engine.checks import check_count, check_generator, check_number, inputs_with_mask
-from captum_unioncam.engine.copies import CopyPasses, altered_as, drawing
+from captum_unioncam.engine.copies import CopyPasses
 from captum_unioncam.engine.maps import divide_unless_zero, full_precision, spatial_dims
-from captum_unioncam.engine.perturbations import check_maskable
+from captum_unioncam.engine.perturbations import as_inputs, check_maskable, drawing
 
 NOISE_OF_RANGE = 0.15
 """The standard deviation of the noise, as a part of an example's range: SmoothGrad's."""
@@ -123,7 +123,7 @@ def _noisy(inputs: Tensor, stdev: float | None, generator: torch.Generator) -> T
     values = full_precision(inputs) if inputs.is_floating_point() else inputs.float()
     noise = torch.randn(1, *inputs.shape[1:], generator=generator, device=generator.device).to(values)
     if stdev is not None:
-        return altered_as(inputs, values + stdev * noise)
+        return as_inputs(values + stdev * noise, inputs)
     each = values.flatten(1)
     ranges = (each.amax(1) - each.amin(1)).reshape(-1, *[1] * (inputs.dim() - 1))
-    return altered_as(inputs, values + NOISE_OF_RANGE * ranges * noise)
+    return as_inputs(values + NOISE_OF_RANGE * ranges * noise, inputs)

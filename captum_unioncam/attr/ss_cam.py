@@ -13,7 +13,7 @@ from captum_unioncam.attr.base import LayerT, PerturbationCam
 from captum_unioncam.attr.score_cam import LayerScoreCam
 from captum_unioncam.engine.checks import check_choice, check_count, check_generator, check_number
 from captum_unioncam.engine.maps import divide_or_zero
-from captum_unioncam.engine.perturbations import Change
+from captum_unioncam.engine.perturbations import Change, drawing
 from captum_unioncam.engine.representatives import REPRESENTATIVES, check_channel_selection
 from captum_unioncam.engine.scoring import TargetPasses
 
@@ -104,7 +104,7 @@ class LayerSSCam(PerturbationCam[LayerT]):
         power = 2 if stdev_rule == SQUARED else 1
 
         def changes() -> Iterator[Change]:
-            drawn = torch.Generator().manual_seed(0) if generator is None else generator
+            drawn = drawing(generator)
             for _ in range(n_samples):
                 masked = {i: x for i, x in enumerate(passes.inputs) if x.dim() == activations.dim()}
                 noise = {i: _drawn(x, variant, drawn) for i, x in masked.items()}

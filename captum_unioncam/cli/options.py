@@ -174,7 +174,11 @@ def _model_options(
     batch_size: Annotated[
         int | None,
         typer.Option(
-            "--batch-size", min=1, metavar="N", help="Masked pictures in a forward pass.", show_default="the fastest"
+            "--batch-size",
+            min=1,
+            metavar="N",
+            help="Masked pictures in a forward pass.",
+            show_default="by a fixed rule",
         ),
     ] = None,
 ) -> None:

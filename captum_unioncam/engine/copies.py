@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from captum_unioncam.engine._captum import TargetType
@@ -40,17 +39,7 @@ class GradientCopies:
         return self._known
 
     def _add(self, inputs: tuple[Tensor, ...], step: Step) -> None:
-        call = self.call
-        at_copy = LayerCall(
-            call.forward_func,
-            call.layers,
-            inputs,
-            call.additional_forward_args,
-            call.device_ids,
-            call.attribute_to_layer_input,
-            call.reshape_transform,
-            call.outputs,
-        )
+        at_copy = replace(self.call, inputs=inputs, of_maps=[])
         gradients, activations = at_copy.gradients_and_activations(self.targets, self.grad_kwargs)
         for target, of_target in enumerate(gradients):
             for layer, outputs in enumerate(activations):
@@ -83,13 +72,3 @@ class CopyPasses:
     def folded(self, copies: Iterable[tuple[Tensor, ...]], step: Step) -> Any:
         """What ``step`` makes of one copy after the other: each a tuple like ``inputs``."""
         return self.copies.known(copies, step)[self.layer, self.output, self.target]
-
-
-def altered_as(inputs: Tensor, values: Tensor) -> Tensor:
-    """Values in the dtype of ``inputs``, rounded for whole numbers."""
-    return (values if inputs.is_floating_point() else values.round()).to(inputs.dtype)
-
-
-def drawing(generator: torch.Generator | None) -> torch.Generator:
-    """The generator, or a new one with seed 0, on the CPU."""
-    return torch.Generator().manual_seed(0) if generator is None else generator

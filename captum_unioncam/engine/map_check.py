@@ -1,4 +1,4 @@
-"""Whether what a named layer computed is maps: found out by a few passes more, where its form leaves a doubt."""
+"""Checks that the output of a named layer is maps, by a few extra passes where its shape leaves doubt."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _LEFT_OUT, _ADDED = 3, 1
 
 
 def check_maps(call: LayerCall) -> None:
-    """Raises ``LayerError`` for activations that have a map's number of dimensions, and are none.
+    """Raises ``LayerError`` for activations that have as many dimensions as maps, but are not maps.
 
-    Attention heads and outputs with their channels last are told from maps by ``MapProbe``, with copies of the first
-    example. Activations of which a ``reshape_transform`` made maps, and those with the input's aspect, need no pass.
+    ``MapProbe`` tells attention heads and channels-last outputs from maps, with copies of the first example. The result
+    of a ``reshape_transform``, and activations whose sides have the ratio of the input's, need no pass.
 
     Args:
         call (LayerCall): Has seen the activations.
@@ -73,7 +73,7 @@ def _described(one: LayerMaps, call: LayerCall, channels_last: bool) -> str:
 
 
 def _is_doubtful(one: LayerMaps, inputs: tuple[Tensor, ...]) -> bool:
-    """Whether activations taken as they are may be no maps, by the layer's type and their shape."""
+    """Whether the layer's type or the shape suggests that activations may not be maps."""
     if isinstance(one.layer, Maps) or one.transform(one.value) is not one.value:
         return False
     fits = any(_may_have_one_stride(sizes) for sizes in _sizes(one, inputs))
@@ -81,7 +81,7 @@ def _is_doubtful(one: LayerMaps, inputs: tuple[Tensor, ...]) -> bool:
 
 
 def _is_likely(one: LayerMaps, inputs: tuple[Tensor, ...]) -> bool:
-    """Whether doubtful activations are maps all the same, where the model takes no other size."""
+    """Whether doubtful activations count as maps if the model takes inputs of one size only."""
     fits = any(_has_one_stride(sizes) for sizes in _sizes(one, inputs))
     return fits and not _is_cube(one) and not isinstance(one.layer, _OF_CHANNELS_LAST)
 
@@ -93,7 +93,7 @@ def _is_cube(one: LayerMaps) -> bool:
 
 
 def _sizes(one: LayerMaps, inputs: tuple[Tensor, ...]) -> list[list[tuple[int, int]]]:
-    """The sizes along each dimension of each input that takes a mask, and of the maps: but of those pooled to one."""
+    """For each masked input, its size and the maps' size along each dimension that is not pooled to one position."""
     masked = [x for x in inputs if x.dim() == one.maps.dim()]
     return [[(n, m) for n, m in zip(x.shape[2:], one.maps.shape[2:], strict=True) if m > 1] for x in masked]
 

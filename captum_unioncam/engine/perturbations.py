@@ -139,6 +139,11 @@ def as_inputs(blended: Tensor, inputs: Tensor) -> Tensor:
     return (blended if inputs.is_floating_point() else blended.round()).to(inputs.dtype)
 
 
+def drawing(generator: torch.Generator | None) -> torch.Generator:
+    """The generator, or a new one with seed 0, on the CPU: two calls without one draw the same numbers."""
+    return torch.Generator().manual_seed(0) if generator is None else generator
+
+
 def check_maskable(inputs: tuple[Tensor, ...], masked: list[bool]) -> None:
     """Raises ``ValueError`` for inputs that no mask can go on."""
     for number, (x, takes_mask) in enumerate(zip(inputs, masked, strict=True)):

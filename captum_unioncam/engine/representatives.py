@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captum_unioncam.engine.checks import check_positive, described
+from captum_unioncam.engine.checks import check_choice, check_positive
 from captum_unioncam.engine.maps import minmax, spatial_range
 
 REPRESENTATIVES, DEVIATION = "representatives", "deviation"
@@ -17,9 +17,7 @@ MOST_DISTANCES = 2**22  # at once: larger batches are split, which changes no nu
 def check_channel_selection(max_channels: int | None, channel_selection: str) -> None:
     """Raises ``ValueError`` for ``max_channels`` below 1 or an unknown ``channel_selection``."""
     check_positive("max_channels", max_channels)
-    if not isinstance(channel_selection, str) or channel_selection not in CHANNEL_SELECTIONS:
-        known = ", ".join(map(repr, CHANNEL_SELECTIONS))
-        raise ValueError(f"channel_selection: got {described(channel_selection)}; give one of {known}.")
+    check_choice("channel_selection", channel_selection, CHANNEL_SELECTIONS)
 
 
 def channel_representatives(

@@ -1,4 +1,4 @@
-"""Results of forward passes, kept for all that asks for the same within ``shared_passes``."""
+"""Results of forward passes that several methods and metrics share within ``shared_passes``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _active: ContextVar[SharedPasses | None] = ContextVar("shared_passes", default=N
 
 
 class SharedPasses:
-    """What is kept, as a context that may be entered again. It counts in the thread that enters it.
+    """The results, as a context that may be entered again. It applies to the thread that enters it.
 
     Attributes:
         saved (float): Seconds that what was found here had taken to compute.
@@ -56,13 +56,13 @@ def shared_passes() -> SharedPasses:
     """
     Runs the masked passes of the channels of an image once for all methods, classes and channel weightings.
 
-    Within the context, whatever weighs channels by scores (``LayerUnionCam``, ``LayerScoreCam``,
-    ``LayerGradPlusPlusScoreCam``, ...) reads them from the raw outputs that the first of them has computed; and metrics
-    compute the confidence of the image, and of the baseline, once. Maps are the same as without. What is kept is
-    (channels, classes) numbers for an example and a layer, until the context is left.
+    Within the context, methods that weigh channels by scores (``LayerUnionCam``, ``LayerScoreCam``,
+    ``LayerGradPlusPlusScoreCam``, ...) read them from the raw outputs of the first one. Metrics compute the confidence
+    of the image, and of the baseline, once. Maps are the same as without the context. For each example and layer it
+    keeps (channels, classes) numbers until it is left.
 
-    Results are those of the same function, layer output, inputs, baselines and batch size, compared by value. **Do not
-    change the model within the context.** It counts in the thread that enters it.
+    Passes are shared for the same function, layer output, inputs, baselines and batch size. Tensors are compared by
+    value. **Do not change the model within the context.** It applies to the thread that enters it.
 
     Examples::
 

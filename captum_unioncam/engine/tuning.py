@@ -50,10 +50,10 @@ def free_memory(device: torch.device) -> int | None:
 
 @cache
 def keep_freed_memory() -> None:
-    """Lets glibc keep 64 MB of what a pass frees for the next: to give it back costs MobileNetV2 a fourth of its time.
+    """Lets glibc keep what a pass frees for the next one: returning it costs MobileNetV2 a fourth of its time.
 
-    Its malloc sets its thresholds by the largest block that was freed, of at most 32 MB. This one is never written to,
-    so it takes no memory, and does nothing where the user has set the thresholds, or where malloc is another.
+    glibc sets its thresholds by the largest block that was freed, up to 32 MB. The block here is never written to, so
+    it takes no memory. It has no effect where the user has set the thresholds, or with another malloc.
     """
     torch.empty(2**25 - 2**16, dtype=torch.uint8, device="cpu")
 

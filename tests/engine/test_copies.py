@@ -5,8 +5,9 @@ import weakref
 import torch
 
 from captum_unioncam.engine.capture import LayerCall
-from captum_unioncam.engine.copies import CopyPasses, GradientCopies, altered_as
+from captum_unioncam.engine.copies import CopyPasses, GradientCopies
 from captum_unioncam.engine.outputs import Outputs
+from captum_unioncam.engine.perturbations import as_inputs
 from tests.networks import TinyNet, tiny_inputs
 
 
@@ -46,5 +47,5 @@ def test_each_target_has_its_own_sum_of_the_same_passes():
 
 def test_values_are_rounded_for_whole_numbers_alone():
     values = torch.tensor([1.4, 1.6, -0.7])
-    assert altered_as(torch.zeros(3, dtype=torch.int16), values).tolist() == [1, 2, -1]
-    assert torch.equal(altered_as(torch.zeros(3), values), values)
+    assert as_inputs(values, torch.zeros(3, dtype=torch.int16)).tolist() == [1, 2, -1]
+    assert torch.equal(as_inputs(values, torch.zeros(3)), values)
