@@ -3,6 +3,7 @@
 import ctypes
 import os
 import sys
+import warnings
 
 import pytest
 import torch
@@ -27,6 +28,16 @@ if sys.platform == "linux":
 def pytest_collection_modifyitems(items):
     # The longest goes first, so that no process waits for it at the end.
     items.sort(key=lambda item: "imagenet_sample" not in item.nodeid)
+
+
+@pytest.fixture
+def no_warnings():
+    """Warnings are errors, except those of what earlier tests left for the garbage collector (event loops, sockets)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for category in (ResourceWarning, pytest.PytestUnraisableExceptionWarning):
+            warnings.simplefilter("ignore", category)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -328,7 +328,7 @@ def net_in_use(name):
     return net
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.usefixtures("no_warnings")
 @pytest.mark.parametrize("name", ALL)
 def test_model_and_inputs_are_left_as_found(name):
     skip_without_package(name)

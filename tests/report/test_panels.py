@@ -1,6 +1,5 @@
 import base64
 import io
-import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -22,10 +21,8 @@ def photo():
 
 
 @pytest.fixture(autouse=True)
-def without_warnings_or_pyplot():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
+def without_warnings_or_pyplot(no_warnings):
+    yield
     assert pyplot.get_fignums() == []
 
 
