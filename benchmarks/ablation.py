@@ -31,7 +31,7 @@ from captum_unioncam.system.files import write_whole
 THETAS = (0, 10, 20, 30, 40, 50, 60, 70, 80, 90)
 CHANNELS = (16, 32, 64, 128, 256)
 METRICS = [all_metrics()[name] for name in ("drop", "increase", "insertion", "deletion")]
-LIMITS = {"demo": 32, "sample": 8}
+LIMITS = {"demo": 32, "sample": 8, "mri-features.29": 8, "mri-features.30": 8}
 
 
 class Variants:
@@ -141,7 +141,8 @@ def main(
         effect = "it has none here, in any digit shown"
         if not theta_has_no_effect(summary, found.groups):
             effect = "YET IT HAS ONE HERE"
-        note = "![Metrics over theta](ablation-theta.png)"
+        plot = f"ablation-theta{'' if experiment.name == 'demo' else f'-{experiment.name}'}.png"
+        note = f"![Metrics over theta]({plot})"
         if pooled:
             note = (
                 "Behind global average pooling a channel's gradient is the same everywhere, so theta can have no "
@@ -157,7 +158,7 @@ def main(
         print(text)
         write_result(f"ablation-{experiment.name}.md", text)
         if not pooled:
-            write_whole(RESULTS / "ablation-theta.png", png(theta_plot(summary, found.groups)))
+            write_whole(RESULTS / plot, png(theta_plot(summary, found.groups)))
 
 
 if __name__ == "__main__":

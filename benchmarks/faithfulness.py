@@ -1,8 +1,12 @@
 """Methods side by side as in the paper's Tables 1 and 2: average drop and increase, and insertion and deletion.
 
 ``python -m benchmarks.faithfulness`` evaluates what is at hand, and writes the tables to ``benchmarks/results/``: the
-embedded network on generated pictures, and, where IMAGENET_SAMPLE names their folder, the sample's trained MobileNetV2
-on its photos. The paper's own experiment needs its data and torchvision's weights of VGG16::
+embedded network on generated pictures; where IMAGENET_SAMPLE names their folder, the sample's trained MobileNetV2 on
+its photos; where BRAIN_MRI does, a trained VGG16 on slices with boxes, at two layers. ``--only`` takes some of them::
+
+    python -m benchmarks.faithfulness --only mri-features.29 --limit 12 --methods union_cam,grad_cam --metrics pointing
+
+The paper's own experiment needs its data and torchvision's weights of VGG16::
 
     python -m benchmarks.faithfulness --imagenet ILSVRC2012/val --classes LOC_synset_mapping.txt
     python -m benchmarks.faithfulness --voc VOC2007 --model package.module:function --layer features.29
@@ -15,20 +19,21 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 
-from benchmarks import imagenet_sample
+from benchmarks import brain_mri, imagenet_sample
 from benchmarks.machine import describe, markdown, write_result
 from captum_unioncam import methods
 from captum_unioncam.evaluation.distributed import local_device
 from captum_unioncam.evaluation.records import read_records
 from captum_unioncam.evaluation.run import Evaluation, evaluate
-from captum_unioncam.metrics.table import all_metrics
+from captum_unioncam.methods.settings import MethodSettings
+from captum_unioncam.metrics.table import SECONDS, all_metrics
 from captum_unioncam.models.subject import ExplainedModel
 from captum_unioncam.report.statistics import Summary, summarize
 from captum_unioncam.report.tables import display_table
@@ -60,6 +65,8 @@ class Experiment:
     weights: str | None = None
     preprocess: str = "paper"
     limit: int | None = None
+    settings: MethodSettings = field(default_factory=MethodSettings)
+    metrics: list[str] | None = None
 
 
 def experiments(limit: int | None) -> list[Experiment]:
@@ -87,6 +94,20 @@ def experiments(limit: int | None) -> list[Experiment]:
                 limit=limit,
             )
         )
+    if brain_mri.sample():
+        table, classes = brain_mri.write_data(RUNS / "brain-mri")
+        found += [
+            Experiment(
+                f"mri-{layer}",
+                f"VGG16, trained on brain MRI (a fully connected head), slices with boxes, layer {layer}",
+                "benchmarks.brain_mri:load_model",
+                str(table),
+                layer,
+                classes,
+                limit=limit,
+            )
+            for layer in brain_mri.LAYERS
+        ]
     return found
 
 
@@ -101,9 +122,11 @@ def summary_of(
         experiment.preprocess,
         local_device(device),
     )
-    evaluation = Evaluation(experiment.data, experiment.classes, experiment.limit, steps=steps)
+    evaluation = Evaluation(
+        experiment.data, experiment.classes, experiment.limit, steps=steps, settings=experiment.settings
+    )
     if finish:
-        evaluate(evaluation, subject, method_names, folder)
+        evaluate(evaluation, subject, method_names, folder, metric_names=experiment.metrics)
     records = [record for record in read_records(folder) if record.method in method_names]
     if not finish:
         done = Counter((record.image, record.target) for record in records)
@@ -114,10 +137,12 @@ def summary_of(
 
 
 def tables(summary: Summary) -> str:
-    """The paper's tables, in Markdown, best first."""
+    """The paper's tables, and one of each further metric, in Markdown, best first."""
     texts, best = display_table(summary)
     written = []
-    for title, names in TABLES.items():
+    shown_above = {SECONDS.name, *(name for names in TABLES.values() for name in names)}
+    others = {metric.title: (name,) for name, metric in all_metrics().items() if name not in shown_above}
+    for title, names in {**TABLES, **others}.items():
         metrics = [all_metrics()[name] for name in names]
         columns = [metric.heading for metric in metrics if metric.heading in texts.columns]
         if not columns:
@@ -147,6 +172,12 @@ def main(
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
     names: Annotated[str, typer.Option("--methods", help="With commas between.")] = "",
     finish: Annotated[bool, typer.Option(help="Evaluate what is missing; else only the images that are done.")] = True,
+    only: Annotated[str, typer.Option(help="Of what is at hand: demo, sample, mri-features.29, mri-features.30.")] = "",
+    metrics: Annotated[str, typer.Option(help="With commas between; all where none is named.")] = "",
+    max_channels: Annotated[int | None, typer.Option(help="Channels scored; all where it is not given.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="In which channels are scored, such as bfloat16.")] = None,
+    runs: Annotated[Path, typer.Option(help="Where the records are kept.")] = RUNS,
+    write: Annotated[bool, typer.Option(help="Write the tables also where methods are named.")] = False,
 ) -> None:
     """Evaluates all methods on what is at hand, or on the data given."""
     if imagenet and voc:
@@ -159,10 +190,18 @@ def main(
         )
         if path
     ]
-    for experiment in chosen or experiments(limit):
+    if not chosen:
+        at_hand = {experiment.name: experiment for experiment in experiments(limit)}
+        if unknown := [name for name in only.split(",") if only and name not in at_hand]:
+            raise WrongArgument(f"--only: there is no {unknown[0]}; at hand are {', '.join(at_hand)}.")
+        chosen = [at_hand[name] for name in (only.split(",") if only else at_hand)]
+    settings = MethodSettings(max_channels=max_channels, score_dtype=getattr(torch, dtype) if dtype else None)
+    how = "".join(f"-{value}" for value in (max_channels and f"{max_channels}ch", dtype) if value)
+    for given in chosen:
+        experiment = replace(given, settings=settings, metrics=metrics.split(",") if metrics else None)
         method_names = names.split(",") if names else [*methods.names(), *PEERS]
         summary, layer_name = summary_of(
-            experiment, method_names, steps, device, RUNS / f"{experiment.name}-{steps}", finish
+            experiment, method_names, steps, device, runs / f"{experiment.name}-{steps}{how}", finish
         )
         machine = describe(torch.device(local_device(device) or ("cuda" if torch.cuda.is_available() else "cpu")))
         done = "" if finish else " (those done so far)"
@@ -172,8 +211,8 @@ def main(
             f"{summary.failed} failures. {machine}.\n\n{tables(summary)}"
         )
         print(text)
-        if not names:
-            write_result(f"faithfulness-{experiment.name}.md", text)
+        if write or not names:
+            write_result(f"faithfulness-{experiment.name}{how}.md", text)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from captum_unioncam.system.errors import WrongArgument, one_line
+
+T = TypeVar("T")
 
 CLASS_FILE_FORM = (
     "class_file=FILE must hold one line for each output of the model, in order, whose first word is the class's name "
@@ -86,6 +88,14 @@ class Outputs:
             if type(output) is not int or not 0 <= output < self.count:
                 raise ValueError(f"gives {name} the output {output!r}, which is not from 0 to {self.count - 1}")
         return content
+
+
+def by_output(objects: Mapping[str, list[T]], outputs: Mapping[str, int]) -> dict[int, list[T]]:
+    """The objects of each output, ascending; a file of classes may give several classes the same one."""
+    merged: dict[int, list[T]] = {}
+    for class_name in sorted(objects, key=lambda name: outputs[name]):
+        merged.setdefault(outputs[class_name], []).extend(objects[class_name])
+    return merged
 
 
 def _positions(names: Iterable[str]) -> dict[str, int]:

@@ -13,6 +13,7 @@ from captum_unioncam.datasets.classes import Outputs
 from captum_unioncam.datasets.folders import ClassFolders
 from captum_unioncam.datasets.generated import DEMO_SEED, GeneratedPictures
 from captum_unioncam.datasets.pictures import open_picture
+from captum_unioncam.datasets.table import Table
 from captum_unioncam.datasets.voc import VOC_FOLDER, PascalVoc, voc_root
 from captum_unioncam.demo.data_sets import draw
 
@@ -58,6 +59,8 @@ def open_data_set(
     if path == DEMO_DATA:
         return GeneratedPictures(outputs)
     folder = Path(path)
+    if _is_table(folder):
+        return Table(folder, outputs)
     # Path's methods raise an error for a name that is too long.
     if not os.path.isdir(folder):
         raise no_data_set(folder, "is not a folder" if os.path.exists(folder) else "does not exist")
@@ -78,5 +81,11 @@ def picture_of(path: str, name: str) -> Image.Image:
     if path == DEMO_DATA:
         return draw(DEMO_SEED, int(Path(name).stem)).picture
     folder = Path(path)
+    if _is_table(folder):
+        return open_picture(folder.parent / name)
     root = voc_root(folder)
     return open_picture((folder if root is None else root / VOC_FOLDER) / name)
+
+
+def _is_table(path: Path) -> bool:
+    return path.suffix.lower() == ".csv" and not os.path.isdir(path)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from xml.etree import ElementTree
 
-from PIL import Image
-
 from captum_unioncam.datasets.base import DEMO_DATA, DataSet, Sample, no_data_set
-from captum_unioncam.datasets.classes import Outputs
+from captum_unioncam.datasets.boxes import Box, mask_of_boxes
+from captum_unioncam.datasets.classes import Outputs, by_output
 from captum_unioncam.datasets.pictures import open_picture
 from captum_unioncam.system.errors import Failure, one_line
 from captum_unioncam.system.files import check_regular
@@ -20,9 +18,6 @@ VOC_CLASSES = (
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
 """Pascal VOC's classes, in the order of models' outputs."""
-
-Box = tuple[int, int, int, int]
-"""xmin, ymin, xmax, ymax as in Pascal VOC: pixels counted from 1, the last one included."""
 
 VOC_FOLDER = Path("VOCdevkit", "VOC2007")
 
@@ -50,7 +45,7 @@ class PascalVoc(DataSet):
         # Other data sets in VOC's format have other classes.
         ordered = VOC_CLASSES if found <= set(VOC_CLASSES) else sorted(found)
         output_of = outputs.of(found, ordered)
-        self._boxes = {name: _by_output(boxes, output_of) for name, boxes in annotations.items()}
+        self._boxes = {name: by_output(boxes, output_of) for name, boxes in annotations.items()}
 
     def targets(self, name: str) -> tuple[int, ...]:
         if name in self._problems:
@@ -61,7 +56,8 @@ class PascalVoc(DataSet):
         targets = self.targets(name)
         picture = open_picture(self._folder / name)
         try:
-            return Sample(picture, {target: _mask(picture.size, self._boxes[name][target]) for target in targets})
+            boxes = self._boxes[name]
+            return Sample(picture, {target: mask_of_boxes(picture.size, boxes[target]) for target in targets})
         except ValueError as error:
             raise Failure(f"{self._folder / name}: {error}; give the annotation of this picture.") from error
 
@@ -108,7 +104,8 @@ def _voc_boxes(annotation: Path) -> dict[str, list[Box]]:
             corners = entry["bndbox"]
             # Some of Pascal's own corners have decimals.
             xmin, ymin, xmax, ymax = (round(float(corners[key])) for key in ("xmin", "ymin", "xmax", "ymax"))
-            boxes.setdefault(entry["name"], []).append((xmin, ymin, xmax, ymax))
+            # Pascal counts pixels from 1, and includes the last.
+            boxes.setdefault(entry["name"], []).append((xmin - 1, ymin - 1, xmax, ymax))
     except FileNotFoundError as error:
         raise Failure(f"{annotation}: does not exist; unpack the test set anew.") from error
     except Exception as error:
@@ -118,21 +115,3 @@ def _voc_boxes(annotation: Path) -> dict[str, list[Box]]:
             "test set anew."
         ) from error
     return boxes
-
-
-def _by_output(boxes: Mapping[str, list[Box]], outputs: Mapping[str, int]) -> dict[int, list[Box]]:
-    """The boxes of each output, ascending; a file of classes may give several classes the same one."""
-    merged: dict[int, list[Box]] = {}
-    for class_name in sorted(boxes, key=lambda name: outputs[name]):
-        merged.setdefault(outputs[class_name], []).extend(boxes[class_name])
-    return merged
-
-
-def _mask(size: tuple[int, int], boxes: Iterable[Box]) -> Image.Image:
-    mask = Image.new("L", size)
-    for xmin, ymin, xmax, ymax in boxes:
-        left, top, right, bottom = max(xmin - 1, 0), max(ymin - 1, 0), min(xmax, size[0]), min(ymax, size[1])
-        if left >= right or top >= bottom:
-            raise ValueError(f"the annotated box {(xmin, ymin, xmax, ymax)} covers none of its {size[0]}x{size[1]}")
-        mask.paste(255, (left, top, right, bottom))
-    return mask

@@ -1,0 +1,84 @@
+"""A CSV file of pictures, classes and boxes."""
+
+from __future__ import annotations
+
+import csv
+import math
+import posixpath
+from collections import defaultdict
+from pathlib import Path
+
+from captum_unioncam.datasets.base import DataSet, Sample
+from captum_unioncam.datasets.boxes import Box, mask_of_boxes
+from captum_unioncam.datasets.classes import Outputs, by_output
+from captum_unioncam.datasets.pictures import open_picture
+from captum_unioncam.system.errors import Failure, WrongArgument, one_line
+from captum_unioncam.system.files import check_regular
+
+COLUMNS = ("path", "label", "x0", "y0", "x1", "y1")
+
+
+class Table(DataSet):
+    """Pictures of a CSV file with a row for each object. Names are relative to its folder."""
+
+    def __init__(self, file: Path, outputs: Outputs) -> None:
+        self._folder = file.parent
+        rows = _read(file)
+        self.names = sorted(rows)
+        found = {label for boxes in rows.values() for label in boxes}
+        output_of = outputs.of(found, sorted(found))
+        self._boxes = {name: by_output(boxes, output_of) for name, boxes in rows.items()}
+
+    def targets(self, name: str) -> tuple[int, ...]:
+        return tuple(self._boxes[name])
+
+    def sample(self, name: str) -> Sample:
+        picture = open_picture(self._folder / name)
+        try:
+            return Sample(
+                picture, {target: mask_of_boxes(picture.size, boxes) for target, boxes in self._boxes[name].items()}
+            )
+        except ValueError as error:
+            raise Failure(f"{self._folder / name}: {error}; correct the table.") from error
+
+
+def _read(file: Path) -> dict[str, dict[str, list[Box]]]:
+    """The boxes of each picture's classes."""
+    rows: dict[str, dict[str, list[Box]]] = defaultdict(lambda: defaultdict(list))
+    try:
+        check_regular(file)
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            reader = csv.DictReader(lines, strict=True)
+            if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
+                raise ValueError(f"line 1 does not name the column {missing[0]}; begin with {','.join(COLUMNS)}")
+            for row in reader:
+                try:
+                    name, label, box = _parsed(row)
+                except ValueError as error:
+                    raise ValueError(f"line {reader.line_num}: {error}") from error
+                rows[name][label].append(box)
+    except (OSError, ValueError, csv.Error) as error:
+        raise WrongArgument(f"{file}: {getattr(error, 'strerror', None) or one_line(error)}.") from error
+    if not rows:
+        raise WrongArgument(f"{file}: has no row below its header; give one for each object.")
+    return {name: dict(boxes) for name, boxes in rows.items()}
+
+
+def _parsed(row: dict[str, str]) -> tuple[str, str, Box]:
+    if None in row or None in row.values():
+        raise ValueError(f"has not as many values as line 1 has columns; give {','.join(COLUMNS)}")
+    for column in ("path", "label"):
+        if not row[column].strip():
+            raise ValueError(f"{column} is empty")
+    edges = []
+    for column in COLUMNS[2:]:
+        try:
+            edges.append(float(row[column]))
+        except ValueError:
+            raise ValueError(f"{column}={row[column]!r} is no number") from None
+        if not math.isfinite(edges[-1]):
+            raise ValueError(f"{column}={row[column]!r} is not finite")
+    x0, y0, x1, y1 = edges
+    if x0 >= x1 or y0 >= y1:
+        raise ValueError("the box is empty; give x0 below x1 and y0 below y1, in pixels")
+    return posixpath.normpath(row["path"].strip()), row["label"].strip(), (x0, y0, x1, y1)
