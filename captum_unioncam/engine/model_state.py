@@ -7,7 +7,8 @@ import inspect
 import random
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -20,6 +21,8 @@ from torch.utils.hooks import RemovableHandle
 from captum_unioncam.engine.turns import Turn
 
 AUTOCAST = ("cpu", "cuda", "xpu", "mps")
+_NONE = type(None)
+_NO_TENSORS = {bool, int, float, str, tuple, set, dict, OrderedDict, _NONE}
 
 
 @contextmanager
@@ -41,7 +44,7 @@ def evaluation_mode(*functions: Callable[..., Any] | None) -> Iterator[list[Any]
     """
     given = [function for function in functions if function is not None]
     known = all(_is_known(function) for function in given)
-    turn = Turn([root for function in given for root in modules_behind(function)] if known else None)
+    turn = Turn(modules_within(root for function in given for root in modules_behind(function)) if known else None)
     found = _Found()
     try:
         try:
@@ -72,7 +75,7 @@ class _Found:
         self.running = True
         self.modules: dict[int, Module] = {}
         self.training: list[Module] = []
-        self.tensors: list[_FoundTensor] = []
+        self.tensors: list[_FoundTensors] = []
         self.hooks: list[RemovableHandle] = []
         self.autocast: list[str] = []
         self.random: list[tuple[Callable[[Any], Any], Any]] = []
@@ -86,18 +89,20 @@ class _Found:
 
     def evaluate(self, root: Module) -> None:
         """Switches ``root`` to evaluation mode."""
-        for module in root.modules():
-            if id(module) not in self.modules:
-                self.modules[id(module)] = module
-                self.tensors += _tensors_kept_by(module)
+        within = modules_within([root])
+        new = [module for module in within if id(module) not in self.modules]
+        self.modules.update((id(module), module) for module in new)
+        if places := [place for module in new for place in _tensors_kept_by(module)]:
+            self.tensors.append(_FoundTensors(places))
+        for module in within:
             # Frozen TorchScript has no flag.
             if getattr(module, "training", False):
                 self.training.append(module)
                 module.training = False
 
     def reset_tensors(self, thoroughly: bool = False) -> None:
-        for tensor in self.tensors:
-            tensor.reset(thoroughly)
+        for tensors in self.tensors:
+            tensors.reset(thoroughly)
 
     def reset_random_state(self) -> None:
         while self.random:
@@ -121,45 +126,66 @@ class _Found:
         torch.set_grad_enabled(self.gradients)
 
 
-class _FoundTensor:
-    """A tensor that a module keeps, or None in its place: the tensor, and what it held.
+class _FoundTensors:
+    """Tensors that modules keep, or None in their place: the tensors, and what they held.
 
     Args:
-        place (dict): The module's buffers or attributes.
-        name (str): In these.
-        traced (bool): Whether whatever writes to the tensor counts its version up, as writing to ``tensor.data`` does
-            not.
+        places (list): Of each, the module's buffers or attributes, the name in these, and whether whatever writes to
+            the tensor counts its version up, as writing to ``tensor.data`` does not.
     """
 
-    def __init__(self, place: dict[str, Any], name: str, traced: bool) -> None:
-        self.place, self.name, self.tensor, self.traced = place, name, place[name], traced
-        self.content = None if self.tensor is None else self.tensor.detach().clone()
-        self.version = _version(self.tensor)
+    def __init__(self, places: list[tuple[dict[str, Any], str, bool]]) -> None:
+        self.places = places
+        self.tensors: list[Tensor | None] = [place[name] for place, name, _ in places]
+        with torch.no_grad():
+            self.contents = [None if tensor is None else tensor.clone() for tensor in self.tensors]
+        self.versions = [*map(_version, self.tensors)]
 
     def reset(self, thoroughly: bool) -> None:
-        """Gives the tensor back if it was replaced or written to; looks at its values if ``thoroughly``."""
-        now = self.place.get(self.name)
-        if now is not self.tensor and (self.tensor is not None or isinstance(now, (Tensor, tuple))):
-            self.place[self.name] = self.tensor
-        if self.tensor is None:
-            return
-        written = _version(self.tensor) != self.version
-        if written or (thoroughly and not self.traced and not _same(self.tensor, self.content)):
-            with torch.inference_mode(self.tensor.is_inference()), torch.no_grad():
-                self.tensor.copy_(self.content)
-            self.version = _version(self.tensor)
+        """Gives back those that were replaced or written to; looks at their values if ``thoroughly``."""
+        for (place, name, _), tensor in zip(self.places, self.tensors, strict=True):
+            now = place.get(name)
+            if now is not tensor and (tensor is not None or isinstance(now, (Tensor, tuple))):
+                place[name] = tensor
+        versions = [*map(_version, self.tensors)]
+        for i, (_, _, traced) in enumerate(self.places):
+            tensor, content = self.tensors[i], self.contents[i]
+            if tensor is None or content is None:
+                continue
+            if versions[i] != self.versions[i] or (thoroughly and not traced and not _same(tensor, content)):
+                with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+                    tensor.copy_(content)
+                self.versions[i] = _version(tensor)
 
 
-def _tensors_kept_by(module: Module) -> list[_FoundTensor]:
-    buffers = module.__dict__.get("_buffers")
-    # TorchScript keeps its buffers elsewhere.
-    places = [buffers if isinstance(buffers, dict) else dict(module.named_buffers(recurse=False)), module.__dict__]
+def modules_within(roots: Iterable[Module]) -> dict[Module, None]:
+    """What ``modules()`` of the roots gives, in that order, in a third of the time."""
+    found: dict[Module, None] = {}
+    ahead: list[Module | None] = [*roots][::-1]
+    while ahead:
+        module = ahead.pop()
+        if module is not None and module not in found:
+            found[module] = None
+            ahead.extend([*module._modules.values()][::-1])
+    return found
+
+
+def _tensors_kept_by(module: Module) -> list[tuple[dict[str, Any], str, bool]]:
+    """As ``_FoundTensors`` takes them."""
+    attributes = module.__dict__
+    buffers = attributes.get("_buffers")
+    if not isinstance(buffers, dict):
+        # TorchScript keeps them elsewhere.
+        buffers = dict(module.named_buffers(recurse=False))
+    kinds = [*map(type, attributes.values())]
+    # Most modules keep no tensor besides, which is seen fast: ``_is_full_backward_hook`` is their only None.
+    others = kinds.count(_NONE) > 1 or not _NO_TENSORS.issuperset(kinds)
     traced = type(module).__module__.startswith("torch.nn.modules.")
     return [
-        _FoundTensor(place, name, traced)
-        for place in places
-        for name, value in tuple(place.items())
-        if value is None or isinstance(value, Tensor)
+        (place, name, traced)
+        for place in ((buffers, attributes) if others else (buffers,))
+        for name, value in place.items()
+        if isinstance(value, Tensor) or (value is None and name != "_is_full_backward_hook")
     ]
 
 

@@ -17,11 +17,11 @@ class Turn:
     A thread that has a turn waits for no other, for two threads could wait for each other.
 
     Args:
-        roots (Iterable[Module] or None): What is run, with all submodules. None: any modules there are.
+        modules (Iterable[Module] or None): What is run, all submodules included. None: any modules there are.
     """
 
-    def __init__(self, roots: Iterable[Module] | None) -> None:
-        self.modules = None if roots is None else {id(module) for root in roots for module in root.modules()}
+    def __init__(self, modules: Iterable[Module] | None) -> None:
+        self.modules = None if modules is None else {*map(id, modules)}
         self.thread = threading.get_ident()
         self.over = threading.Event()
 
