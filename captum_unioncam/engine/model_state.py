@@ -161,7 +161,8 @@ class _FoundTensors:
 def modules_within(roots: Iterable[Module]) -> dict[Module, None]:
     """What ``modules()`` of the roots gives, in that order, in a third of the time."""
     found: dict[Module, None] = {}
-    ahead: list[Module | None] = [*roots][::-1]
+    ahead: list[Module | None] = list(roots)
+    ahead.reverse()
     while ahead:
         module = ahead.pop()
         if module is not None and module not in found:

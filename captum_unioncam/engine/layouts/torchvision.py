@@ -10,6 +10,9 @@ from torch.nn import Module
 
 from captum_unioncam.engine.layouts.base import ReshapeTransform, channels_last_to_maps, tokens_to_maps
 from captum_unioncam.engine.layouts.with_maps import Maps, WithMaps
+from captum_unioncam.engine.model_state import modules_within
+
+_KNOWN = ("VisionTransformer", "SwinTransformer", "CNBlock", "PartitionAttentionLayer")
 
 
 class KnownTransforms:
@@ -22,19 +25,27 @@ class KnownTransforms:
 
     def __init__(self, modules: Iterable[Module], of_inputs: bool = False) -> None:
         self._transforms: dict[Module, ReshapeTransform] = {}
-        for module in {module for root in modules for module in root.modules()}:
-            if _is_of_torchvision(module, "VisionTransformer"):
+        within = modules_within(modules)
+        # A model has hundreds of modules, of a few types.
+        names = {kind: _name_in_torchvision(kind) for kind in {*map(type, within)}}
+        for module in within:
+            name = names[type(module)]
+            if name == "VisionTransformer":
                 self._add(module.modules(), _vision_transformer_maps(module))
-            elif _is_of_torchvision(module, "SwinTransformer"):
+            elif name == "SwinTransformer":
                 self._add(_channels_last_in_swin(module, of_inputs), channels_last_to_maps)
-            elif _is_of_torchvision(module, "CNBlock"):
+            elif name == "CNBlock":
                 self._add(_channels_last_in_convnext(module, of_inputs), channels_last_to_maps)
-            elif _is_of_torchvision(module, "PartitionAttentionLayer"):
+            elif name == "PartitionAttentionLayer":
                 self._add(_windows_in_maxvit(module, of_inputs), _refuse_windows)
 
     def __getitem__(self, layer: Module) -> ReshapeTransform:
         """The layer's transform, which raises ``ValueError`` if no maps can be made; any other's changes nothing."""
         return self._transforms.get(layer, _unchanged)
+
+    def __contains__(self, layer: Module) -> bool:
+        """Whether the layer is within a network that is known."""
+        return layer in self._transforms
 
     def has_space(self, layer: Module, output: object, dims: Collection[int]) -> bool:
         """Whether the layer's output as maps has one of these numbers of dimensions, and more than one position."""
@@ -53,13 +64,17 @@ def last_token_layers(model: Module) -> set[Module]:
 
     The last block's output goes on to the head by its class token alone.
     """
-    transformers: list[Any] = [module for module in model.modules() if _is_of_torchvision(module, "VisionTransformer")]
+    transformers: list[Any] = [m for m in model.modules() if _name_in_torchvision(type(m)) == "VisionTransformer"]
     return {transformer.encoder.layers[-1].ln_1 for transformer in transformers}
 
 
-def _is_of_torchvision(module: Module, name: str) -> bool:
+def _name_in_torchvision(kind: type) -> str | None:
+    """The name of the class, or of that it is derived from, where it is one whose layouts are known."""
     # By name, since torchvision need not be installed.
-    return any(c.__name__ == name and c.__module__.startswith("torchvision.models.") for c in type(module).__mro__)
+    known = (
+        c.__name__ for c in kind.__mro__ if c.__name__ in _KNOWN and c.__module__.startswith("torchvision.models.")
+    )
+    return next(known, None)
 
 
 def _vision_transformer_maps(transformer: Any) -> ReshapeTransform:
