@@ -16,8 +16,9 @@ DEMO_DATA = "demo"
 """Path of the data set of generated pictures."""
 
 _LAYOUTS = (
-    f"give {DEMO_DATA}, a folder that holds VOCdevkit/VOC2007 with its test set, or a folder with one subfolder of "
-    "pictures for each class, as ImageNet's validation set sorted by class"
+    f"give {DEMO_DATA}, a table .csv of path,label,x0,y0,x1,y1, COCO's instances*.json, or a folder that holds one of: "
+    "VOCdevkit/VOC2007, or JPEGImages and Annotations; annotations/instances*.json; images and labels, as YOLO's; "
+    "pictures and masks/CLASS/NAME.png; one subfolder of pictures for each class"
 )
 
 
@@ -95,6 +96,26 @@ def subset(names: Iterable[str], limit: int | None, seed: int) -> list[str]:
         return hashlib.sha256(f"{seed}/{name}".encode(errors="surrogateescape")).digest()
 
     return sorted(sorted(names, key=rank)[:limit])
+
+
+def difficult(data_set: DataSet, name: str) -> tuple[int, ...]:
+    """The picture's targets in TorchRay's difficult subset (Fong et al., *Understanding deep networks via extremal
+    perturbations and smooth masks*, 2019): their objects cover less than a quarter of the picture, and it shows an
+    object of another class.
+
+    Args:
+        data_set (DataSet): With boxes or masks.
+        name (str): One of its ``names``.
+
+    Raises:
+        Failure: The picture or its annotation cannot be read.
+    """
+    if len(data_set.targets(name)) < 2:
+        return ()
+    sample = data_set.sample(name)
+    pixels = sample.picture.width * sample.picture.height
+    marked = {target: mask.histogram()[255] for target, mask in sample.objects.items() if mask is not None}
+    return tuple(target for target, count in marked.items() if 4 * count < pixels)
 
 
 def no_data_set(path: Path, problem: str) -> WrongArgument:

@@ -90,6 +90,40 @@ class Outputs:
         return content
 
 
+def listed_classes(*folders: Path) -> list[str] | None:
+    """The classes that ``data.yaml`` or ``classes.txt`` in the first of the folders names, in order; None without one.
+
+    Raises:
+        WrongArgument: The file cannot be read, or names no classes from number 0 on.
+    """
+    for path in (folder / name for folder in folders for name in ("data.yaml", "classes.txt")):
+        if not path.is_file():
+            continue
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+            names = _yaml_names(text) if path.suffix == ".yaml" else text.strip().splitlines()
+        except (OSError, ValueError) as error:
+            raise WrongArgument(f"{path}: {getattr(error, 'strerror', None) or one_line(error)}.") from error
+        return [name.strip() for name in names]
+    return None
+
+
+def _yaml_names(text: str) -> list[str]:
+    """The list or table ``names`` of YOLO's data.yaml, in any of the ways that YOLO's tools write it."""
+    block = re.search(r"^names[ ]*:(.*?)(?=^[^\s#\]}-]|\Z)", text, re.MULTILINE | re.DOTALL)
+    body = re.sub(r"(^|\s)#.*", "", block[1]).strip() if block else ""
+    quoted = r"""'(?:[^']|'')*'|"[^"]*\""""
+    if body.startswith(("[", "{")):
+        entries = re.findall(rf"(?:(\d+)\s*:)?\s*({quoted}|[^,\[\]{{}}\n]+)", body.strip("[]{}"))
+    else:
+        entries = re.findall(r"^\s*(?:-|(\d+)\s*:)\s+(\S.*)$", body, re.MULTILINE)
+    names = [name.strip() for _, name in entries if name.strip()]
+    numbers = [int(number) for number, _ in entries if number]
+    if not names or (numbers and numbers != list(range(len(names)))):
+        raise ValueError("names no classes from number 0 on under names; give classes.txt with a line for each")
+    return [name[1:-1].replace("''", "'") if name[0] in "'\"" else name for name in names]
+
+
 def by_output(objects: Mapping[str, list[T]], outputs: Mapping[str, int]) -> dict[int, list[T]]:
     """The objects of each output, ascending; a file of classes may give several classes the same one."""
     merged: dict[int, list[T]] = {}

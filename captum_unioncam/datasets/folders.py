@@ -1,35 +1,41 @@
-"""ImageNet's layout: a folder for each class."""
+"""ImageNet's layout: a folder for each class, with masks beside the pictures or without."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from PIL import Image
+
+from captum_unioncam.datasets.annotated import AnnotatedPictures
 from captum_unioncam.datasets.base import DataSet, Sample, no_data_set
 from captum_unioncam.datasets.classes import Outputs
-from captum_unioncam.datasets.pictures import open_picture
+from captum_unioncam.datasets.listing import folders_in, pictures_below, pictures_in
+from captum_unioncam.datasets.pictures import open_mask, open_picture
+from captum_unioncam.system.errors import Failure
 
-# Folders and files of systems and programs, besides hidden ones.
-_OF_SYSTEMS = {"__macosx", "__pycache__", "@eadir", "$recycle.bin", "system volume information", "lost+found"}
+MASKS = "masks"
+"""Name of the folders of masks."""
 
 # Folders that are no classes where the classes are below them.
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
 class ClassFolders(DataSet):
-    """ImageNet's layout: a picture's class is the name of its top folder."""
+    """ImageNet's layout: a picture's class is the name of its top folder.
+
+    The mask of ``star/a.jpg`` is ``star/masks/a.png`` or ``masks/star/a.png``; without one, its objects are unknown.
+    """
 
     def __init__(self, folder: Path, outputs: Outputs) -> None:
         try:
-            ordered = sorted(
-                entry.name for entry in os.scandir(folder) if entry.is_dir() and not _is_hidden(entry.name)
-            )
+            ordered = folders_in(folder)
         except OSError as error:
             raise no_data_set(folder, error.strerror or "cannot be read") from error
+        if _is_mirror(folder, ordered):
+            ordered.remove(MASKS)
         if not ordered:
             raise no_data_set(folder, "has no subfolder")
-        pictures = [path for name in ordered for path in _pictures_below(folder / name)]
+        pictures = [path for name in ordered for path in pictures_below(folder / name, passed_over=MASKS)]
         if not pictures:
             raise no_data_set(folder, "has no picture in its subfolders")
         if _SPLITS.issuperset(map(str.lower, ordered)) and all(path.parent.parent != folder for path in pictures):
@@ -42,25 +48,61 @@ class ClassFolders(DataSet):
         return (self._outputs[name.partition("/")[0]],)
 
     def sample(self, name: str) -> Sample:
-        return Sample(open_picture(self._folder / name), dict.fromkeys(self.targets(name)))
+        picture = open_picture(self._folder / name)
+        return Sample(picture, dict.fromkeys(self.targets(name), self._mask(name, picture.size)))
+
+    def _mask(self, name: str, size: tuple[int, int]) -> Image.Image | None:
+        path = PurePosixPath(name)
+        for place in (path.parent / MASKS / f"{path.stem}.png", MASKS / path.with_suffix(".png")):
+            if (self._folder / place).is_file():
+                return _fitting(self._folder / place, size)
+        return None
 
 
-def _pictures_below(folder: Path) -> Iterator[Path]:
-    """The files with a picture's extension. Links are followed, except to folders that contain them."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS
+class MaskedPictures(AnnotatedPictures[str]):
+    """Pictures in a folder, whose objects of each class are in ``masks/CLASS/NAME.png``.
 
-    for root, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.join(os.path.realpath(root), "")
-        folders[:] = [
-            name
-            for name in folders
-            if not _is_hidden(name)
-            and not real.startswith(os.path.join(os.path.realpath(os.path.join(root, name)), ""))
-        ]
-        yield from (
-            Path(root, name) for name in files if name.lower().endswith(IMG_EXTENSIONS) and not _is_hidden(name)
-        )
+    For a model of one output they may be in ``masks/NAME.png``. Pictures without a mask are left out.
+    """
+
+    def __init__(self, folder: Path, outputs: Outputs) -> None:
+        classes = folders_in(folder / MASKS)
+        if not classes and outputs.count > 1:
+            raise no_data_set(folder, f"has pictures with masks but no classes, and the model {outputs.count} outputs")
+        places = {name: f"{MASKS}/{name}" for name in classes} or {"0": MASKS}
+        masks = {place: set(pictures_in(folder / place)) for place in places.values()}
+        objects = {
+            name: {
+                class_name: [f"{place}/{mask}"]
+                for class_name, place in places.items()
+                if (mask := f"{PurePosixPath(name).stem}.png") in masks[place]
+            }
+            for name in pictures_in(folder)
+        }
+        objects = {name: of for name, of in objects.items() if of}
+        if not objects:
+            raise no_data_set(folder, f"has no picture with a mask of its name in {MASKS}")
+        super().__init__(folder, objects, outputs, list(places))
+
+    def _mask(self, size: tuple[int, int], objects: list[str]) -> Image.Image:
+        mask = Image.new("L", size)
+        for place in objects:
+            mask.paste(255, mask=_fitting(self._folder / place, size))
+        return mask
 
 
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _OF_SYSTEMS
+def has_masks(folder: Path) -> bool:
+    """Whether there are pictures in the folder and masks beside them."""
+    return (folder / MASKS).is_dir() and bool(pictures_in(folder))
+
+
+def _is_mirror(folder: Path, classes: list[str]) -> bool:
+    """Whether the folder "masks" holds those of the class folders beside it, and is no class itself."""
+    return MASKS in classes and not set(classes).isdisjoint(folders_in(folder / MASKS))
+
+
+def _fitting(path: Path, size: tuple[int, int]) -> Image.Image:
+    mask = open_mask(path)
+    if mask.size != size:
+        raise Failure(f"{path}: is {mask.width}x{mask.height}, but its picture {size[0]}x{size[1]}; give its own mask.")
+    return mask

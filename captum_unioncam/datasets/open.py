@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from captum_unioncam.datasets.base import DEMO_DATA, DataSet, no_data_set
 from captum_unioncam.datasets.classes import Outputs
-from captum_unioncam.datasets.folders import ClassFolders
+from captum_unioncam.datasets.coco import Coco, coco_files, coco_folder
+from captum_unioncam.datasets.folders import ClassFolders, MaskedPictures, has_masks
 from captum_unioncam.datasets.generated import DEMO_SEED, GeneratedPictures
 from captum_unioncam.datasets.pictures import open_picture
 from captum_unioncam.datasets.table import Table
-from captum_unioncam.datasets.voc import VOC_FOLDER, PascalVoc, voc_root
+from captum_unioncam.datasets.voc import PascalVoc, voc_folder
+from captum_unioncam.datasets.yolo import Yolo, is_yolo
 from captum_unioncam.demo.data_sets import draw
 
 
@@ -58,14 +60,8 @@ def open_data_set(
     outputs = Outputs(class_names, classes, class_file)
     if path == DEMO_DATA:
         return GeneratedPictures(outputs)
-    folder = Path(path)
-    if _is_table(folder):
-        return Table(folder, outputs)
-    # Path's methods raise an error for a name that is too long.
-    if not os.path.isdir(folder):
-        raise no_data_set(folder, "is not a folder" if os.path.exists(folder) else "does not exist")
-    root = voc_root(folder)
-    return ClassFolders(folder, outputs) if root is None else PascalVoc(root, outputs)
+    layout, place = _layout(Path(path))
+    return layout(place, outputs)
 
 
 def picture_of(path: str, name: str) -> Image.Image:
@@ -80,12 +76,25 @@ def picture_of(path: str, name: str) -> Image.Image:
     """
     if path == DEMO_DATA:
         return draw(DEMO_SEED, int(Path(name).stem)).picture
-    folder = Path(path)
-    if _is_table(folder):
-        return open_picture(folder.parent / name)
-    root = voc_root(folder)
-    return open_picture((folder if root is None else root / VOC_FOLDER) / name)
+    layout, place = _layout(Path(path))
+    folder = coco_folder(place) if layout is Coco else place.parent if layout is Table else place
+    return open_picture(folder / name)
 
 
-def _is_table(path: Path) -> bool:
-    return path.suffix.lower() == ".csv" and not os.path.isdir(path)
+def _layout(path: Path) -> tuple[Callable[[Path, Outputs], DataSet], Path]:
+    """The layout of a data set, and the folder or file that it is opened by."""
+    # Path's methods raise an error for a name that is too long.
+    if not os.path.isdir(path):
+        of_files: dict[str, Callable[[Path, Outputs], DataSet]] = {".csv": Table, ".json": Coco}
+        if path.suffix.lower() not in of_files or not os.path.exists(path):
+            raise no_data_set(path, "is not a folder" if os.path.exists(path) else "does not exist")
+        return of_files[path.suffix.lower()], path
+    if (voc := voc_folder(path)) is not None:
+        return PascalVoc, voc
+    if files := coco_files(path):
+        if len(files) > 1:
+            raise no_data_set(path, f"holds {', '.join(file.name for file in files)}: give one of them")
+        return Coco, files[0]
+    if is_yolo(path):
+        return Yolo, path
+    return (MaskedPictures if has_masks(path) else ClassFolders), path

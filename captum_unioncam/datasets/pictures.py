@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -34,14 +36,44 @@ def open_picture(path: Path, from_pipes: bool = False) -> Image.Image:
     Raises:
         Failure: The file is missing, broken, of an unknown format, or too large; the message begins with the path.
     """
+    with _explained(path):
+        if not from_pipes:
+            check_regular(path)
+        return _upright_rgb(path)
+
+
+def open_mask(path: Path) -> Image.Image:
+    """Opens a mask, of one channel or several: what is not zero is an object.
+
+    Args:
+        path (Path): A file in one of the formats of pictures, such as PNG. Of a palette, the numbers count, not the
+            colours; an alpha channel does not count.
+
+    Returns:
+        *PIL.Image.Image*: In mode "L", 255 on the objects and 0 elsewhere.
+
+    Raises:
+        Failure: As :func:`open_picture`.
+    """
+    with _explained(path):
+        check_regular(path)
+        with _opened(path) as image:
+            values = np.asarray(ImageOps.exif_transpose(image))
+            if image.mode in ("LA", "PA", "RGBA"):
+                values = values[..., :-1]
+            marked = (values != 0).reshape(*values.shape[:2], -1).any(-1)
+            return Image.fromarray(np.where(marked, np.uint8(255), np.uint8(0)))
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Failures instead of the errors of reading a picture."""
     try:
         with warnings.catch_warnings():
             # Pillow warns above Image.MAX_IMAGE_PIXELS and refuses twice that; here both are errors.
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            if not from_pipes:
-                check_regular(path)
-            return _upright_rgb(path)
+            yield
     except Failure:
         raise
     except FileNotFoundError as error:
@@ -61,10 +93,16 @@ def open_picture(path: Path, from_pipes: bool = False) -> Image.Image:
         raise Failure(f"{path}: cannot be decoded ({one_line(error)}); save or download it anew.") from error
 
 
-def _upright_rgb(path: Path) -> Image.Image:
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
     Image.init()
     with path.open("rb") as file, Image.open(file, formats=[name for name in _FORMATS if name in Image.OPEN]) as image:
         _check_shape(path, image.size)
+        yield image
+
+
+def _upright_rgb(path: Path) -> Image.Image:
+    with _opened(path) as image:
         return _rgb(path, ImageOps.exif_transpose(image))
 
 

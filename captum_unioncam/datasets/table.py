@@ -8,38 +8,20 @@ import posixpath
 from collections import defaultdict
 from pathlib import Path
 
-from captum_unioncam.datasets.base import DataSet, Sample
-from captum_unioncam.datasets.boxes import Box, mask_of_boxes
-from captum_unioncam.datasets.classes import Outputs, by_output
-from captum_unioncam.datasets.pictures import open_picture
-from captum_unioncam.system.errors import Failure, WrongArgument, one_line
+from captum_unioncam.datasets.annotated import BoxedPictures
+from captum_unioncam.datasets.boxes import Box
+from captum_unioncam.datasets.classes import Outputs
+from captum_unioncam.system.errors import WrongArgument, one_line
 from captum_unioncam.system.files import check_regular
 
 COLUMNS = ("path", "label", "x0", "y0", "x1", "y1")
 
 
-class Table(DataSet):
+class Table(BoxedPictures):
     """Pictures of a CSV file with a row for each object. Names are relative to its folder."""
 
     def __init__(self, file: Path, outputs: Outputs) -> None:
-        self._folder = file.parent
-        rows = _read(file)
-        self.names = sorted(rows)
-        found = {label for boxes in rows.values() for label in boxes}
-        output_of = outputs.of(found, sorted(found))
-        self._boxes = {name: by_output(boxes, output_of) for name, boxes in rows.items()}
-
-    def targets(self, name: str) -> tuple[int, ...]:
-        return tuple(self._boxes[name])
-
-    def sample(self, name: str) -> Sample:
-        picture = open_picture(self._folder / name)
-        try:
-            return Sample(
-                picture, {target: mask_of_boxes(picture.size, boxes) for target, boxes in self._boxes[name].items()}
-            )
-        except ValueError as error:
-            raise Failure(f"{self._folder / name}: {error}; correct the table.") from error
+        super().__init__(file.parent, _read(file), outputs)
 
 
 def _read(file: Path) -> dict[str, dict[str, list[Box]]]:

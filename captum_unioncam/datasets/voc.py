@@ -1,4 +1,4 @@
-"""Pascal VOC's layout, with the objects' boxes."""
+"""Pascal VOC's layout, with the objects' boxes, of any list of classes."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 from xml.etree import ElementTree
 
-from captum_unioncam.datasets.base import DEMO_DATA, DataSet, Sample, no_data_set
-from captum_unioncam.datasets.boxes import Box, mask_of_boxes
-from captum_unioncam.datasets.classes import Outputs, by_output
-from captum_unioncam.datasets.pictures import open_picture
+from captum_unioncam.datasets.annotated import BoxedPictures
+from captum_unioncam.datasets.base import DEMO_DATA, no_data_set
+from captum_unioncam.datasets.boxes import Box
+from captum_unioncam.datasets.classes import Outputs, listed_classes
+from captum_unioncam.datasets.listing import is_hidden, pictures_in
 from captum_unioncam.system.errors import Failure, one_line
 from captum_unioncam.system.files import check_regular
 
@@ -19,77 +20,65 @@ VOC_CLASSES = (
 )
 """Pascal VOC's classes, in the order of models' outputs."""
 
-VOC_FOLDER = Path("VOCdevkit", "VOC2007")
+_PLACES = ("VOCdevkit/VOC2007", "VOCdevkit/VOC2012", "VOC2007", "VOC2012")
+_PICTURES, _ANNOTATIONS, _LISTS = "JPEGImages", "Annotations", "ImageSets/Main"
 
 
 def is_voc(path: str) -> bool:
     """Whether the data set has Pascal VOC's layout."""
-    return path != DEMO_DATA and voc_root(Path(path)) is not None
+    return path != DEMO_DATA and voc_folder(Path(path)) is not None
 
 
-class PascalVoc(DataSet):
-    """The test set of Pascal VOC 2007. Names are relative to ``VOCdevkit/VOC2007``."""
+class PascalVoc(BoxedPictures):
+    """Pascal VOC's pictures: those of its test list, or else of its validation list; without lists, all annotated.
 
-    def __init__(self, root: Path, outputs: Outputs) -> None:
-        self._folder = root / VOC_FOLDER
-        annotations: dict[str, dict[str, list[Box]]] = {}
-        self._problems: dict[str, str] = {}
-        for picture, annotation in _voc_test_files(root):
-            name = picture.relative_to(self._folder).as_posix()
+    Args:
+        folder (Path): That holds ``Annotations`` and ``JPEGImages``. Names are relative to it.
+        outputs (Outputs): Of the model.
+    """
+
+    def __init__(self, folder: Path, outputs: Outputs) -> None:
+        names = {Path(name).stem: name for name in pictures_in(folder / _PICTURES)}
+        stems = _listed(folder)
+        if names.keys().isdisjoint(stems):
+            raise no_data_set(folder, f"has no picture of the test set in {_PICTURES}")
+        objects: dict[str, dict[str, list[Box]] | Failure] = {}
+        for stem in stems:
+            name = f"{_PICTURES}/{names.get(stem, f'{stem}.jpg')}"
             try:
-                annotations[name] = _voc_boxes(annotation)
+                objects[name] = _voc_boxes(folder / _ANNOTATIONS / f"{stem}.xml")
             except Failure as failure:
-                self._problems[name] = str(failure)
-        self.names = sorted([*annotations, *self._problems])
-        found = {class_name for boxes in annotations.values() for class_name in boxes}
+                objects[name] = failure
+        found = {class_name for boxes in objects.values() if not isinstance(boxes, Failure) for class_name in boxes}
         # Other data sets in VOC's format have other classes.
-        ordered = VOC_CLASSES if found <= set(VOC_CLASSES) else sorted(found)
-        output_of = outputs.of(found, ordered)
-        self._boxes = {name: by_output(boxes, output_of) for name, boxes in annotations.items()}
-
-    def targets(self, name: str) -> tuple[int, ...]:
-        if name in self._problems:
-            raise Failure(self._problems[name])
-        return tuple(self._boxes[name])
-
-    def sample(self, name: str) -> Sample:
-        targets = self.targets(name)
-        picture = open_picture(self._folder / name)
-        try:
-            boxes = self._boxes[name]
-            return Sample(picture, {target: mask_of_boxes(picture.size, boxes[target]) for target in targets})
-        except ValueError as error:
-            raise Failure(f"{self._folder / name}: {error}; give the annotation of this picture.") from error
+        ordered = VOC_CLASSES if found <= set(VOC_CLASSES) else listed_classes(folder) or sorted(found)
+        super().__init__(folder, objects, outputs, ordered)
 
 
-def voc_root(folder: Path) -> Path | None:
-    """The folder that holds VOCdevkit/VOC2007: ``folder`` itself, or above it where it is one of those two."""
+def voc_folder(folder: Path) -> Path | None:
+    """The folder that holds Annotations and JPEGImages: ``folder`` itself, or VOCdevkit/VOC2007 and such below it."""
     folder = Path(os.path.abspath(folder))
-    for root in (folder, folder.parent, folder.parent.parent):
-        voc = root / VOC_FOLDER
-        if os.path.isdir(voc) and folder in (root, voc.parent, voc):
-            return root
+    for place in (folder, *(folder / name for name in _PLACES)):
+        if os.path.isdir(place / _ANNOTATIONS) and (os.path.isdir(place / _PICTURES) or place.name.startswith("VOC")):
+            return place
     return None
 
 
-def _voc_test_files(root: Path) -> list[tuple[Path, Path]]:
-    """The pictures of the test set and their annotations."""
-    from torchvision import datasets
-
+def _listed(folder: Path) -> list[str]:
+    """The pictures' names without their extension."""
+    lists = [folder / _LISTS / f"{split}.txt" for split in ("test", "val")]
+    if not (folder / _LISTS).is_dir():
+        return sorted(
+            Path(name).stem
+            for name in os.listdir(folder / _ANNOTATIONS)
+            if name.lower().endswith(".xml") and not is_hidden(name)
+        )
     try:
-        check_regular(root / VOC_FOLDER / "ImageSets" / "Main" / "test.txt")
-        voc = datasets.VOCDetection(root, year="2007", image_set="test")
+        file = next((path for path in lists if path.exists()), lists[0])
+        check_regular(file)
+        return sorted({line.strip() for line in file.read_text(encoding="utf-8").splitlines()} - {""})
     except (OSError, ValueError) as error:
-        raise no_data_set(root, "has no VOCdevkit/VOC2007/ImageSets/Main/test.txt that can be read") from error
-    # torchvision turns an empty line into a picture without a name.
-    files = [
-        (Path(picture), Path(annotation))
-        for picture, annotation in zip(voc.images, voc.annotations, strict=True)
-        if os.path.basename(picture) != ".jpg"
-    ]
-    if not any(picture.exists() for picture, _ in files):
-        raise no_data_set(root, "has no picture of the test set in VOCdevkit/VOC2007/JPEGImages")
-    return files
+        raise no_data_set(folder, f"has no {_LISTS}/test.txt or val.txt that can be read") from error
 
 
 def _voc_boxes(annotation: Path) -> dict[str, list[Box]]:
@@ -107,11 +96,11 @@ def _voc_boxes(annotation: Path) -> dict[str, list[Box]]:
             # Pascal counts pixels from 1, and includes the last.
             boxes.setdefault(entry["name"], []).append((xmin - 1, ymin - 1, xmax, ymax))
     except FileNotFoundError as error:
-        raise Failure(f"{annotation}: does not exist; unpack the test set anew.") from error
+        raise Failure(f"{annotation}: does not exist; unpack the data set anew.") from error
     except Exception as error:
         # Files in other formats raise errors of many types.
         raise Failure(
             f"{annotation}: is not an annotation of Pascal VOC ({type(error).__name__}: {one_line(error)}); unpack the "
-            "test set anew."
+            "data set anew."
         ) from error
     return boxes
