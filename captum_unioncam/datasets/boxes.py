@@ -41,7 +41,7 @@ def mask_of_boxes(size: tuple[int, int], boxes: Iterable[Box]) -> Image.Image:
 
 def _pixels(start: float, end: float, size: int) -> tuple[int, int]:
     """The first pixel of an extent, and the one behind its last."""
-    first, behind = math.floor(start + 0.5), math.floor(end + 0.5)
+    first, behind = math.ceil(start - 0.5), math.ceil(end - 0.5)
     if first == behind and start < end:
         first, behind = math.floor(start), math.floor(start) + 1
     return max(first, 0), min(behind, size)

@@ -111,10 +111,11 @@ def listed_classes(*folders: Path) -> list[str] | None:
 def _yaml_names(text: str) -> list[str]:
     """The list or table ``names`` of YOLO's data.yaml, in any of the ways that YOLO's tools write it."""
     block = re.search(r"^names[ ]*:(.*?)(?=^[^\s#\]}-]|\Z)", text, re.MULTILINE | re.DOTALL)
-    body = re.sub(r"(^|\s)#.*", "", block[1]).strip() if block else ""
-    quoted = r"""'(?:[^']|'')*'|"[^"]*\""""
+    quoted = r"""'(?:[^'\n]|'')*'|"[^"\n]*\""""
+    # Without comments, but not without a # in quotes.
+    body = re.sub(rf"({quoted})|(?:^|\s)#.*", lambda found: found[1] or "", block[1]).strip() if block else ""
     if body.startswith(("[", "{")):
-        entries = re.findall(rf"(?:(\d+)\s*:)?\s*({quoted}|[^,\[\]{{}}\n]+)", body.strip("[]{}"))
+        entries = re.findall(rf"\s*(?:(\d+)\s*:)?\s*({quoted}|[^,\[\]{{}}\n]+)", body.strip("[]{}"))
     else:
         entries = re.findall(r"^\s*(?:-|(\d+)\s*:)\s+(\S.*)$", body, re.MULTILINE)
     names = [name.strip() for _, name in entries if name.strip()]
