@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,8 +13,9 @@ from torch import Tensor
 
 from captum_unioncam.engine.confidence import output_tensor
 from captum_unioncam.engine.sharing import SharedPasses, shared_passes
-from captum_unioncam.engine.tuning import out_of_memory
-from captum_unioncam.methods.registry import create
+from captum_unioncam.engine.tuning import fixed_rows, out_of_memory
+from captum_unioncam.evaluation.transfers import Mark, to_host
+from captum_unioncam.methods.registry import Method, create
 from captum_unioncam.methods.settings import Explained, MethodSettings
 from captum_unioncam.metrics.attributions import DEFAULT_STEPS, one_channel
 from captum_unioncam.metrics.table import SECONDS, Metric, find_metrics
@@ -74,11 +74,83 @@ class Outcome:
     @property
     def is_shortage(self) -> bool:
         """Whether memory ran out."""
-        return self.error is not None and any(map(_is_shortage, _chain(self.error)))
+        return _is_shortage(self.error)
+
+
+@dataclass(frozen=True)
+class Pending:
+    """One method's result for one class, whose numbers a GPU may still be computing.
+
+    Args:
+        map, attribution, details: As in :class:`Judgement`.
+        confidence (Tensor): As there, on its way to the host, as are the next two.
+        values, curves (dict[str, Tensor]): As there, without the "seconds".
+        start, end (Mark): Around what the method did for so many classes:
+        classes (int): Their number.
+        saved (float): Seconds that it would have taken longer alone.
+        arrived (Mark): Where the numbers are on the host.
+    """
+
+    map: Tensor
+    attribution: Tensor
+    details: Any
+    confidence: Tensor
+    values: dict[str, Tensor]
+    curves: dict[str, Tensor]
+    start: Mark
+    end: Mark
+    classes: int
+    saved: float
+    arrived: Mark
+
+    def judgement(self) -> Judgement:
+        """Waits for the numbers.
+
+        Raises:
+            ValueError: One is not finite.
+        """
+        self.arrived.wait()
+        values = {name: _finite(name, value.item()) for name, value in self.values.items()}
+        values[SECONDS.name] = (self.end.seconds_since(self.start) + self.saved) / self.classes
+        confidence = _finite("confidence", self.confidence.item())
+        curves = {name: curve.tolist() for name, curve in self.curves.items()}
+        return Judgement(self.map, self.attribution, confidence, values, curves, self.details)
+
+
+@dataclass(frozen=True)
+class Started:
+    """One method's results for some classes of a picture, which a GPU may still be computing, or its error.
+
+    Args:
+        method (str): Its name.
+        targets (tuple[int, ...]): The classes.
+        pending (list[Pending]): One for each class; none if the method failed.
+        error (Exception or None): What the method raised. Default: None
+    """
+
+    method: str
+    targets: tuple[int, ...]
+    pending: list[Pending] = field(default_factory=list)
+    error: Exception | None = None
+
+    @property
+    def is_shortage(self) -> bool:
+        """Whether memory ran out."""
+        return _is_shortage(self.error)
+
+    def outcome(self) -> Outcome:
+        """Waits for the results."""
+        # Returned outside the handler, which would keep the method's tensors alive.
+        outcome = Outcome(self.method, self.targets, error=self.error)
+        try:
+            outcome = replace(outcome, judgements=[one.judgement() for one in self.pending])
+        except Exception as error:
+            outcome = replace(outcome, error=error)
+        return outcome
 
 
 class Judge:
-    """Judges methods on a model.
+    """Judges methods on a model. Where memory runs out, a method is tried again in smaller passes.
 
     Args:
         subject (ExplainedModel): The model and the layer to explain.
@@ -113,14 +185,15 @@ class Judge:
             raise WrongArgument(
                 f"steps={steps}: there are {subject.pixels} pixels, and a step has one or more; give at most as many."
             )
-        settings = replace(settings, confidence_fn=subject.confidence_fn)
-        self._methods = {name: create(name, subject.model, subject.layer, settings) for name in method_names}
+        self._settings = replace(settings, confidence_fn=subject.confidence_fn)
+        # In a pass of the methods for which memory ran out.
+        self._rows: dict[str, int] = {}
+        self._methods = {name: self._created(name) for name in method_names}
         self._arguments = {
             "forward_func": subject.model,
             "steps": steps,
             "return_curve": True,
             "confidence_fn": subject.confidence_fn,
-            "internal_batch_size": settings.internal_batch_size,
         }
         # No warm-up is needed where only maps are computed, and no seconds are shown.
         self._is_warm = metrics is not None and not list(metrics)
@@ -152,16 +225,59 @@ class Judge:
         Returns:
             *Iterator[Outcome]*: One for each pair.
         """
+        for started in self.started(pairs, shown, _that_show_something(objects), name, confidences):
+            yield started.outcome()
+
+    def started(
+        self,
+        pairs: Iterable[tuple[str, Sequence[int]]],
+        shown: Tensor,
+        objects: Objects | None = None,
+        name: str = "",
+        confidences: Tensor | None = None,
+        given: tuple[Tensor, Tensor] | None = None,
+    ) -> Iterator[Started]:
+        """As :meth:`run`, without waiting for what a GPU still computes when a method has returned.
+
+        Args:
+            pairs, shown, name, confidences: As :meth:`run` takes them.
+            objects (Mapping[int, Tensor or None] or None): As there, but none that shows nothing. Default: None
+            given (tuple[Tensor, Tensor] or None): ``input_and_baseline`` of the picture. Default: None, computed
+
+        Returns:
+            *Iterator[Started]*: One for each pair.
+        """
         shared = shared_passes()
         for method, targets in pairs:
-            # Yielded outside the handler, which would keep the method's tensors alive.
-            outcome = Outcome(method, tuple(targets))
-            try:
-                judgements = self.judge(method, shown, targets, objects, name, confidences, shared)
-                outcome = replace(outcome, judgements=judgements)
-            except Exception as error:
-                outcome = replace(outcome, error=error)
-            yield outcome
+            of_picture = method, targets, shown, objects or {}, name, confidences, given
+            started = self._tried(*of_picture, shared)
+            fewer = self._fewer_rows(method)
+            while started.is_shortage and (rows := next(fewer, 0)):
+                release(started.error)
+                # It may hold much, and results of passes of other sizes are not read.
+                shared = shared_passes()
+                _free_memory(self.subject.device)
+                started = self._tried(*of_picture, shared, rows)
+            yield started
+
+    def _tried(self, method: str, targets: Sequence[int], *how: Any) -> Started:
+        # Returned outside the handler, which would keep the method's tensors alive.
+        started = Started(method, tuple(targets))
+        try:
+            started = replace(started, pending=self._pending(method, targets, *how))
+        except Exception as error:
+            started = replace(started, error=error)
+        return started
+
+    def _fewer_rows(self, method: str) -> Iterator[int]:
+        """Half of the rows in a pass, half of these, and so on to one; of one, one, since memory was freed."""
+        rows = self._rows.get(method) or self._settings.internal_batch_size
+        rows = rows or fixed_rows(self.subject.device, self.subject.pixels)
+        if rows == 1:
+            yield 1
+        while rows > 1:
+            rows //= 2
+            yield rows
 
     def judge(
         self,
@@ -193,34 +309,56 @@ class Judge:
         Raises:
             ValueError: A number is not finite.
         """
-        inputs, black = self.subject.input_and_baseline(shown)
+        of_picture = shown, _that_show_something(objects), name, confidences
+        return [pending.judgement() for pending in self._pending(method, targets, *of_picture, shared=shared)]
+
+    def _pending(
+        self,
+        method: str,
+        targets: Sequence[int],
+        shown: Tensor,
+        objects: Objects,
+        name: str,
+        confidences: Tensor | None,
+        given: tuple[Tensor, Tensor] | None = None,
+        shared: SharedPasses | None = None,
+        rows: int | None = None,
+    ) -> list[Pending]:
+        """The judgements' numbers, on their way to the host; ``rows`` is what passes have from now on."""
+        if rows is not None:
+            self._rows[method] = rows
+            self._methods[method] = self._created(method)
+        inputs, black = given or self.subject.input_and_baseline(shown)
         if confidences is None:
             confidences = self.subject.confidences(inputs)[0]
+        device = self.subject.device
         with torch.random.fork_rng(_seeded_devices()), shared or shared_passes() as shared:
             self._warm_up(inputs)
-            start = self._now() + shared.saved
+            start, saved = Mark(device), shared.saved
             explained = self._explained(method, targets, inputs, black, name)
             attributions = [one_channel(each.attributions, inputs.shape[2:]) for each in explained]
-            # What the method would have taken alone.
-            seconds = (self._now() + shared.saved - start) / len(targets)
-            judgements = []
-            for target, each, attribution in zip(targets, explained, attributions, strict=True):
-                mask = (objects or {}).get(target)
-                given = {"inputs": inputs, "attributions": attribution, "target": target, "baselines": black}
-                if mask is not None and mask.any():
-                    given["objects"] = mask[None, None]
-                values, curves = self._measured({**self._arguments, **given}, (name, target, method))
-                values[SECONDS.name] = seconds
-                confidence = _finite("confidence", confidences[target].item())
-                judgements.append(Judgement(each.attributions, attribution, confidence, values, curves, each.details))
-        return judgements
+            # With what was saved, what the method would have taken alone.
+            end, saved = Mark(device), shared.saved - saved
+            numbers = []
+            for target, attribution in zip(targets, attributions, strict=True):
+                of_target = {"inputs": inputs, "attributions": attribution, "target": target, "baselines": black}
+                mask = objects.get(target)
+                if mask is not None:
+                    of_target["objects"] = mask[None, None]
+                numbers.append((to_host(confidences[target]), *self._measured(of_target, (name, target, method))))
+        arrived = Mark(device)
+        return [
+            Pending(each.attributions, attribution, each.details, *of_class, start, end, len(targets), saved, arrived)
+            for each, attribution, of_class in zip(explained, attributions, numbers, strict=True)
+        ]
 
     def _explained(
         self, method: str, targets: Sequence[int], inputs: Tensor, black: Tensor, name: str
     ) -> list[Explained]:
         """Explains the targets in one sweep, or one after the other, each with its seed."""
         run = self._methods[method]
-        sweeps = [list(targets)] if run.sweeps else [[target] for target in targets]
+        together = run.sweeps and method not in self._rows
+        sweeps = [list(targets)] if together else [[target] for target in targets]
         explained = []
         for of_sweep in sweeps:
             torch.manual_seed(_seed(self._seed, name, of_sweep[0], method))
@@ -228,9 +366,11 @@ class Judge:
         return explained
 
     def _measured(
-        self, arguments: Mapping[str, Any], of: tuple[str, int, str]
-    ) -> tuple[dict[str, float], dict[str, list[float]]]:
-        """Values and curves by metric."""
+        self, of_target: Mapping[str, Any], of: tuple[str, int, str]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Values and curves by metric, on their way to the host."""
+        rows = self._rows.get(of[-1], self._settings.internal_batch_size)
+        arguments = {**self._arguments, **of_target, "internal_batch_size": rows}
         values, curves = {}, {}
         for metric in self.metrics:
             if metric.needs_objects and "objects" not in arguments:
@@ -238,10 +378,16 @@ class Judge:
             torch.manual_seed(_seed(self._seed, *of, metric.name))
             result = metric.compute(arguments)
             if metric.has_curve:
-                curves[metric.name] = result.confidences[0].tolist()
+                curves[metric.name] = to_host(result.confidences[0])
                 result = result.area
-            values[metric.name] = _finite(metric.name, result.item())
+            values[metric.name] = to_host(result)
         return values, curves
+
+    def _created(self, method: str) -> Method:
+        """The method, with as many rows in a pass as memory has been found to have room for."""
+        rows = self._rows.get(method, self._settings.internal_batch_size)
+        settings = replace(self._settings, internal_batch_size=rows)
+        return create(method, self.subject.model, self.subject.layer, settings)
 
     def _warm_up(self, inputs: Tensor) -> None:
         """Runs the model once, so that the first method's seconds do not include one-time preparations."""
@@ -254,12 +400,6 @@ class Judge:
                     torch.autograd.grad(output.sum(), inputs, allow_unused=True)
             self._is_warm = True
 
-    def _now(self) -> float:
-        """Seconds, after the device has finished."""
-        if self.subject.device.type == "cuda":
-            torch.cuda.synchronize(self.subject.device)
-        return time.perf_counter()
-
 
 def _seeded_devices() -> list[int]:
     """The GPUs that torch.manual_seed seeds: all, once one is in use."""
@@ -267,13 +407,23 @@ def _seeded_devices() -> list[int]:
     return list(range(torch.cuda.device_count())) if in_use else []
 
 
-def release(error: BaseException) -> None:
+def _that_show_something(objects: Objects | None) -> Objects:
+    return {target: mask for target, mask in (objects or {}).items() if mask is not None and mask.any()}
+
+
+def _free_memory(device: torch.device) -> None:
+    """Gives back what PyTorch keeps free for itself, which CUDA's libraries cannot have."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def release(error: BaseException | None) -> None:
     """Drops the error's tracebacks, whose frames hold the tensors of a pass."""
     for each in _chain(error):
         each.__traceback__ = None
 
 
-def _chain(error: BaseException) -> list[BaseException]:
+def _chain(error: BaseException | None) -> list[BaseException]:
     """The error, its causes and its contexts."""
     found: list[BaseException] = []
     waiting: list[BaseException | None] = [error]
@@ -285,9 +435,12 @@ def _chain(error: BaseException) -> list[BaseException]:
     return found
 
 
-def _is_shortage(error: BaseException) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and not isinstance(error, Failure) and out_of_memory(error)
+def _is_shortage(error: BaseException | None) -> bool:
+    """Whether memory ran out, which led to the error."""
+    return any(
+        isinstance(each, MemoryError | torch.OutOfMemoryError)
+        or (isinstance(each, RuntimeError) and not isinstance(each, Failure) and out_of_memory(each))
+        for each in _chain(error)
     )
 
 

@@ -16,8 +16,10 @@ import hashlib
 import multiprocessing
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ from captum_unioncam.engine._captum import NullProgress, progress
 from captum_unioncam.engine.maps import minmax
 from captum_unioncam.engine.representatives import REPRESENTATIVES
 from captum_unioncam.evaluation.distributed import rank, world_size
-from captum_unioncam.evaluation.judge import Judge, Judgement, release
+from captum_unioncam.evaluation.judge import Judge, Judgement, Started, release
 from captum_unioncam.evaluation.records import (
     FIRST_METRICS,
     MAP_SIZE,
@@ -45,6 +47,7 @@ from captum_unioncam.evaluation.records import (
     read_records,
     read_settings,
 )
+from captum_unioncam.evaluation.transfers import IMAGES_AHEAD, RESULTS_BEHIND, Mark, Uploads, queued, to_host
 from captum_unioncam.methods.registry import PEER_PACKAGES
 from captum_unioncam.methods.settings import MethodSettings
 from captum_unioncam.models.preprocessing import Preprocessing
@@ -148,6 +151,8 @@ def evaluate(
 ) -> Tally:
     """Judges the methods on every image and target that has no record yet.
 
+    On a GPU, images are copied before their turn, and results are read while the next ones are computed.
+
     Args:
         evaluation (Evaluation): The data and the settings.
         subject (ExplainedModel): The model and the layer.
@@ -187,14 +192,21 @@ def evaluate(
     # A bar that is not on a terminal writes a line to a log at each update.
     interval = 0.5 if sys.stderr.isatty() else _SECONDS_BETWEEN_LINES
     bar = progress(desc="records", total=total, mininterval=interval) if show_progress and total else NullProgress()
-    with RecordFile(folder) as file, bar:
-        for seen in _reported(loader):
-            for record in _records(judge, seen, missing[seen.name], chosen[seen.name]):
-                file.append(record)
-                tally.records += 1
-                tally.failures += record.error is not None
-                bar.update()
+    on_gpu = subject.device.type == "cuda"
+    with RecordFile(folder) as file, bar, _current(subject.device):
+        images = queued(_placed(subject, _reported(loader)), IMAGES_AHEAD if on_gpu else 0)
+        records = (one for image in images for one in _records(judge, image, missing[image.name], chosen[image.name]))
+        for record in queued(records, RESULTS_BEHIND if on_gpu else 0):
+            file.append(record)
+            tally.records += 1
+            tally.failures += record.error is not None
+            bar.update()
     return tally
+
+
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    """Makes a GPU the one of code that names no more than "cuda": each process has its own."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _reported(loader: DataLoader[_Seen]) -> Iterator[_Seen]:
@@ -213,30 +225,65 @@ def _reported(loader: DataLoader[_Seen]) -> Iterator[_Seen]:
         ) from error
 
 
-def _records(judge: Judge, seen: _Seen, keys: Sequence[Key], targets: tuple[int, ...] | Failure) -> Iterator[Record]:
-    """The missing records of one image."""
+def _placed(subject: ExplainedModel, pictures: Iterable[_Seen]) -> Iterator[Callable[[], _Seen]]:
+    """The pictures as they were read, and what the model gets of them where that is copied beside its passes."""
+    uploads = Uploads(subject.device) if subject.device.type == "cuda" else None
+    for seen in pictures:
+        given = None if uploads is None or seen.shown is None else _uploaded(uploads, subject, seen)
+        yield given or partial(replace, seen)
+
+
+def _uploaded(uploads: Uploads, subject: ExplainedModel, seen: _Seen) -> Callable[[], _Seen] | None:
+    """Starts the copies; None where that fails: the picture's methods try it again and say why."""
+    assert seen.shown is not None
+    try:
+        given = subject.input_and_baseline(torch.from_numpy(seen.shown), torch.device("cpu"))
+        masks = seen.masks_on_cpu()
+        copied = uploads.start([*given, *masks.values()])
+    except Exception:
+        return None
+
+    def arrived() -> _Seen:
+        inputs, black, *objects = copied()
+        return replace(seen, given=(inputs, black), masks=dict(zip(masks, objects, strict=True)))
+
+    return arrived
+
+
+def _records(
+    judge: Judge, seen: _Seen, keys: Sequence[Key], targets: tuple[int, ...] | Failure
+) -> Iterator[Callable[[], Record]]:
+    """Functions that give the missing records of one image, which a GPU may still be computing."""
     class_name = judge.subject.classifier.class_name
     error = one_line(targets) if isinstance(targets, Failure) else seen.error
     if error is not None or seen.shown is None:
         for name, target, method in keys:
-            yield Record(name, target, None if target is None else class_name(target), method, error=error)
+            yield partial(Record, name, target, None if target is None else class_name(target), method, error=error)
         return
     # One class at a time, to measure the seconds of one.
     pairs = [(method, (target,)) for _, target, method in keys if target is not None]
-    objects = {target: None if mask is None else torch.from_numpy(mask) for target, mask in seen.objects.items()}
-    for outcome in judge.run(pairs, torch.from_numpy(seen.shown), objects, seen.name):
-        (target,) = outcome.targets
-        if outcome.error is not None:
-            release(outcome.error)
-            if not _answers(judge.subject.device):
-                raise Failure(
-                    f"{judge.subject.device} has failed while {outcome.method} explained {class_name(target)} of "
-                    f"{seen.name} ({one_line(outcome.error.__cause__ or outcome.error)}); start again, which goes on "
-                    "where this was."
-                ) from outcome.error
-        found = {} if outcome.error is not None else _numbers(outcome.judgements[0])
+    masks = seen.masks_on_cpu() if seen.masks is None else seen.masks
+    for started in judge.started(pairs, torch.from_numpy(seen.shown), masks, seen.name, given=seen.given):
+        release(started.error)
+        small = [to_host(_thumbnail(one.attribution)) for one in started.pending]
+        yield partial(_record, judge, seen.name, started, small, Mark(judge.subject.device))
+
+
+def _record(judge: Judge, name: str, started: Started, small: Sequence[Tensor], arrived: Mark) -> Record:
+    """The record of what was started, when it has arrived."""
+    (target,) = started.targets
+    outcome, class_name, device = started.outcome(), judge.subject.classifier.class_name(target), judge.subject.device
+    if outcome.error is not None:
+        release(outcome.error)
+        if not _answers(device):
+            raise Failure(
+                f"{device} has failed while {outcome.method} explained {class_name} of {name} "
+                f"({one_line(outcome.error.__cause__ or outcome.error)}); start again, which goes on where this was."
+            ) from outcome.error
         problem = f"{SHORTAGE}{outcome.problem}" if outcome.is_shortage else outcome.problem
-        yield Record(seen.name, target, class_name(target), outcome.method, error=problem, **found)
+        return Record(name, target, class_name, outcome.method, error=problem)
+    arrived.wait()
+    return Record(name, target, class_name, outcome.method, **_numbers(outcome.judgements[0], small[0]))
 
 
 def _answers(device: torch.device) -> bool:
@@ -249,13 +296,13 @@ def _answers(device: torch.device) -> bool:
         return False
 
 
-def _numbers(judgement: Judgement) -> dict[str, Any]:
+def _numbers(judgement: Judgement, small: Tensor) -> dict[str, Any]:
     """The judgement as fields of a record."""
     return {
         "confidence": _short(judgement.confidence),
         "values": {name: _short(value) for name, value in judgement.values.items()},
         "curves": {name: [round(value, 4) for value in curve] for name, curve in judgement.curves.items()},
-        "map": _thumbnail(judgement.attribution),
+        "map": base64.b64encode(small.numpy().tobytes()).decode(),
     }
 
 
@@ -264,9 +311,9 @@ def _short(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def _thumbnail(attribution: Tensor) -> str:
+def _thumbnail(attribution: Tensor) -> Tensor:
     small = minmax(F.interpolate(attribution, (MAP_SIZE, MAP_SIZE), mode="area"))
-    return base64.b64encode((small * 255).round().to(torch.uint8).cpu().numpy().tobytes()).decode()
+    return (small * 255).round().to(torch.uint8)
 
 
 # Workers send arrays, which go through a pipe. Tensors need shared memory: a container has 64 MB of it, and where it is
@@ -276,12 +323,22 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class _Seen:
-    """An image and the masks of its objects as the model sees them, or why it cannot be read."""
+    """An image and the masks of its objects as the model sees them, or why it cannot be read.
+
+    ``given`` is the model's input and baseline, and ``masks`` the ones that show something, copied to a GPU.
+    """
 
     name: str
     shown: Array | None
     objects: dict[int, Array | None]
     error: str | None = None
+    given: tuple[Tensor, Tensor] | None = None
+    masks: dict[int, Tensor] | None = None
+
+    def masks_on_cpu(self) -> dict[int, Tensor]:
+        """Those that show something."""
+        shown = {target: mask for target, mask in self.objects.items() if mask is not None and mask.any()}
+        return {target: torch.from_numpy(mask) for target, mask in shown.items()}
 
 
 class _Pictures(Dataset[_Seen]):

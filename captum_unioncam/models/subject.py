@@ -142,11 +142,15 @@ class ExplainedModel:
         """A picture in mode RGB as the model sees it, (3, H, W), in [0, 1]."""
         return self.classifier.preprocessing.fit(picture)
 
-    def input_and_baseline(self, shown: Tensor) -> tuple[Tensor, Tensor]:
-        """The normalised input for a picture as the model sees it, and its black image, each (1, 3, H, W)."""
+    def input_and_baseline(self, shown: Tensor, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+        """The normalised input for a picture as the model sees it, and its black image, each (1, 3, H, W).
+
+        On ``device``, or where the model is.
+        """
         dtype = next((parameter.dtype for parameter in self.model.parameters()), torch.float32)
         normalized = self.classifier.preprocessing.normalized
-        inputs, black = (normalized(x).unsqueeze(0).to(self.device, dtype) for x in (shown, torch.zeros_like(shown)))
+        device = device or self.device
+        inputs, black = (normalized(x).unsqueeze(0).to(device, dtype) for x in (shown, torch.zeros_like(shown)))
         return inputs, black
 
     def _try_out(self) -> tuple[Tensor, int]:

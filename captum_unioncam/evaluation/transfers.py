@@ -1,0 +1,91 @@
+"""Images on their way to a GPU before their turn, and results on their way back after it.
+
+Copies go from and to pinned memory, those to the GPU in a stream of their own, and events say when they are done: the
+host waits for none of them when it starts it. On other devices nothing is queued.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+ResultT = TypeVar("ResultT")
+
+IMAGES_AHEAD = 2
+"""How many images are copied to a GPU before their turn."""
+
+RESULTS_BEHIND = 16
+"""How many results of a method for an image a GPU may still owe."""
+
+
+def queued(started: Iterable[Callable[[], ResultT]], depth: int) -> Iterator[ResultT]:
+    """What functions return, in order, each called when so many others have been made after it."""
+    waiting: deque[Callable[[], ResultT]] = deque()
+    for one in started:
+        waiting.append(one)
+        if len(waiting) > depth:
+            yield waiting.popleft()()
+    while waiting:
+        yield waiting.popleft()()
+
+
+class Mark:
+    """A point in the work of a device: on a GPU an event in its current stream, elsewhere the time when it was made."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._event: torch.cuda.Event | None = None
+        if device.type == "cuda":
+            self._event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            self._event.record(torch.cuda.current_stream(device))
+        self._time = time.perf_counter()
+
+    def wait(self) -> None:
+        """Returns when the device has come to it."""
+        if self._event is not None:
+            self._event.synchronize()
+
+    def seconds_since(self, start: Mark) -> float:
+        """The seconds from an earlier mark of the device, once it has come to this one."""
+        if self._event is None or start._event is None:
+            return self._time - start._time
+        return float(start._event.elapsed_time(self._event)) / 1000
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """A copy on the CPU, to be read after a later ``Mark`` was waited for; PyTorch puts it into pinned memory."""
+    # On other devices such a copy would not be ordered by an event.
+    return tensor.detach().to("cpu", non_blocking=tensor.is_cuda)
+
+
+class Uploads:
+    """Copies tensors to a GPU beside its computation.
+
+    Args:
+        device (torch.device): The GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def start(self, tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
+        """Starts the copies of tensors on the CPU; the function that is returned gives them to the current stream."""
+        with torch.cuda.stream(self._stream):
+            copies = [tensor.pin_memory().to(self.device, non_blocking=True) for tensor in tensors]
+            copied = self._stream.record_event()
+
+        def given() -> list[Tensor]:
+            # The stream waits, not the host.
+            current = torch.cuda.current_stream(self.device)
+            current.wait_event(copied)
+            for copy in copies:
+                # Their memory belongs to the other stream, which may not use it again before this one is done.
+                copy.record_stream(current)
+            return copies
+
+        return given
