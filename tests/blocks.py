@@ -94,6 +94,10 @@ def _comparison(_arguments, written):
     assert sorted(path.suffix for path in written) == [".csv", ".html", ".png"]
 
 
+def _checks(_arguments, written):
+    assert sorted(path.suffix for path in written) == [".csv", ".json", ".png"]
+
+
 def _records(arguments, written):
     (file,) = (path for path in written if path.suffix == ".jsonl")
     wanted = int(_option(arguments, "--limit", None)) * len(_option(arguments, "--methods", None).split(","))
@@ -108,4 +112,10 @@ def _option(arguments, name, default):
     return arguments[arguments.index(name) + 1] if name in arguments else default
 
 
-_WRITTEN = {"explain": _explanations, "compare": _comparison, "evaluate": _records, "report": _reports}
+_WRITTEN = {
+    "explain": _explanations,
+    "compare": _comparison,
+    "sanity": _checks,
+    "evaluate": _records,
+    "report": _reports,
+}

@@ -58,6 +58,7 @@ NAMES = {
         "pointing_game",
     ],
     "captum_unioncam.methods": ["MethodSettings", "create", "describe", "names", "register"],
+    "captum_unioncam.evaluation.sanity": ["Similarity", "model_randomization", "random_logit", "similarity_table"],
     "captum_unioncam.demo": [
         "CLASS_NAMES",
         "EXPLAINED_LAYER",
@@ -114,11 +115,12 @@ OPTIONS = {
     "metrics": "",
     "compare": f"{EXPLAINED} --target --methods --metrics --steps --seed --output --out",
     "evaluate": f"{EXPLAINED} --methods --metrics --steps --seed --output --out --classes --limit --protocol --workers "
-    "--retry-failures --accept-other-versions",
+    "--subset --retry-failures --accept-other-versions",
+    "sanity": f"{EXPLAINED} --target --methods --order --max-layers --seed --output --out",
     "report": "",
     "app": f"{MODEL} --host --port",
 }
-ARGUMENTS = {"explain": "images", "compare": "image", "evaluate": "data", "report": "folder"}
+ARGUMENTS = {"explain": "images", "compare": "image", "sanity": "image", "evaluate": "data", "report": "folder"}
 
 HELP = "from captum_unioncam.cli.main import main\nassert main(['--help']) == main(['compare', '--help']) == 0"
 SLOW = "PIL", "captum", "jinja2", "matplotlib", "numpy", "pandas", "scipy", "torch", "torchvision"

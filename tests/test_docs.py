@@ -126,7 +126,8 @@ def example_names(monkeypatch):
         return {"model": model, "layer": model.layer4, "attr": torch.rand(4, 1, 7, 7)}
 
     package = {name: getattr(captum_unioncam, name) for name in captum_unioncam.__all__}
-    modules = [importlib.import_module(f"captum_unioncam.{name}") for name in ("metrics", "methods", "demo")]
+    names_of_modules = ("metrics", "methods", "demo", "evaluation.sanity")
+    modules = [importlib.import_module(f"captum_unioncam.{name}") for name in names_of_modules]
     package |= {name: value for module in modules for name, value in vars(module).items() if name[0] != "_"}
     shared = {"torch": torch, "captum": captum, "LayerAttribution": LayerAttribution, "demo": demo}
     return lambda example: {**package, **shared, "images": images, "labels": labels, **names(example)}

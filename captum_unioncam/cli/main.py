@@ -23,6 +23,7 @@ try:
     from captum_unioncam.cli.explain import explain
     from captum_unioncam.cli.lists import methods, metrics
     from captum_unioncam.cli.report import report
+    from captum_unioncam.cli.sanity import sanity
     from captum_unioncam.cli.serve import serve
     from captum_unioncam.cli.shared import complain
     from captum_unioncam.system.errors import Failure, WrongArgument
@@ -38,7 +39,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (explain, compare, evaluate, report, methods, metrics):
+for command in (explain, compare, sanity, evaluate, report, methods, metrics):
     app.command()(command)
 app.command("app")(serve)
 

@@ -46,22 +46,23 @@ class Method:
         """Whether several targets are explained in one sweep, as by this package's methods."""
         return hasattr(self._run, "each")
 
-    def __call__(self, inputs: Tensor, target: Tensor, baselines: Tensor) -> Tensor:
-        """Maps (N, 1, H, W) of the targets (N,), upsampled bilinearly to the inputs' size."""
-        (explained,) = self.each(inputs, target.unsqueeze(1), baselines)
+    def __call__(self, inputs: Tensor, target: Tensor, baselines: Tensor, *, signed: bool = False) -> Tensor:
+        """Maps (N, 1, H, W) of the targets (N,), upsampled bilinearly to the inputs' size; ``signed`` as ``each``."""
+        (explained,) = self.each(inputs, target.unsqueeze(1), baselines, signed=signed)
         maps = explained.attributions
         return maps if maps.shape[2:] == inputs.shape[2:] else up(maps, inputs.shape[2:])
 
-    def each(self, inputs: Tensor, targets: Tensor, baselines: Tensor) -> list[Explained]:
+    def each(self, inputs: Tensor, targets: Tensor, baselines: Tensor, *, signed: bool = False) -> list[Explained]:
         """Explains several targets of each example.
 
         Args:
             inputs (Tensor): (N, 3, H, W).
             targets (Tensor): (N, T), int64.
             baselines (Tensor): (1 or N, 3, H, W).
+            signed (bool): Keep negative values. Default: False, they are 0
 
         Returns:
-            *list[Explained]*: T of them, with maps (N, 1, h, w) of the method's own resolution, not negative.
+            *list[Explained]*: T of them, with maps (N, 1, h, w) of the method's own resolution.
         """
         inputs, targets, baselines = inputs.detach(), targets.to(inputs.device), baselines.detach()
         with (
@@ -74,14 +75,14 @@ class Method:
                 results = self._run.each(inputs.clone(), targets, baselines.clone())
             else:
                 results = [Explained(self._run(inputs.clone(), t, baselines.clone())) for t in targets.unbind(1)]
-        return [Explained(self._maps(result.attributions, inputs), result.details) for result in results]
+        return [Explained(self._maps(result.attributions, inputs, signed), result.details) for result in results]
 
-    def _maps(self, attributions: Any, inputs: Tensor) -> Tensor:
+    def _maps(self, attributions: Any, inputs: Tensor, signed: bool) -> Tensor:
         _check_shape(self.name, attributions, inputs)
         attributions = attributions.detach().to(inputs.device, torch.promote_types(attributions.dtype, torch.float32))
         check_finite(attributions, self.name)
-        maps: Tensor = attributions.sum(1, keepdim=True).relu()
-        return maps
+        maps: Tensor = attributions.sum(1, keepdim=True)
+        return maps if signed else maps.relu()
 
 
 def create(name: str, model: Module, layer: Module, settings: MethodSettings | None = None) -> Method:
