@@ -8,21 +8,29 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
 
 from captum_unioncam.attr.union_cam import UnionCamDetails
+from captum_unioncam.engine.maps import up
 from captum_unioncam.engine.tuning import fast_dtype
 from captum_unioncam.evaluation.judge import Judge
 from captum_unioncam.methods.registry import PEER_PACKAGES, with_defaults
 from captum_unioncam.methods.settings import MethodSettings
 from captum_unioncam.models.subject import ExplainedModel
 from captum_unioncam.models.zoo import DEMO_MODEL
+from captum_unioncam.system.errors import Failure
 from captum_unioncam.system.versions import package_versions
 
 # Shown for comparison with every method.
 _COMPARED = "grad_cam"
+
+_LOW_CONFIDENCE = 0.2
+
+# A difference of betas that shows in two digits.
+_NOTICEABLE = 0.01
 
 QUALITIES = {"exact": None, "balanced": 128, "fast": 32}
 """Presets, by how many channels of a picture they score."""
@@ -101,6 +109,9 @@ class Explanation:
         map (Tensor): The method's map, (1, 1, h, w), not negative. UnionCAM's is the selected one, in [0, 1].
         grad_cam (Tensor or None): GradCAM's map of the layer, (1, 1, h, w), not scaled. Default: None, it failed
         details (Any): Intermediate results, such as ``UnionCamDetails``. Default: None, the method has none
+        picture (PIL.Image.Image or None): The picture as it was given. Default: None, unknown
+        box (tuple or None): The part of it that the model saw, in its pixels: left, top, right, bottom. Default: None,
+            unknown
     """
 
     photo: Tensor
@@ -111,6 +122,59 @@ class Explanation:
     map: Tensor
     grad_cam: Tensor | None = None
     details: Any = None
+    picture: Image.Image | None = None
+    box: tuple[int, int, int, int] | None = None
+
+    @property
+    def warnings(self) -> list[str]:
+        """What to know before the map is trusted, a sentence each."""
+        found = []
+        if self.confidence < _LOW_CONFIDENCE and self.settings.confidence != "sigmoid":
+            found.append(
+                f"The model gives {self.class_name} a confidence of only {self.confidence:.2f}: the map explains a "
+                "class that the model hardly sees."
+            )
+        betas = self.betas
+        if betas is None:
+            return found
+        if max(betas.values()) <= 0:
+            found.append(
+                "No beta is above 0: no map shows the model more of the class than a black image does, so the maps "
+                "explain nothing, and the union, whose weights are not positive, is upside down."
+            )
+        elif self.choice != "denoised" and betas["denoised"] - betas[str(self.choice)] >= _NOTICEABLE:
+            found.append(
+                f"The {self.choice} map is selected, though the denoised map's beta is higher: the paper's rule "
+                '(Eq. 8) compares union and region only; selection="best" (--method union_cam_best) compares all three.'
+            )
+        return found
+
+    def original(self) -> tuple[Image.Image, tuple[int, int, int, int]]:
+        """The picture as it was given, and the part of it that the model saw, in its pixels.
+
+        Raises:
+            Failure: They are not known.
+        """
+        if self.picture is None or self.box is None:
+            raise Failure(
+                "the part of the picture that the model sees is not known; its preprocessing does more than "
+                "resize, crop and pad."
+            )
+        return self.picture, self.box
+
+    def full_map(self) -> npt.NDArray[np.float32]:
+        """The map at the picture's own resolution, (H, W); NaN where the model did not see the picture.
+
+        Raises:
+            Failure: The part that it saw is not known.
+        """
+        picture, (left, top, right, bottom) = self.original()
+        full = np.full((picture.height, picture.width), np.nan, np.float32)
+        of_box = up(self.map.detach().float(), (bottom - top, right - left))[0, 0].cpu().numpy()
+        # Where the preprocessing pads, the box reaches over the picture's edge.
+        rows, columns = slice(max(top, 0), min(bottom, full.shape[0])), slice(max(left, 0), min(right, full.shape[1]))
+        full[rows, columns] = of_box[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+        return full
 
     @property
     def choice(self) -> str | None:
@@ -138,6 +202,7 @@ class Explanation:
             "betas": self.betas,
             "choice": self.choice,
             "forward_passes": self._number("forward_passes"),
+            "warnings": self.warnings or None,
             "settings": with_defaults(self.settings.method, asdict(self.settings)),
             "versions": package_versions(*(PEER_PACKAGES if ":" in self.settings.method else ())),
         }
@@ -148,10 +213,15 @@ class Explanation:
         value = getattr(self.details, name, None)
         return None if value is None else value.item()
 
-    def npy(self) -> bytes:
-        """The raw map at the layer's resolution, (h, w), float32, as a file for ``numpy.load``."""
+    def npy(self, full: bool = False) -> bytes:
+        """The raw map, float32, as a file for ``numpy.load``.
+
+        Args:
+            full (bool): At the picture's resolution, as ``full_map`` gives it. Default: False, (h, w) as the layer's
+        """
         file = io.BytesIO()
-        np.save(file, self.map[0, 0].cpu().numpy().astype(np.float32), allow_pickle=False)
+        values = self.full_map() if full else self.map[0, 0].cpu().numpy().astype(np.float32)
+        np.save(file, values, allow_pickle=False)
         return file.getvalue()
 
 
@@ -199,7 +269,7 @@ class Explainer:
             Exception: Whatever the method raises. If GradCAM fails, it is left out.
         """
         subject = self.subject
-        shown = subject.shown(picture)
+        shown, box = subject.shown(picture), subject.classifier.preprocessing.box_seen(picture.size)
         confidences = self._judge.confidences(shown)
         classes = confidences.topk(min(top_k, subject.classes)).indices.tolist() if target is None else [target]
         pairs = [(method, classes) for method in self._judge.method_names]
@@ -219,4 +289,6 @@ class Explainer:
                 map=judged.map,
                 grad_cam=grad_cam,
                 details=judged.details,
+                picture=picture,
+                box=box,
             )

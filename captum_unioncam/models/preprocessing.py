@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
+
+from captum_unioncam.system.errors import WrongArgument
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,45 @@ class Preprocessing:
         # Resizing makes their borders grey.
         return self.fit(objects.convert("RGB"))[0] > 0.5
 
+    def box_seen(self, size: tuple[int, int]) -> tuple[int, int, int, int] | None:
+        """The part of a picture that the model sees: left, top, right, bottom, in the picture's pixels.
+
+        Found by looking at a picture whose colours rise with the place, so that it holds for any ``fit`` that resizes,
+        crops and pads. A box reaches over the picture's edge where ``fit`` pads.
+
+        Args:
+            size (tuple[int, int]): The picture's width and height.
+
+        Returns:
+            *tuple[int, int, int, int] or None*: None if ``fit`` does something else, such as turning the picture.
+        """
+        width, height = size
+        x, y = np.linspace(0, 255, width), np.linspace(0, 255, height)
+        ramps = np.stack([*np.broadcast_arrays(x, y[:, None]), np.full((height, width), 255.0)], axis=-1)
+        seen = self.fit(Image.fromarray(ramps.round().astype(np.uint8))).double().cpu().numpy()
+        known = seen[2] > 0.99
+        across, down = _ends(seen[0], known, 1, width), _ends(seen[1], known, 0, height)
+        return None if across is None or down is None else (across[0], down[0], across[1], down[1])
+
+
+def _ends(
+    values: npt.NDArray[np.float64], known: npt.NDArray[np.bool_], axis: int, size: int
+) -> tuple[int, int] | None:
+    """Where a ramp's picture, of that many pixels, begins and ends in the model's input along an axis."""
+    # Near its ends, resizing has flattened the ramp.
+    inside = known & (values > 0.05) & (values < 0.95)
+    if inside.sum() < 4 or size < 2:
+        return (0, size) if size < 2 else None
+    places = np.nonzero(inside)[axis] + 0.5
+    found = values[inside] * (size - 1) + 0.5
+    slope, start = np.polyfit(places, found, 1)
+    error = np.abs(slope * places + start - found).max()
+    if slope <= 0 or error > max(2 * slope, 0.02 * size, 1):
+        return None
+    begin, end = float(start), float(start + slope * values.shape[axis])
+    # The ramp's 256 steps are not finer.
+    return (0 if abs(begin) < size / 256 else round(begin)), (size if abs(end - size) < size / 256 else round(end))
+
 
 def squeezed_to(size: int) -> Callable[[Image.Image], Tensor]:
     """A ``fit`` that resizes to a square, without keeping the aspect."""
@@ -50,6 +92,55 @@ def squeezed_to(size: int) -> Callable[[Image.Image], Tensor]:
 def _squeezed(size: int, picture: Image.Image) -> Tensor:
     pixels = np.array(picture.resize((size, size), Image.Resampling.BILINEAR))
     return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+
+
+def resized_and_cropped(size: int, crop: int) -> Callable[[Image.Image], Tensor]:
+    """A ``fit`` that resizes the shorter side to ``size`` and takes the middle square of ``crop`` pixels."""
+    return partial(_resized_and_cropped, size, crop)
+
+
+def _resized_and_cropped(size: int, crop: int, picture: Image.Image) -> Tensor:
+    scale = size / min(picture.size)
+    width, height = (max(size, round(side * scale)) for side in picture.size)
+    left, top = (width - crop) // 2, (height - crop) // 2
+    resized = picture.resize((width, height), Image.Resampling.BILINEAR)
+    pixels = np.array(resized.crop((left, top, left + crop, top + crop)))
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+
+
+def own_preprocessing(text: str) -> Preprocessing:
+    """The preprocessing that a text such as "size=256 crop=224 mean=0.5,0.5,0.5 std=0.5,0.5,0.5" describes.
+
+    Args:
+        text (str): Any of these. "size" resizes the shorter side, if there is a "crop", or else the picture to a
+            square; a "crop" alone resizes to it. Default: 224, and nothing subtracted or divided
+
+    Raises:
+        WrongArgument: It cannot be read so, or a number does not fit.
+    """
+    given: dict[str, list[float]] = {}
+    for part in text.split():
+        name, _, value = part.partition("=")
+        try:
+            given[name] = [float(number) for number in value.split(",")]
+        except ValueError:
+            name = ""
+        if name not in ("size", "crop", "mean", "std"):
+            raise WrongArgument(
+                f"preprocess={text!r}: cannot be read; give auto, paper, or such as 'size=256 crop=224 mean=0,0,0'."
+            )
+    for name, wanted in (("size", 1), ("crop", 1), ("mean", 3), ("std", 3)):
+        numbers = given.get(name)
+        if numbers is not None and len(numbers) not in (1, wanted):
+            raise WrongArgument(f"{name}: has {len(numbers)} numbers; give {wanted}.")
+    if any(number <= 0 for name in ("size", "crop", "std") for number in given.get(name, ())):
+        raise WrongArgument("size, crop and std: are not all positive; give numbers above 0.")
+    size, crop = (None if name not in given else int(given[name][0]) for name in ("size", "crop"))
+    if crop is not None and size is not None and crop > size:
+        raise WrongArgument(f"crop: {crop} pixels are more than the size of {size}; give at most as many.")
+    fit = squeezed_to(size or 224) if crop is None else resized_and_cropped(size or crop, crop)
+    mean, std = (tuple((given.get(name, [usual]) * 3)[:3]) for name, usual in (("mean", 0.0), ("std", 1.0)))
+    return Preprocessing(fit, mean, std)
 
 
 PAPER = Preprocessing(squeezed_to(224))

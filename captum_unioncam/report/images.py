@@ -2,18 +2,85 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
+
 import matplotlib
+import numpy as np
+import numpy.typing as npt
 import torch
+from matplotlib.colors import Colormap, LinearSegmentedColormap, ListedColormap
 from PIL import Image
 from torch import Tensor
 
 from captum_unioncam.engine.maps import minmax, up
 from captum_unioncam.report.html import jpeg_uri
+from captum_unioncam.system.errors import WrongArgument
+from captum_unioncam.system.imports import suggestion
 
-# Brightness rises with the map's values, so it also reads in grey print and for the colour-blind.
-_COLORS = "inferno"
+COLORMAP = "glow"
+"""Black to red to light yellow: as matplotlib's "hot", without its white end, which would wash out the photo."""
 
-_OPACITY = 0.55
+_GLOW = [(0, "black"), (0.415, "red"), (0.85, "yellow"), (1, (1, 1, 0.5))]
+
+OPACITY = 0.6
+
+# The opacity of the lowest value, as a share of the highest one's.
+_LEAST = 0.5
+
+# The brightness of the photo in gray under the map, so that high values are the brightest over light photos too.
+_DIMMED = 0.65
+
+# The brightness of the photo that the colour bar stands for.
+_MIDDLE = 0.5
+
+Box = tuple[int, int, int, int]
+"""A part of a picture in pixels: left, top, right, bottom."""
+
+Pixels = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a map is laid over a photo. The defaults were chosen by ``benchmarks/overlays.py``.
+
+    Args:
+        colormap (str): "glow", black to red to yellow, or one of matplotlib's. Default: "glow"
+        opacity (float): Of the highest value, in [0, 1]; that of the lowest is half of it. Default: 0.6
+
+    Raises:
+        WrongArgument: There is no such colour map, or the opacity is outside [0, 1].
+    """
+
+    colormap: str = COLORMAP
+    opacity: float = OPACITY
+
+    def __post_init__(self) -> None:
+        if self.colormap not in (COLORMAP, *matplotlib.colormaps):
+            names = [COLORMAP, *matplotlib.colormaps]
+            raise WrongArgument(
+                f"colormap={self.colormap!r}: there is none of this name{suggestion(self.colormap, names)} Give "
+                f"{COLORMAP!r} or one of matplotlib's."
+            )
+        if not 0 <= self.opacity <= 1:
+            raise WrongArgument(f"opacity={self.opacity}: is outside [0, 1].")
+
+    @cached_property
+    def colors(self) -> Colormap:
+        """Values in [0, 1] to colours."""
+        if self.colormap == COLORMAP:
+            return LinearSegmentedColormap.from_list(COLORMAP, _GLOW)
+        return matplotlib.colormaps[self.colormap]
+
+    def blend(self, gray: Pixels, values: Pixels) -> Pixels:
+        """The colours (H, W, 3) of values over gray pixels, each (H, W), in [0, 1]."""
+        opacity = self.opacity * (_LEAST + (1 - _LEAST) * values)[..., None]
+        return _DIMMED * (1 - opacity) * gray[..., None] + opacity * self.colors(values)[..., :3]
+
+    def bar(self) -> Colormap:
+        """The colours that the values have over a photo of middle gray, for a colour bar."""
+        values = np.linspace(0, 1, 256)
+        return ListedColormap(self.blend(np.full_like(values, _MIDDLE), values))
 
 
 def as_picture(photo: Tensor) -> Image.Image:
@@ -21,25 +88,46 @@ def as_picture(photo: Tensor) -> Image.Image:
     return Image.fromarray((photo.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy())
 
 
-def heat(values: Tensor, size: tuple[int, int]) -> Image.Image:
-    """A map (1, 1, h, w) in colors, from its minimum to its maximum, at the size (width, height).
+def scaled(values: Tensor, size: tuple[int, int]) -> Pixels:
+    """A map (1, 1, h, w) from its minimum, shown as 0, to its maximum, shown as 1, at the size (width, height).
 
     Negative values show as 0 does. What is positive everywhere, as RISE's maps are, is shown above its minimum.
     """
-    at_size = minmax(up(values.detach().float().clamp(min=0), size[::-1]))[0, 0].cpu().numpy()
-    return Image.fromarray(matplotlib.colormaps[_COLORS](at_size, bytes=True)).convert("RGB")
+    at_size = minmax(up(values.detach().float().clamp(min=0), size[::-1]))[0, 0]
+    pixels: Pixels = at_size.double().cpu().numpy()
+    return pixels
 
 
-def laid_over(picture: Image.Image, values: Tensor) -> Image.Image:
+def heat(values: Tensor, size: tuple[int, int], look: Look | None = None) -> Image.Image:
+    """A map (1, 1, h, w) in colours alone, from its minimum to its maximum, at the size (width, height)."""
+    return _image((look or Look()).colors(scaled(values, size))[..., :3])
+
+
+def laid_over(picture: Image.Image, values: Tensor, look: Look | None = None, box: Box | None = None) -> Image.Image:
     """A heat map over the picture in gray.
 
     Args:
         picture (PIL.Image.Image): In mode RGB.
-        values (Tensor): (1, 1, h, w), of any scale; negative values show as 0, the darkest color.
+        values (Tensor): (1, 1, h, w), of any scale; negative values show as 0, the darkest colour.
+        look (Look or None): Colours and opacity. Default: None, ``Look()``
+        box (tuple or None): The part of the picture that the map covers. Default: None, all of it
     """
-    return Image.blend(picture.convert("L").convert("RGB"), heat(values, picture.size), _OPACITY)
+    gray = np.asarray(picture.convert("L")) / 255
+    left, top, right, bottom = box or (0, 0, picture.width, picture.height)
+    colors = np.repeat(_DIMMED * gray[..., None], 3, axis=2)
+    # Where the preprocessing pads, the box reaches over the picture's edge.
+    inside = max(left, 0), max(top, 0), min(right, picture.width), min(bottom, picture.height)
+    part = np.s_[inside[1] : inside[3], inside[0] : inside[2]]
+    of_box = scaled(values, (right - left, bottom - top))
+    of_part = of_box[inside[1] - top : inside[3] - top, inside[0] - left : inside[2] - left]
+    colors[part] = (look or Look()).blend(gray[part], of_part)
+    return _image(colors)
 
 
 def overlay(photo: Tensor, values: Tensor) -> str:
     """``laid_over`` for a photo (3, H, W) in [0, 1], as a ``data:`` URI."""
     return jpeg_uri(laid_over(as_picture(photo), values))
+
+
+def _image(colors: Pixels) -> Image.Image:
+    return Image.fromarray((colors * 255).round().astype(np.uint8))

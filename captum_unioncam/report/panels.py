@@ -5,23 +5,32 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
 from captum_unioncam.evaluation.explain import Explanation
-from captum_unioncam.report.images import as_picture, laid_over
+from captum_unioncam.report.images import Box, Look, as_picture, laid_over
 
 _SELECTED = "#c2185b"
 _INCHES = 2.6
 _MOST_COLUMNS = 6
-# Characters that fit above a map.
+# Characters that fit above a map, and below all of them for each column.
 _TITLE_WIDTH = 32
-_DPI = 150
+_NOTE_WIDTH = 38
+
+DPI = 150
+"""Pixels an inch of panels."""
+
+# Without the time of drawing, so that the same panel gives the same file.
+_METADATA = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
 
 @dataclass(frozen=True)
@@ -39,43 +48,63 @@ class HeatMap:
     selected: bool = False
 
 
-def panel(photo: Tensor, heat_maps: Sequence[HeatMap], title: str) -> Figure:
-    """The photo and each map over it, side by side, in rows of at most six.
+def panel(
+    photo: Tensor | Image.Image,
+    heat_maps: Sequence[HeatMap],
+    title: str,
+    look: Look | None = None,
+    box: Box | None = None,
+    notes: Sequence[str] = (),
+) -> Figure:
+    """The photo and each map over it, side by side, in rows of at most six, with a colour bar.
 
     Args:
-        photo (Tensor): (3, H, W), in [0, 1].
+        photo (Tensor or PIL.Image.Image): (3, H, W), in [0, 1], or in mode RGB.
         heat_maps (Sequence[HeatMap]): From left to right.
         title (str): Shown above all of them.
+        look (Look or None): The maps' colours and opacity. Default: None, ``Look()``
+        box (tuple or None): The part of the photo that the maps cover. Default: None, all of it
+        notes (Sequence[str]): Shown below all of them. Default: none
 
     Returns:
         *matplotlib.figure.Figure*: Made without pyplot, so it need not be closed.
     """
-    picture = as_picture(photo)
+    look = look or Look()
+    picture = as_picture(photo) if isinstance(photo, Tensor) else photo
     rows = math.ceil((1 + len(heat_maps)) / _MOST_COLUMNS)
     columns = math.ceil((1 + len(heat_maps)) / rows)
+    lines = [line for note in notes for line in textwrap.wrap(note, _NOTE_WIDTH * columns)]
     height = _INCHES * picture.height / picture.width + 0.5
-    figure = Figure(figsize=(_INCHES * columns, height * rows + 0.45), layout="constrained")
+    size = _INCHES * columns + 0.5, height * rows + 0.45 + 0.17 * len(lines)
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for unused in axes[1 + len(heat_maps) :]:
         unused.set_axis_off()
     # A dollar sign in a class name starts no formula.
     figure.suptitle(title, fontsize=13, parse_math=False)
+    if lines:
+        figure.supxlabel("\n".join(lines), fontsize=9, ha="left", x=0.01, parse_math=False)
     _draw(axes[0], picture, "photo")
     for axis, heat_map in zip(axes[1:], heat_maps, strict=False):
-        _draw(axis, laid_over(picture, heat_map.values), heat_map.title, heat_map.selected)
+        _draw(axis, laid_over(picture, heat_map.values, look, box), heat_map.title, heat_map.selected)
         if heat_map.values.max() <= 0:
             axis.set_xlabel("zero everywhere", fontsize=10)
+    if heat_maps:
+        bar = figure.colorbar(ScalarMappable(cmap=look.bar()), ax=list(axes), shrink=0.8, aspect=30, pad=0.01)
+        bar.set_ticks([0, 1], labels=["lowest", "highest"], fontsize=9)
     return figure
 
 
-def explanation_panel(explanation: Explanation) -> Figure:
+def explanation_panel(explanation: Explanation, look: Look | None = None, original: bool = False) -> Figure:
     """The photo, GradCAM's map for comparison, and the method's map, or UnionCAM's three with the selected one framed.
 
     Args:
         explanation (Explanation): As ``Explainer.explain`` gives it.
+        look (Look or None): As ``panel`` takes it. Default: None
+        original (bool): Over the photo as it is, not as the model saw it. Default: False
 
     Returns:
-        *matplotlib.figure.Figure*: One axis for each of them.
+        *matplotlib.figure.Figure*: One axis for each of them, and one for the colour bar.
     """
     heat_maps = []
     if explanation.grad_cam is not None and explanation.settings.method != "grad_cam":
@@ -89,13 +118,116 @@ def explanation_panel(explanation: Explanation) -> Figure:
             title = f"{titles[name]}{' - selected' if selected else ''}\nbeta = {beta:.2f}"
             heat_maps.append(HeatMap(getattr(explanation.details, f"{name}_map"), title, selected))
     title = f"{explanation.class_name}  {explanation.confidence:.2f}   |   layer {explanation.settings.layer}"
-    return panel(explanation.photo, heat_maps, title)
+    photo, box = explanation.original() if original else (explanation.photo, None)
+    return panel(photo, heat_maps, title, look, box, explanation.warnings)
 
 
-def png(figure: Figure) -> bytes:
+def explanation_overlay(explanation: Explanation, look: Look | None = None, original: bool = False) -> Image.Image:
+    """The method's map over the photo, alone.
+
+    Args:
+        explanation, look, original: As ``explanation_panel`` takes them.
+    """
+    photo, box = explanation.original() if original else (as_picture(explanation.photo), None)
+    return laid_over(photo, explanation.map, look, box)
+
+
+def show(
+    image: Tensor | np.ndarray | Image.Image,
+    maps: Tensor | Mapping[str, Tensor],
+    title: str = "",
+    *,
+    colormap: str | None = None,
+    opacity: float | None = None,
+) -> Figure:
+    """Lays maps over an image, side by side. In a notebook, the figure is shown where it is a cell's last value.
+
+    Args:
+        image (Tensor, numpy.ndarray or PIL.Image.Image): (3, H, W) or (1, 3, H, W), or as an array (H, W, 3). Floats
+            are in [0, 1]; what was normalised for the model is not.
+        maps (Tensor or Mapping[str, Tensor]): A map (h, w), (1, h, w) or (1, 1, h, w), of any scale and resolution; or
+            several by title. Negative values show as 0.
+        title (str): Shown above all. Default: ""
+        colormap (str or None): "glow", or one of matplotlib's names. Default: None, "glow"
+        opacity (float or None): Of the highest value, in [0, 1]. Default: None, 0.6
+
+    Returns:
+        *matplotlib.figure.Figure*: ``figure.savefig("maps.pdf")`` writes it.
+
+    Raises:
+        ValueError: The image or a map has another shape, or the image's values are outside [0, 1].
+
+    Examples::
+
+        >>> attr = LayerUnionCam(model, layer).attribute(images, target=labels)
+        >>> figure = show(images[0], {"UnionCAM": attr[:1]}, title="a cat")
+    """
+    by_title = maps if isinstance(maps, Mapping) else {"": maps}
+    heat_maps = [HeatMap(_one_map(values), name) for name, values in by_title.items()]
+    given = {"colormap": colormap, "opacity": opacity}
+    look = Look(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    return panel(_one_picture(image), heat_maps, title, look)
+
+
+def _one_map(values: Tensor) -> Tensor:
+    if values.numel() == 0 or values.dim() < 2 or any(size != 1 for size in values.shape[:-2]):
+        raise ValueError(f"maps: has the shape {tuple(values.shape)}; give one map, (h, w), as attr[:1] of a batch.")
+    return values.detach().reshape(1, 1, *values.shape[-2:])
+
+
+def _one_picture(image: Tensor | np.ndarray | Image.Image) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    array = image.detach().cpu() if isinstance(image, Tensor) else torch.from_numpy(np.ascontiguousarray(image))
+    if array.dim() == 4 and len(array) == 1:
+        array = array[0]
+    if array.dim() == 3 and array.shape[-1] == 3 and not isinstance(image, Tensor):
+        array = array.permute(2, 0, 1)
+    if array.dim() != 3 or array.shape[0] != 3:
+        raise ValueError(f"image: has the shape {tuple(array.shape)}; give one image, (3, H, W), as images[0].")
+    if not array.is_floating_point():
+        array = array / 255
+    if array.min() < 0 or array.max() > 1:
+        raise ValueError(
+            f"image: has values from {array.min():.2f} to {array.max():.2f}; give it in [0, 1], not normalised."
+        )
+    return as_picture(array.float())
+
+
+def png(figure: Figure, dpi: int = DPI) -> bytes:
     """The figure as a PNG file."""
+    return drawn(figure, "png", dpi)
+
+
+def drawn(figure: Figure, form: str, dpi: int = DPI) -> bytes:
+    """The figure as a file.
+
+    Args:
+        figure (matplotlib.figure.Figure): As ``panel`` gives it.
+        form (str): "png", "pdf" or "svg".
+        dpi (int): Pixels an inch. Default: 150
+    """
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=_DPI, bbox_inches="tight", pad_inches=0.1)
+    figure.savefig(file, format=form, dpi=dpi, bbox_inches="tight", pad_inches=0.1, metadata=_METADATA[form])
+    return file.getvalue()
+
+
+def picture_file(picture: Image.Image, form: str, dpi: int = DPI) -> bytes:
+    """The picture as a file, pixel for pixel, without a margin.
+
+    Args:
+        picture (PIL.Image.Image): In mode RGB.
+        form, dpi: As ``drawn`` takes them.
+    """
+    file = io.BytesIO()
+    if form == "png":
+        picture.save(file, "PNG", dpi=(dpi, dpi))
+    else:
+        figure = Figure(figsize=(picture.width / dpi, picture.height / dpi))
+        axis = figure.add_axes((0, 0, 1, 1))
+        axis.set_axis_off()
+        axis.imshow(picture, aspect="auto", interpolation="none")
+        figure.savefig(file, format=form, dpi=dpi, metadata=_METADATA[form])
     return file.getvalue()
 
 

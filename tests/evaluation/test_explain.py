@@ -44,7 +44,7 @@ def test_any_method_is_explained_with_grad_cam_beside_it(subject, method):
     assert torch.allclose(explanation.grad_cam, map_of("grad_cam"), atol=1e-6)
     assert explanation.betas is explanation.choice is None
     record = explanation.record()
-    assert list(record) == ["class", "confidence", "settings", "versions"]
+    assert list(record) == ["class", "confidence", "warnings", "settings", "versions"]
     assert record["settings"]["method"] == method
     assert record["class"] == {"index": 2, "name": demo.CLASS_NAMES[2]}
 
@@ -53,7 +53,8 @@ def test_union_cams_record_has_how_its_map_came_to_be(subject):
     (explanation,) = explained(subject)
     details, record = explanation.details, explanation.record()
     assert list(record) == [
-        *("class", "confidence", "black_confidence", "betas", "choice", "forward_passes", "settings", "versions")
+        *("class", "confidence", "black_confidence", "betas", "choice", "forward_passes"),
+        *("warnings", "settings", "versions"),
     ]
     assert record["black_confidence"] == details.baseline_confidence.item()
     assert record["forward_passes"] == details.forward_passes.item()

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 from captum.attr import LayerAttribution
-from matplotlib import colormaps, pyplot
+from matplotlib import pyplot
 from PIL import Image
 
 from captum_unioncam.attr.union_cam import UnionCamDetails
 from captum_unioncam.evaluation.explain import Explanation, Settings
-from captum_unioncam.report.images import as_picture, laid_over, overlay
-from captum_unioncam.report.panels import HeatMap, explanation_panel, panel, png
+from captum_unioncam.report.images import Look, as_picture, laid_over, overlay
+from captum_unioncam.report.panels import HeatMap, drawn, explanation_panel, panel, picture_file, png, show
+from captum_unioncam.system.errors import WrongArgument
 
 
 @pytest.fixture
@@ -50,8 +51,7 @@ def explanation(photo, union_selected):
 def test_a_panel_shows_the_photo_and_four_maps_and_marks_the_selected(photo, union_selected):
     explained = explanation(photo, union_selected)
     figure = explanation_panel(explained)
-    assert len(figure.axes) == 5
-    titles = [axis.get_title() for axis in figure.axes]
+    titles = [axis.get_title() for axis in drawn_on(figure)]
     marks = ["", " - selected"] if union_selected else [" - selected", ""]
     assert titles == [
         "photo",
@@ -60,7 +60,7 @@ def test_a_panel_shows_the_photo_and_four_maps_and_marks_the_selected(photo, uni
         f"region (Score-CAM){marks[0]}\nbeta = 0.33",
         f"union (AMU){marks[1]}\nbeta = 0.54",
     ]
-    framed = [axis.spines["top"].get_visible() for axis in figure.axes]
+    framed = [axis.spines["top"].get_visible() for axis in drawn_on(figure)]
     assert framed == [False, False, False, not union_selected, union_selected]
     heading = figure.get_suptitle()
     assert all(part in heading for part in ("a cat", "0.88", "features.3"))
@@ -70,10 +70,15 @@ def test_a_panel_of_any_method_shows_its_map_and_grad_cams(photo):
     settings = Settings(layer="features.3", method="own_package.of_a_long_name.explainers:own_method")
     other = replace(explanation(photo, True), settings=settings, details=None)
     titles = ["photo", "GradCAM\nfor comparison", "own_package.of_a_long_name.expla\niners:own_method"]
-    assert [axis.get_title() for axis in explanation_panel(other).axes] == titles
+    assert [axis.get_title() for axis in drawn_on(explanation_panel(other))] == titles
     alone = explanation_panel(replace(other, grad_cam=None))
-    assert [axis.get_title() for axis in alone.axes] == [titles[0], titles[2]]
+    assert [axis.get_title() for axis in drawn_on(alone)] == [titles[0], titles[2]]
     np.testing.assert_array_equal(shown(alone.axes[1]), laid_over(as_picture(photo), other.map))
+
+
+def drawn_on(figure):
+    """The axes of the photo and the maps: not that of the colour bar, nor unused ones."""
+    return [axis for axis in figure.axes if axis.axison and axis.get_images()]
 
 
 def shown(axis):
@@ -81,14 +86,22 @@ def shown(axis):
     return np.asarray(picture.get_array())
 
 
+def glow(value):
+    """Red rises first, then green, then half of blue, in 256 colours."""
+    value = np.minimum(np.floor(value * 256), 255) / 255
+    red, green = np.interp(value, [0, 0.415], [0, 1]), np.interp(value, [0.415, 0.85], [0, 1])
+    return np.stack([red, green, np.interp(value, [0.85, 1], [0, 0.5])], axis=-1)
+
+
 def expected_overlay(photo, values):
-    """The gray photo with 55 % of the colors over it."""
+    """The gray photo, darkened, with the colours over it: 30 % of the lowest value's, 60 % of the highest's."""
     red, green, blue = photo.numpy() * 255
     gray = (0.299 * red + 0.587 * green + 0.114 * blue)[..., None]
     values = LayerAttribution.interpolate(values, photo.shape[1:], "bilinear")[0, 0].clamp(min=0).numpy()
     values = values - values.min()
-    colors = colormaps["inferno"](values / values.max() if values.any() else values)
-    return 0.45 * gray + 0.55 * 255 * colors[:, :, :3]
+    values = values / values.max() if values.any() else values
+    opacity = 0.3 + 0.3 * values[..., None]
+    return (1 - opacity) * 0.65 * gray + opacity * 255 * glow(values)
 
 
 def test_maps_are_laid_over_the_gray_photo_as_interpolated(photo):
@@ -97,7 +110,7 @@ def test_maps_are_laid_over_the_gray_photo_as_interpolated(photo):
     figure = explanation_panel(explained)
     assert np.abs(shown(figure.axes[0]) - photo.permute(1, 2, 0).numpy() * 255).max() < 1
     maps = [explained.grad_cam, details.denoised_map, details.region_map, details.union_map]
-    for axis, values in zip(figure.axes[1:], maps, strict=True):
+    for axis, values in zip(drawn_on(figure)[1:], maps, strict=True):
         assert np.abs(shown(axis) - expected_overlay(photo, values)).max() < 2
 
 
@@ -125,7 +138,7 @@ def test_maps_without_anything_to_show_and_tiny_ones_are_drawn(photo):
     ]
     figure = panel(photo, heat_maps, "a $1 and a $2 class")
     png(figure)
-    _, nothing, negative, tiny = figure.axes
+    _, nothing, negative, tiny = drawn_on(figure)
     assert nothing.get_xlabel() == negative.get_xlabel() == "zero everywhere"
     assert np.abs(shown(nothing) - expected_overlay(photo, torch.zeros(1, 1, 4, 4))).max() < 2
     np.testing.assert_array_equal(shown(nothing), shown(negative))
@@ -144,5 +157,86 @@ def test_many_maps_go_into_even_rows_of_at_most_six(photo, maps, rows, columns):
     figure = panel(photo, [HeatMap(torch.rand(1, 1, 4, 4), f"map {i}") for i in range(maps)], "a class")
     grid = figure.axes[0].get_subplotspec().get_gridspec()
     assert grid.get_geometry() == (rows, columns)
-    titles = [axis.get_title() for axis in figure.axes if axis.axison]
+    titles = [axis.get_title() for axis in drawn_on(figure)]
     assert titles == ["photo", *(f"map {i}" for i in range(maps))]
+
+
+def test_the_look_is_that_asked_for(photo):
+    values = torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(2))
+    heights = LayerAttribution.interpolate(values, photo.shape[1:], "bilinear")[0, 0].numpy()
+    at = (heights - heights.min()) / (heights.max() - heights.min())
+    over = np.asarray(laid_over(as_picture(photo), values, Look("gray", 1.0))) / 255
+    gray = np.asarray(as_picture(photo).convert("L")) / 255
+    opacity = 0.5 + 0.5 * at
+    expected = (1 - opacity) * 0.65 * gray + opacity * at
+    assert np.abs(over - expected[..., None]).max() < 0.01
+
+
+@pytest.mark.parametrize(("given", "message"), [({"colormap": "viridiss"}, "viridis"), ({"opacity": 1.5}, "1.5")])
+def test_a_look_that_there_is_not_is_refused(given, message):
+    with pytest.raises(WrongArgument, match=message):
+        Look(**given)
+
+
+def test_the_colour_bar_has_the_colours_of_the_values(photo):
+    figure = panel(torch.full((3, 10, 10), 0.5), [HeatMap(torch.arange(100.0).reshape(1, 1, 10, 10), "a map")], "")
+    (bar,) = (axis for axis in figure.axes if axis not in drawn_on(figure))
+    colors = bar.collections[-1].cmap
+    over = shown(drawn_on(figure)[1]).reshape(-1, 3)
+    for place in (0, 50, 99):
+        assert np.abs(np.array(colors(place / 99))[:3] * 255 - over[place]).max() < 3
+    assert [label.get_text() for label in bar.get_yticklabels()] == ["lowest", "highest"]
+    assert len(panel(photo, [], "").axes) == 1
+
+
+def test_a_map_of_a_part_of_the_picture_is_laid_over_that_part(photo):
+    picture, values = as_picture(photo), torch.rand(1, 1, 5, 5)
+    over = np.asarray(laid_over(picture, values, box=(10, 5, 30, 25)))
+    part = np.asarray(laid_over(picture.crop((10, 5, 30, 25)), values))
+    np.testing.assert_array_equal(over[5:25, 10:30], part)
+    gray = 0.65 * np.asarray(picture.convert("L"))
+    assert np.abs(over[:5] - gray[:5, :, None]).max() <= 0.5
+    # A box may reach over the edges.
+    beyond = np.asarray(laid_over(picture, values, box=(-10, -10, 50, 40)))
+    np.testing.assert_array_equal(beyond, np.asarray(laid_over(padded(picture), values))[10:40, 10:50])
+
+
+def padded(picture):
+    larger = Image.new("RGB", (picture.width + 20, picture.height + 20))
+    larger.paste(picture, (10, 10))
+    return larger
+
+
+@pytest.mark.parametrize(("form", "begin"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
+def test_figures_and_pictures_are_files_of_the_form(photo, form, begin):
+    figure, picture = explanation_panel(explanation(photo, True)), as_picture(photo)
+    assert drawn(figure, form, 50).startswith(begin)
+    assert picture_file(picture, form).startswith(begin)
+    with Image.open(io.BytesIO(picture_file(picture, "png", 300))) as read:
+        np.testing.assert_array_equal(np.asarray(read), np.asarray(picture))
+        assert round(read.info["dpi"][0]) == 300
+
+
+def test_show_takes_images_and_maps_of_many_forms(photo):
+    values = torch.rand(1, 1, 4, 4)
+    array = (photo.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+    given = [photo, photo[None], array, array / 255, Image.fromarray(array)]
+    figures = [show(image, {"a map": values}, "a class") for image in given]
+    figures += [show(photo, {"a map": form}, "a class") for form in (values[0], values[0, 0])]
+    for figure in figures:
+        assert [axis.get_title() for axis in drawn_on(figure)] == ["photo", "a map"]
+        np.testing.assert_array_equal(shown(drawn_on(figure)[1]), laid_over(as_picture(photo), values))
+    assert len(drawn_on(show(photo, values, colormap="viridis", opacity=0.5))) == 2
+
+
+@pytest.mark.parametrize(
+    ("image", "maps", "message"),
+    [
+        (torch.rand(2, 3, 8, 8), torch.rand(4, 4), r"image: has the shape \(2, 3, 8, 8\)"),
+        (torch.randn(3, 8, 8) * 9, torch.rand(4, 4), "not normalised"),
+        (torch.rand(3, 8, 8), torch.rand(2, 1, 4, 4), r"maps: has the shape \(2, 1, 4, 4\)"),
+    ],
+)
+def test_show_refuses_what_is_not_one_image_with_its_maps(image, maps, message):
+    with pytest.raises(ValueError, match=message):
+        show(image, maps)
