@@ -20,7 +20,8 @@ def evaluate(
         typer.Argument(
             metavar="DATA",
             help="demo, 1000 generated pictures; a folder with one subfolder of pictures for each class (ImageNet's "
-            "layout); or one that holds VOCdevkit/VOC2007.",
+            "layout), with masks or without; a folder in the layout of Pascal VOC, COCO or YOLO; or a table of boxes, "
+            ".csv.",
         ),
     ] = "demo",
     methods: options.MethodsOption = "union_cam, score_cam, denoised_grad_cam, grad_cam",
@@ -36,6 +37,15 @@ def evaluate(
             help="The model's output for each class of the data: a text with one line for each output that begins with "
             "the class's name (as ImageNet's LOC_synset_mapping.txt), or .json with the output of each name.",
             show_default="by name or order",
+        ),
+    ] = None,
+    subset: Annotated[
+        options.Subset | None,
+        typer.Option(
+            "--subset",
+            help="difficult: classes whose objects cover less than a quarter of a picture that shows another class "
+            "too, as in TorchRay.",
+            show_default="all",
         ),
     ] = None,
     limit: Annotated[
@@ -54,6 +64,15 @@ def evaluate(
     accept_other_versions: Annotated[
         bool, typer.Option("--accept-other-versions", help="Continue with other versions of packages.")
     ] = False,
+    confidence: Annotated[
+        options.SettledConfidence,
+        typer.Option(
+            "--confidence",
+            help="What turns the model's outputs into confidences: softmax; sigmoid, for classes that do not exclude "
+            "each other; none, where the outputs are confidences; auto, found out by the first pictures, where they "
+            "tell.",
+        ),
+    ] = options.SettledConfidence.softmax,
     **_model_options: Any,
 ) -> None:
     """Evaluate methods over a data set, in one process or many.
@@ -75,7 +94,7 @@ def evaluate(
     given = _with_the_papers(context, data) if protocol is options.Protocol.paper else context.params
     settings = settings_of({**given, "device": local_device(given["device"])})
     subject = settings.subject(sys.stderr.isatty())
-    evaluation = Evaluation(data, classes, given["limit"], seed, steps, settings.of_methods())
+    evaluation = Evaluation(data, classes, given["limit"], seed, steps, settings.of_methods(), subset)
     first = is_first_process()
     if first:
         typer.echo(layer_line(subject))

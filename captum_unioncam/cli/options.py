@@ -16,6 +16,8 @@ ChannelSelection = StrEnum("ChannelSelection", ["representatives", "deviation"])
 Quality = StrEnum("Quality", ["exact", "balanced", "fast"])
 Protocol = StrEnum("Protocol", ["own", "paper"])
 Confidence = StrEnum("Confidence", ["softmax", "sigmoid", "none"])
+SettledConfidence = StrEnum("SettledConfidence", ["softmax", "sigmoid", "none", "auto"])
+Subset = StrEnum("Subset", ["difficult"])
 Dtype = StrEnum("Dtype", ["float32", "bfloat16", "float16"])
 
 CommandT = TypeVar("CommandT", bound=Callable[..., None])
@@ -186,11 +188,13 @@ def _model_options(
 
 
 def with_model_options(command: CommandT) -> CommandT:
-    """Adds ``_model_options`` to those of a command, which gets them in ``context.params``."""
+    """Adds ``_model_options`` to those of a command, which gets them in ``context.params``; its own go before."""
     own = inspect.signature(command, eval_str=True)
-    named = [parameter for parameter in own.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
-    shared = inspect.signature(_model_options, eval_str=True).parameters.values()
-    command.__signature__ = own.replace(parameters=[*named, *shared])  # type: ignore[attr-defined]
+    named = {name: given for name, given in own.parameters.items() if given.kind is not given.VAR_KEYWORD}
+    shared = inspect.signature(_model_options, eval_str=True).parameters
+    # In their place among the shared.
+    last = {name: named.pop(name, option) for name, option in shared.items()}
+    command.__signature__ = own.replace(parameters=[*named.values(), *last.values()])  # type: ignore[attr-defined]
     return command
 
 

@@ -28,6 +28,7 @@ _OPTIONS = {
     "layer": "--layer",
     "name": "--model",
     "steps": "--steps",
+    "subset": "--subset",
     "target": "--target",
     "weights": "--weights",
 }

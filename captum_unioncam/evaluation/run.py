@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from captum_unioncam.datasets.base import DataSet, subset
+from captum_unioncam.datasets.base import DataSet, difficult, subset
 from captum_unioncam.datasets.open import open_data_set
 from captum_unioncam.engine._captum import NullProgress, progress
 from captum_unioncam.engine.maps import minmax
@@ -51,12 +51,15 @@ from captum_unioncam.evaluation.transfers import IMAGES_AHEAD, RESULTS_BEHIND, M
 from captum_unioncam.methods.registry import PEER_PACKAGES
 from captum_unioncam.methods.settings import MethodSettings
 from captum_unioncam.models.preprocessing import Preprocessing
-from captum_unioncam.models.subject import ExplainedModel
+from captum_unioncam.models.subject import AUTO, ExplainedModel
 from captum_unioncam.models.weights import fingerprint
-from captum_unioncam.system.errors import Failure, one_line
+from captum_unioncam.system.errors import Failure, WrongArgument, one_line
 from captum_unioncam.system.versions import package_versions
 
 _SECONDS_BETWEEN_LINES = 30
+
+_PICTURES_FOR_CONFIDENCE = 8
+"""That "auto" looks at."""
 
 SHORTAGE = "out of memory: "
 """Prefix of the errors of records that are done again at the next start."""
@@ -74,6 +77,9 @@ class Evaluation:
         steps (int): Steps of the insertion and deletion curves. Default: 100
         settings (MethodSettings): The methods' settings. The batch size may differ between starts, since it changes
             only rounding.
+        subset (str or None): "difficult" for the targets of TorchRay's subset of that name, as
+            ``captum_unioncam.datasets.base.difficult`` has them; the limit is of the images that have some. Default:
+            None, all
     """
 
     data: str
@@ -82,16 +88,27 @@ class Evaluation:
     seed: int = 0
     steps: int = 100
     settings: MethodSettings = field(default_factory=MethodSettings)
+    subset: str | None = None
 
     def names_and_targets(self, data_set: DataSet) -> dict[str, tuple[int, ...] | Failure]:
-        """The targets of each chosen image, or why they cannot be read."""
-        chosen: dict[str, tuple[int, ...] | Failure] = {}
-        for name in subset(data_set.names, self.limit, self.seed):
-            try:
-                chosen[name] = data_set.targets(name)
-            except Failure as error:
-                chosen[name] = error
-        return chosen
+        """The targets of each chosen image, or why they cannot be read.
+
+        Raises:
+            WrongArgument: The subset is another, or has no target in the data set.
+        """
+        if self.subset is None:
+            chosen = subset(data_set.names, self.limit, self.seed)
+            return {name: _targets(data_set.targets, name) for name in chosen}
+        if self.subset != "difficult":
+            raise WrongArgument(f"subset={self.subset!r}: there is none; give subset='difficult', or leave it out.")
+        found = {name: _targets(partial(difficult, data_set), name) for name in data_set.names}
+        found = {name: targets for name, targets in found.items() if targets}
+        if not found:
+            raise WrongArgument(
+                "subset='difficult': no image has an object on less than a quarter of it beside one of another class; "
+                "give a data set with boxes or masks of several classes, or leave it out."
+            )
+        return {name: found[name] for name in subset(found, self.limit, self.seed)}
 
     def recorded(
         self,
@@ -109,6 +126,8 @@ class Evaluation:
             "images_sha256": hashlib.sha256(repr(images).encode(errors="surrogatepass")).hexdigest(),
             "classes": None if self.classes is None else str(self.classes),
             "limit": self.limit,
+            # Earlier versions do not name it.
+            **({} if self.subset is None else {"subset": self.subset}),
             "seed": self.seed,
             "model": subject.classifier.name,
             "weights": subject.weights,
@@ -178,8 +197,10 @@ def evaluate(
     data_set = open_data_set(evaluation.data, subject.classifier.class_names, subject.classes, evaluation.classes)
     if metric_names is None and (begun := read_settings(folder)) is not None:
         metric_names = begun.get("metrics", FIRST_METRICS)
-    judge = Judge(subject, method_names, evaluation.settings, evaluation.steps, evaluation.seed, metric_names)
     chosen = evaluation.names_and_targets(data_set)
+    if subject.confidence == AUTO:
+        _settle_confidence(subject, data_set, chosen)
+    judge = Judge(subject, method_names, evaluation.settings, evaluation.steps, evaluation.seed, metric_names)
     settings = evaluation.recorded(subject, chosen, [metric.name for metric in judge.metrics])
     begin_or_go_on(folder, settings, accept_other_versions)
     # Shares are of all images, not of the missing ones, which change while other processes write.
@@ -207,6 +228,29 @@ def evaluate(
 def _current(device: torch.device) -> AbstractContextManager[object]:
     """Makes a GPU the one of code that names no more than "cuda": each process has its own."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _targets(of: Callable[[str], tuple[int, ...]], name: str) -> tuple[int, ...] | Failure:
+    try:
+        return of(name)
+    except Failure as error:
+        return error
+
+
+def _settle_confidence(
+    subject: ExplainedModel, data_set: DataSet, chosen: Mapping[str, tuple[int, ...] | Failure]
+) -> None:
+    """Finds out by the first pictures that can be read whether the model's outputs are logits."""
+    shown: list[Tensor] = []
+    for name in chosen:
+        if len(shown) == _PICTURES_FOR_CONFIDENCE:
+            break
+        try:
+            shown.append(subject.shown(data_set.sample(name).picture))
+        except Failure:
+            continue
+    several = any(len(targets) > 1 for targets in chosen.values() if not isinstance(targets, Failure))
+    subject.settle_confidence(shown, exclusive=not several)
 
 
 def _reported(loader: DataLoader[_Seen]) -> Iterator[_Seen]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -18,6 +19,9 @@ from captum_unioncam.models.zoo import DEMO_MODEL, load_classifier
 from captum_unioncam.system.errors import Failure, WrongArgument, one_line
 from captum_unioncam.system.imports import suggestion
 
+AUTO = "auto"
+"""The confidence that is settled by pictures."""
+
 
 class ExplainedModel:
     """A classifier on its device, and the layer to explain.
@@ -31,7 +35,8 @@ class ExplainedModel:
         device (str or None): Where to compute. Default: None, "cuda" if available, else "cpu"
         confidence (str): Converts the model's outputs to confidences: "softmax" for logits of classes that exclude each
             other, "sigmoid" for other logits, "none" for outputs that are confidences. Default: "softmax", which leaves
-            probabilities that sum to 1 unchanged, as the library's default does
+            probabilities that sum to 1 unchanged, as the library's default does; "auto" until ``settle_confidence``
+            chooses one of them
 
     Attributes:
         classifier (Classifier): As loaded.
@@ -159,6 +164,8 @@ class ExplainedModel:
         try:
             self.model.to(self.device)
             black, _ = self.input_and_baseline(shown)
+            if self.confidence == AUTO:
+                return black, self._output(black).shape[1]
             if self.confidence == "softmax":
                 self._choose_confidence(black)
             return black, self.confidences(black).shape[1]
@@ -170,6 +177,45 @@ class ExplainedModel:
                 f"name={self.classifier.name!r}: cannot run on pictures of shape {tuple(shown.shape)}: "
                 f"{one_line(error)}; try another preprocessing or device."
             ) from error
+
+    @torch.no_grad()
+    def settle_confidence(self, shown: Iterable[Tensor], exclusive: bool) -> None:
+        """Chooses the confidence by the model's outputs for some pictures.
+
+        Outputs that sum to 1 or stay in [0, 1] whatever the picture are taken as they are. Logits get a softmax if they
+        go below 0 and their classes exclude each other.
+
+        Args:
+            shown (Iterable[Tensor]): The pictures as the model sees them, each (3, H, W), in [0, 1].
+            exclusive (bool): Whether no picture of the data set shows several classes.
+
+        Raises:
+            WrongArgument: The outputs do not tell.
+        """
+        inputs = [self._black, *(self.input_and_baseline(picture)[0] for picture in shown)]
+        outputs = torch.cat([self._output(each) for each in inputs])
+        bounded = bool(((outputs >= 0) & (outputs <= 1)).all())
+        if bounded and self._stays_as_confidence(outputs, inputs[-1]):
+            self.confidence = "none"
+        elif self.classes > 1 and exclusive and (outputs.min() < 0 or bounded):
+            self.confidence = "softmax"
+        else:
+            why = "some pictures have several classes" if self.classes > 1 and not exclusive else "none tells which"
+            raise WrongArgument(
+                f"confidence='auto': for {len(inputs)} pictures the {self.classes} outputs go from {outputs.min():.3g} "
+                f"to {outputs.max():.3g}, and {why}; give confidence='softmax' for logits of classes that exclude each "
+                "other, 'sigmoid' for other logits, or 'none' for confidences."
+            )
+
+    def _stays_as_confidence(self, outputs: Tensor, inputs: Tensor) -> bool:
+        """Whether outputs that lie in [0, 1] are no logits, which lie there by chance."""
+        if self.classes == 1:
+            found = torch.cat([self._output(each) for each in _extremes(inputs)])
+            return bool(((found >= 0) & (found <= 1)).all())
+        try:
+            return default_confidence(outputs, (inputs,), self._output) is CONFIDENCES["none"]
+        except ValueError:
+            return True
 
     @torch.no_grad()
     def confidences(self, inputs: Tensor) -> Tensor:
