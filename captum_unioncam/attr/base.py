@@ -31,6 +31,7 @@ from captum_unioncam.engine.capture import LayerCall
 from captum_unioncam.engine.checks import check_flag, check_function, check_grad_kwargs, check_inputs, check_layer
 from captum_unioncam.engine.confidence import ConfidenceFunction
 from captum_unioncam.engine.copies import CopyPasses, GradientCopies
+from captum_unioncam.engine.independence import ROWS, check_independent_rows
 from captum_unioncam.engine.layouts.base import ReshapeTransform
 from captum_unioncam.engine.map_check import check_maps
 from captum_unioncam.engine.maps import clipped, weighted
@@ -39,7 +40,7 @@ from captum_unioncam.engine.outputs import Outputs
 from captum_unioncam.engine.rows import check_model_rows
 from captum_unioncam.engine.scoring import MaskedScorer, TargetPasses
 from captum_unioncam.engine.tail import TailPasses, TailScorer
-from captum_unioncam.engine.tuning import PassTuner
+from captum_unioncam.engine.tuning import PassTuner, out_of_memory
 from captum_unioncam.system.documents import class_document, specialised
 
 LayerT = TypeVar("LayerT", bound=Layer | Sequence[Any], covariant=True)
@@ -60,6 +61,10 @@ class CamDetails:
     def stacked(cls, of_targets: Sequence[Self]) -> Self:
         """The details of T targets as one, each tensor (N, T, ...)."""
         return cls(**{f.name: torch.stack([getattr(one, f.name) for one in of_targets], 1) for f in fields(cls)})
+
+    def of_example(self, n: int) -> Self:
+        """The details of example ``n``, as of a batch of one."""
+        return replace(self, **{f.name: getattr(self, f.name)[n : n + 1] for f in fields(self)})
 
     def of_target(self, t: int) -> Self:
         """The details of target ``t``, where they are of several."""
@@ -340,33 +345,84 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
         tensors = check_inputs(format_tensor_into_tuples(inputs))
         self.check_for(inputs=tensors, **own)
         own["summed"] = attr_dim_summation
-        if "inputs" in signature(self._equations()).parameters:
-            own["inputs"] = tensors
+        given = tensors, targets, format_additional_forward_args(additional_forward_args)
+        parts: dict[str, Any] = {"of_input": attribute_to_layer_input, "of_passes": of_passes, "of_capture": of_capture}
+        parts |= {"own": own, "join": join}
         outputs = Outputs(targets, tensors[0].shape[0], argument)
+        try:
+            explained = self._explained(*given, outputs, **parts)
+        except Exception as error:
+            if tensors[0].shape[0] > 1 or outputs.form is not None or outputs.misses_target or out_of_memory(error):
+                raise
+            explained = self._explained_of_two(error, *given, argument, **parts)
+        attributions = self._formed(explained, lambda one: one[0].relu() if relu_attributions else one[0])
+        return (attributions, self._formed(explained, lambda one: one[1])) if return_details else attributions
+
+    def _explained(
+        self,
+        tensors: tuple[Tensor, ...],
+        targets: Sequence[TargetType],
+        additional_forward_args: tuple[Any, ...] | None,
+        outputs: Outputs,
+        *,
+        join: Callable[[list[CamResult]], CamResult],
+        of_input: bool,
+        of_passes: dict[str, Any],
+        of_capture: dict[str, Any],
+        own: dict[str, Any],
+    ) -> list[list[CamResult]]:
+        """Each output of each layer explained, in evaluation mode."""
+        if "inputs" in signature(self._equations()).parameters:
+            own = {**own, "inputs": tensors}
         functions = evaluation_mode(self.forward_func, getattr(self, "score_func", None))
         named = other_layer_named(self.forward_func, tensors)
         with named, functions as (forward_func, score_func), torch.no_grad():
-            if tensors[0].shape[0] > 1:
+            examples = tensors[0].shape[0]
+            if examples > 1:
                 check_model_rows(forward_func)
             call = LayerCall(
                 forward_func,
                 [self.layer] if isinstance(self.layer, Module) else self.layer,
                 tensors,
-                format_additional_forward_args(additional_forward_args),
+                additional_forward_args,
                 self.device_ids,
-                attribute_to_layer_input,
+                of_input,
                 self.reshape_transform,
                 outputs,
             )
             passes = self._passes(call, targets, score_func, **of_passes)
             captured = self._captured(call, targets, **of_capture)
+            if examples > 1:
+                check_independent_rows(forward_func, tensors, additional_forward_args or (), (ROWS, examples))
             check_maps(call)
-            explained = [
+            return [
                 [join([self.cam(**seen[t], **passes[t], **own) for t in range(len(targets))]) for seen in of_outputs]
                 for of_outputs in captured
             ]
-        attributions = self._formed(explained, lambda one: one[0].relu() if relu_attributions else one[0])
-        return (attributions, self._formed(explained, lambda one: one[1])) if return_details else attributions
+
+    def _explained_of_two(
+        self,
+        error: Exception,
+        tensors: tuple[Tensor, ...],
+        targets: Sequence[TargetType],
+        additional_forward_args: tuple[Any, ...] | None,
+        argument: str,
+        **parts: Any,
+    ) -> list[list[CamResult]]:
+        """As ``_explained``, with the example twice: the model raised ``error``, and may need two rows."""
+        two = tuple(torch.cat([x, x]) for x in tensors)
+        of_two = [target * 2 if isinstance(target, list) else target for target in targets]
+        args = additional_forward_args and tuple(map(_of_two, additional_forward_args))
+        outputs = Outputs(of_two, 2, argument)
+        try:
+            explained = self._explained(two, of_two, args, outputs, **parts)
+        except Exception as other:
+            # With two rows, it is known whether they depend on each other.
+            raise other if outputs.form is not None or str(other).startswith("forward_func: ") else error from None
+        return [
+            [(maps[:1], None if details is None else details.of_example(0)) for maps, details in of_layer]
+            for of_layer in explained
+        ]
 
     def _passes(
         self, call: LayerCall, targets: Sequence[TargetType], score_func: Callable[..., Any] | None
@@ -599,6 +655,10 @@ class ConfidenceTailCam(TailCam[LayerT]):
         super().__init__(forward_func, layer, device_ids, reshape_transform=reshape_transform)
         check_function("confidence_fn", confidence_fn)
         self.confidence_fn = confidence_fn
+
+
+def _of_two(value: Any) -> Any:
+    return torch.cat([value, value]) if isinstance(value, Tensor) and value.shape[:1] == (1,) else value
 
 
 def _taken(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:

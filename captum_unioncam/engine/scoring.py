@@ -25,8 +25,9 @@ from captum_unioncam.engine.confidence import (
     DefaultConfidence,
     confidences_by,
 )
+from captum_unioncam.engine.independence import ROWS, check_independent_rows
 from captum_unioncam.engine.maps import full_precision
-from captum_unioncam.engine.model_state import modules_behind
+from captum_unioncam.engine.model_state import EvaluatedFunction, modules_behind
 from captum_unioncam.engine.outputs import Outputs
 from captum_unioncam.engine.perturbations import (
     UNCHANGED,
@@ -318,7 +319,7 @@ class MaskedScorer:
         In place of targets, the range of all classes gives the raw outputs, which need not be finite.
         """
         queue = Queue(scored)
-        results = []
+        results: list[Tensor] = []
         start = 0
         with torch.no_grad():
             self._check_arguments(forward_func)
@@ -339,6 +340,10 @@ class MaskedScorer:
                     # Not within the handler: there, the error's traceback holds all that the pass has made.
                     tuner.release()
                     continue
+                if not results and isinstance(forward_func, EvaluatedFunction):
+                    # Compiled for one number of rows, it is compiled again for another.
+                    tries = (rows,) if tuner.constant else (ROWS, rows)
+                    check_independent_rows(forward_func, self.inputs, self.additional_forward_args, tries)
                 results.append(result[:, :count])
                 start += count
                 if bar is not None:

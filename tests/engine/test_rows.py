@@ -182,6 +182,7 @@ def test_what_is_no_batch_size_is_refused_before_any_pass(value):
             call()
 
 
+@pytest.mark.usefixtures("rows_tried")
 def test_a_numpy_number_of_rows_is_one():
     net, inputs = TinyNet(activation=nn.SiLU()), tiny_inputs()
     rows = []

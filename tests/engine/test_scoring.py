@@ -47,6 +47,7 @@ def test_a_score_function_always_gets_full_chunks():
     assert same(result, scores(TinyNet(), tiny_inputs(), internal_batch_size=4))
 
 
+@pytest.mark.usefixtures("rows_tried")
 def test_a_score_function_runs_the_channels_and_the_model_the_confidences():
     net, scoring, inputs = Counting(TinyNet()), Counting(TinyNet()), tiny_inputs()
     method = LayerUnionCam(net, net.net.features, score_func=scoring)
@@ -123,6 +124,7 @@ def test_masks_are_made_chunk_by_chunk():
     assert inputs[:2].nbytes <= largest <= inputs.nbytes < every_mask
 
 
+@pytest.mark.usefixtures("rows_tried")
 def test_score_dtype_is_for_the_channels_alone():
     net, inputs = TinyNet(activation=nn.SiLU()).float(), tiny_inputs().float()
     dtypes = []
@@ -144,6 +146,7 @@ def test_class_confidence():
             class_confidence(one_output - 1)
 
 
+@pytest.mark.usefixtures("rows_tried")
 def test_additional_arguments_go_with_their_example_and_others_pass():
     net, inputs = TinyNet(activation=nn.SiLU()), tiny_inputs()
     seen = []
@@ -245,6 +248,7 @@ def test_a_single_row_does_not_ask_the_device_for_its_target():
     assert counts[0] == counts[1]
 
 
+@pytest.mark.usefixtures("rows_tried")
 def test_a_compiled_score_function_without_a_batch_size_keeps_one(monkeypatch):
     monkeypatch.setitem(scoring.COMPILED_ROWS, "cpu", 4)
     net, counting = TinyNet(activation=nn.SiLU()), Counting(TinyNet(activation=nn.SiLU()))

@@ -35,6 +35,7 @@ def four_methods(forward_func, layer):
 WEIGHTS = ["score", "softmax", "softmax", "score"]
 
 
+@pytest.mark.usefixtures("rows_tried")
 def test_four_methods_and_three_classes_run_the_channels_passes_of_one():
     model, inputs = Counting(), tiny_inputs(examples=1)
     layer = model.net.features
@@ -135,6 +136,7 @@ def test_a_module_and_its_bound_method_are_known_again():
     assert sum(rows) in (0, 3 + live + 3)
 
 
+@pytest.mark.usefixtures("rows_tried")
 def test_without_the_context_nothing_is_kept():
     model, inputs = Counting(), tiny_inputs()
     with shared_passes():
@@ -146,6 +148,7 @@ def test_without_the_context_nothing_is_kept():
     assert model.rows == 2 * (3 + 3 * CHANNELS)
 
 
+@pytest.mark.usefixtures("rows_tried")
 def test_a_context_that_is_entered_again_goes_on():
     model, inputs, shared = Counting(), tiny_inputs(), shared_passes()
     for _ in range(3):
@@ -213,6 +216,7 @@ def measured(metric, model, inputs, maps, target, **arguments):
     return metric(model, inputs, maps, target, **steps, **arguments)
 
 
+@pytest.mark.usefixtures("rows_tried")
 @pytest.mark.parametrize("target", [1, [0, 3, 1]])
 @pytest.mark.parametrize("baselines", [None, 0.3])
 def test_metrics_share_what_is_whole_and_what_is_gone(baselines, target):

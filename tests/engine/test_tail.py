@@ -177,6 +177,7 @@ def test_rows_are_those_of_the_loop(kind, batch_size):
     assert same(made, expected)
 
 
+@pytest.mark.usefixtures("rows_tried")
 def test_a_sequential_model_runs_its_front_once_and_its_tail_for_each_row():
     net, inputs, rows = TinyNet(), tiny_inputs(), {"front": 0, "tail": 0}
     for name, module in (("front", net.features[0]), ("tail", net.head[-1])):
@@ -188,6 +189,7 @@ def test_a_sequential_model_runs_its_front_once_and_its_tail_for_each_row():
     assert rows == {"front": 3, "tail": 3 + 4 + 3 * ROWS}
 
 
+@pytest.mark.usefixtures("rows_tried")
 def test_what_reaches_around_the_layer_is_computed_once_more():
     net, inputs, rows = Residual(), tiny_inputs(), []
     net.front.register_forward_hook(lambda _m, args, _o: rows.append(len(args[0])))
@@ -273,6 +275,7 @@ def test_rows_are_halved_where_memory_runs_out(as_a_function):
     assert same(attr, expected)
 
 
+@pytest.mark.usefixtures("rows_tried")
 def test_targets_share_the_rows():
     net, inputs = TinyNet(), tiny_inputs()
     hungry = Hungry(100)

@@ -318,6 +318,7 @@ def test_an_error_after_a_pass_that_went_well_is_raised_at_once():
     assert calls == [5, 5]
 
 
+@pytest.mark.usefixtures("rows_tried")
 def test_what_was_learnt_is_remembered_for_inputs_of_the_shape(clock):
     net = TinyNet(activation=nn.SiLU())
     rows = []
