@@ -309,6 +309,7 @@ def test_gradients_of_half_precision_neither_underflow_nor_overflow(scale):
     assert torch.allclose(torch.cat(each), made, rtol=0, atol=1e-2 * made.abs().max().item())
 
 
+@pytest.mark.usefixtures("rows_tried")
 def test_several_targets_take_one_forward_pass():
     net, passes = TinyNet(), []
     net.features.register_forward_pre_hook(lambda *_: passes.append(1))
@@ -328,6 +329,7 @@ def test_a_model_that_writes_into_its_input_leaves_the_callers_as_they_were(meth
     assert not given.requires_grad
 
 
+@pytest.mark.usefixtures("rows_tried")
 def test_a_function_without_parameters_is_called_without_inputs():
     net, inputs = TinyNet(), tiny_inputs()
     made = LayerDenoisedGradCam(lambda: net(inputs), net.features).attribute(inputs, 1)
