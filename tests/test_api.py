@@ -58,6 +58,7 @@ NAMES = {
         "pointing_game",
     ],
     "captum_unioncam.methods": ["MethodSettings", "create", "describe", "names", "register"],
+    "captum_unioncam.quantus": ["explain_func", "metric"],
     "captum_unioncam.evaluation.sanity": ["Similarity", "model_randomization", "random_logit", "similarity_table"],
     "captum_unioncam.demo": [
         "CLASS_NAMES",

@@ -126,7 +126,7 @@ def example_names(monkeypatch):
         return {"model": model, "layer": model.layer4, "attr": torch.rand(4, 1, 7, 7)}
 
     package = {name: getattr(captum_unioncam, name) for name in captum_unioncam.__all__}
-    names_of_modules = ("metrics", "methods", "demo", "evaluation.sanity")
+    names_of_modules = ("metrics", "methods", "demo", "evaluation.sanity", "quantus")
     modules = [importlib.import_module(f"captum_unioncam.{name}") for name in names_of_modules]
     package |= {name: value for module in modules for name, value in vars(module).items() if name[0] != "_"}
     shared = {"torch": torch, "captum": captum, "LayerAttribution": LayerAttribution, "demo": demo}

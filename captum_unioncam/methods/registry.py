@@ -69,7 +69,7 @@ class Method:
             _failing_as(self.name),
             left_as_found(self._model),
             evaluation_mode(self._model),
-            _gradients_and_seeds(),
+            gradients_and_seeds(),
         ):
             if self.sweeps:
                 results = self._run.each(inputs.clone(), targets, baselines.clone())
@@ -252,7 +252,7 @@ def _check_shape(name: str, result: Any, inputs: Tensor) -> None:
 
 
 @contextmanager
-def _gradients_and_seeds() -> Iterator[None]:
+def gradients_and_seeds() -> Iterator[None]:
     """Enables gradients, and seeds NumPy's global generator, which Captum uses, from torch's. Restores both."""
     state = np.random.get_state()
     with torch.random.fork_rng(devices=[]):
