@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -158,7 +158,8 @@ class Judge:
         settings (MethodSettings): The methods' settings; metrics use the ``internal_batch_size`` too.
         steps (int): Steps of the metrics' curves. Default: 100
         seed (int): Seed of methods and metrics that draw random numbers. Default: 0
-        metrics (Iterable[str] or None): Names of the metrics to compute. Default: None, all
+        metrics (Iterable[str] or None): Names of the metrics to compute. Default: None, all but those that are computed
+            only on request
 
     Attributes:
         subject (ExplainedModel): As given.
@@ -342,6 +343,7 @@ class Judge:
             numbers = []
             for target, attribution in zip(targets, attributions, strict=True):
                 of_target = {"inputs": inputs, "attributions": attribution, "target": target, "baselines": black}
+                of_target["explanation_func"] = self._explanation_func(method, target, black, name)
                 mask = objects.get(target)
                 if mask is not None:
                     of_target["objects"] = mask[None, None]
@@ -364,6 +366,16 @@ class Judge:
             torch.manual_seed(_seed(self._seed, name, of_sweep[0], method))
             explained += run.each(inputs, torch.tensor([of_sweep], device=inputs.device), black)
         return explained
+
+    def _explanation_func(self, method: str, target: int, black: Tensor, name: str) -> Callable[[Tensor], Tensor]:
+        """For metrics: other inputs to the method's attributions for the target, each time with the same seed."""
+
+        def explain(inputs: Tensor) -> Tensor:
+            # What it keeps of these inputs, no other method asks for.
+            with shared_passes():
+                return self._explained(method, [target], inputs, black, name)[0].attributions
+
+        return explain
 
     def _measured(
         self, of_target: Mapping[str, Any], of: tuple[str, int, str]
