@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -70,7 +71,18 @@ class AnnotatedPictures(DataSet, Generic[ObjectT]):
 
 
 class BoxedPictures(AnnotatedPictures[Box]):
-    """Pictures with boxes in pixels."""
+    """Pictures with boxes."""
+
+    def sample(self, name: str) -> Sample:
+        sample = super().sample(name)
+        size = sample.picture.size
+        return replace(
+            sample, boxes={target: self._boxes(size, self._objects[name][target]) for target in sample.objects}
+        )
 
     def _mask(self, size: tuple[int, int], objects: list[Box]) -> Image.Image:
-        return mask_of_boxes(size, objects)
+        return mask_of_boxes(size, self._boxes(size, objects))
+
+    def _boxes(self, size: tuple[int, int], objects: list[Box]) -> list[Box]:
+        """The boxes in pixels of a picture of that size."""
+        return objects

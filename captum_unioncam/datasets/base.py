@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
 
+from captum_unioncam.datasets.boxes import Box
 from captum_unioncam.system.errors import WrongArgument
 
 DEMO_DATA = "demo"
@@ -30,10 +31,12 @@ class Sample:
         picture (PIL.Image.Image): In mode RGB, as ``open_picture`` returns it.
         objects (dict[int, PIL.Image.Image or None]): By target, an output of the model: a picture in mode "L", of the
             same size, 255 on the objects or within their boxes and 0 elsewhere; None where that is unknown.
+        boxes (dict[int, list[Box]]): By target, the boxes of which its mask was made. Default: none, it was not
     """
 
     picture: Image.Image
     objects: dict[int, Image.Image | None]
+    boxes: dict[int, list[Box]] = field(default_factory=dict)
 
 
 class DataSet(ABC):

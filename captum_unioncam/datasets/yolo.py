@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path, PurePosixPath
 
-from PIL import Image
-
-from captum_unioncam.datasets.annotated import AnnotatedPictures
+from captum_unioncam.datasets.annotated import BoxedPictures
 from captum_unioncam.datasets.base import no_data_set
-from captum_unioncam.datasets.boxes import Box, mask_of_boxes
+from captum_unioncam.datasets.boxes import Box
 from captum_unioncam.datasets.classes import Outputs, listed_classes
 from captum_unioncam.datasets.listing import pictures_below
 from captum_unioncam.system.errors import Failure, one_line
@@ -21,7 +19,7 @@ _ROUNDING = 1e-3
 """Centres and sizes may be that far beyond the picture's."""
 
 
-class Yolo(AnnotatedPictures[Box]):
+class Yolo(BoxedPictures):
     """Pictures below ``images``, each with its boxes in a text of its name below ``labels``.
 
     A line is the class's number, and the box's centre, width and height in parts of the picture's. ``data.yaml`` or
@@ -50,9 +48,9 @@ class Yolo(AnnotatedPictures[Box]):
         numbers = {label for of in objects.values() if not isinstance(of, Failure) for label in of}
         super().__init__(folder, objects, outputs, classes or sorted(numbers, key=int))
 
-    def _mask(self, size: tuple[int, int], objects: list[Box]) -> Image.Image:
+    def _boxes(self, size: tuple[int, int], objects: list[Box]) -> list[Box]:
         width, height = size
-        return mask_of_boxes(size, [(x0 * width, y0 * height, x1 * width, y1 * height) for x0, y0, x1, y1 in objects])
+        return [(x0 * width, y0 * height, x1 * width, y1 * height) for x0, y0, x1, y1 in objects]
 
 
 def is_yolo(folder: Path) -> bool:

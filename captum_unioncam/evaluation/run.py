@@ -402,7 +402,7 @@ class _Pictures(Dataset[_Seen]):
             sample = self.data_set.sample(name)
             shown = self.preprocessing.fit(sample.picture)
             objects = {
-                target: None if mask is None else self.preprocessing.objects_seen(mask)
+                target: None if mask is None else self.preprocessing.objects_seen(mask, sample.boxes.get(target, ()))
                 for target, mask in sample.objects.items()
             }
         except Exception as error:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,14 +35,29 @@ class Preprocessing:
         mean, std = (shown.new_tensor(values).reshape(-1, 1, 1) for values in (self.mean, self.std))
         return (shown - mean) / std
 
-    def objects_seen(self, objects: Image.Image) -> Tensor:
+    def objects_seen(self, objects: Image.Image, boxes: Sequence[tuple[float, float, float, float]] = ()) -> Tensor:
         """The mask of a picture's objects as the model sees it, bool, (H, W).
+
+        Boxes follow the picture by torchvision's transforms v2, where ``fit`` is one or is known as such; then each
+        marks the pixels whose centres it holds, or the nearest if it is thinner. Other masks go through ``fit`` as
+        pictures, since transforms v2 take every so many pixels of a mask, from its top left: half a pixel off.
 
         Args:
             objects (PIL.Image.Image): Mode "L", of the picture's size: 255 on the objects, and 0 elsewhere.
+            boxes (Sequence): Left, top, right and bottom edges of the boxes that ``objects`` shows, in the picture's
+                pixels. Default: none, it shows other masks
         """
-        # Resizing makes their borders grey.
-        return self.fit(objects.convert("RGB"))[0] > 0.5
+        follow = _transform_of_boxes(self.fit) if boxes else None
+        if follow is None:
+            # Resizing makes their borders grey.
+            return self.fit(objects.convert("RGB"))[0] > 0.5
+        from torchvision.tv_tensors import BoundingBoxes
+
+        edges = torch.tensor(boxes, dtype=torch.float64)
+        seen = follow(BoundingBoxes(edges, format="XYXY", canvas_size=(objects.height, objects.width)))
+        left, top, right, bottom = seen.as_subclass(Tensor).T
+        height, width = seen.canvas_size
+        return (_held(top, bottom, height)[:, :, None] & _held(left, right, width)[:, None]).any(0)
 
     def box_seen(self, size: tuple[int, int]) -> tuple[int, int, int, int] | None:
         """The part of a picture that the model sees: left, top, right, bottom, in the picture's pixels.
@@ -81,6 +97,28 @@ def _ends(
     begin, end = float(start), float(start + slope * values.shape[axis])
     # The ramp's 256 steps are not finer.
     return (0 if abs(begin) < size / 256 else round(begin)), (size if abs(end - size) < size / 256 else round(end))
+
+
+def _transform_of_boxes(fit: Callable[[Image.Image], Tensor]) -> Any:
+    """The transform v2 that resizes and crops as ``fit`` does; None where it is not known."""
+    from torchvision.transforms import _presets, v2
+
+    if isinstance(fit, v2.Transform):
+        return fit
+    if isinstance(fit, partial) and fit.func is _squeezed:
+        return v2.Resize(fit.args * 2)
+    if isinstance(fit, _presets.ImageClassification):
+        return v2.Compose([v2.Resize(fit.resize_size), v2.CenterCrop(fit.crop_size)])
+    return None
+
+
+def _held(start: Tensor, end: Tensor, size: int) -> Tensor:
+    """The pixels whose centres lie in each extent, or the nearest of a thinner one: bool, (extents, size)."""
+    pixels = torch.arange(size)
+    held = (start[:, None] <= pixels + 0.5) & (pixels + 0.5 < end[:, None])
+    thin = (start < end) & ~held.any(1)
+    nearest = ((start + end) / 2).floor().clamp(0, size - 1)
+    return held | (thin[:, None] & (pixels == nearest[:, None]))
 
 
 def squeezed_to(size: int) -> Callable[[Image.Image], Tensor]:
