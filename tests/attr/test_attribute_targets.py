@@ -34,6 +34,7 @@ def test_equals_a_call_for_each_target(ndim, channel_weights, as_tensor):
     assert same(method.attribute_targets(inputs, targets, **settings), attr)
 
 
+@pytest.mark.usefixtures("rows_tried")
 def test_the_channels_are_swept_once():
     net, rows = TinyNet(activation=nn.SiLU()), []
 

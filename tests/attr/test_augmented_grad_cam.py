@@ -182,6 +182,7 @@ def test_a_map_of_zeros_stays_one(net):
     assert (made == 0).all()
 
 
+@pytest.mark.usefixtures("rows_tried")
 def test_pictures_are_moved_and_other_inputs_and_the_first_copy_are_not():
     net, seen, vector = TinyNet(), [], torch.ones(3, 4, dtype=torch.float64)
 

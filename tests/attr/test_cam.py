@@ -114,6 +114,7 @@ def test_a_model_that_cannot_be_explained_is_refused_before_it_runs():
     assert calls == []
 
 
+@pytest.mark.usefixtures("rows_tried")
 def test_one_forward_pass_and_no_gradient():
     net, inputs, rows = PooledNet(), tiny_inputs(), []
 

@@ -43,6 +43,7 @@ def test_arguments_agree_with_the_reference(normalize_alpha):
         assert torch.allclose(attr[i : i + 1], expected, rtol=0, atol=1e-9)
 
 
+@pytest.mark.usefixtures("rows_tried")
 def test_channels_without_positive_gradients_cost_no_pass():
     # Behind global average pooling, the gradient of a channel is its weight in the head.
     net, inputs = PooledNet(), tiny_inputs()

@@ -83,6 +83,7 @@ def test_a_baseline_takes_the_place_of_the_blurred_input():
     assert not torch.allclose(attr, LayerGroupCam(net, net.features).attribute(inputs, 1, groups=2))
 
 
+@pytest.mark.usefixtures("rows_tried")
 def test_passes_are_those_of_the_groups_that_have_a_map():
     net, inputs = TinyNet(), tiny_inputs()
     rows = []

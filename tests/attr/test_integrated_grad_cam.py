@@ -58,6 +58,7 @@ def test_the_map_does_not_grow_with_the_steps(net):
     assert torch.allclose(few, many, rtol=0.05, atol=0.01 * many.max())
 
 
+@pytest.mark.usefixtures("rows_tried")
 def test_whole_numbers_are_rounded_and_other_inputs_stay():
     net, seen, vector = TinyNet(), [], torch.ones(3, 4, dtype=torch.float64)
 

@@ -55,6 +55,7 @@ def test_the_strongest_mask_of_the_default_is_far_above_one():
     assert max(shown) == pytest.approx(5.5)
 
 
+@pytest.mark.usefixtures("rows_tried")
 def test_steps_and_targets_share_their_passes():
     net, inputs = TinyNet(), tiny_inputs()
     rows = []

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from captum_unioncam import LayerUnionCam, find_spatial_layer
+from captum_unioncam import LayerLayerCam, LayerUnionCam, channels_last_to_maps, find_spatial_layer
 from captum_unioncam.attr.find_layer import layer_names, spatial_layers
 
 
@@ -59,10 +59,14 @@ class Transformer(nn.Module):
 @pytest.mark.parametrize("examples", [1, 2, 3])
 def test_nothing_within_attention_is_a_map(fixed_size, class_token, heads, examples):
     # With one head and no class token, queries are 16 x 16: as square as the picture.
+    # Its tokens are, but they mix so well without training that they may not show it.
     net = Transformer(class_token=class_token, fixed_size=fixed_size, heads=heads).eval()
     pictures = torch.rand(examples, 3, 32, 32)
-    assert find_spatial_layer(net, pictures) == ("patches", net.patches)
-    assert list(spatial_layers(net, pictures)) == ["patches"]
+    tokens = {f"blocks.{i}{part}" for i in (0, 1) for part in ("", ".out", ".qkv")}
+    found = list(spatial_layers(net, pictures))
+    assert set(found) - tokens == {"patches"}
+    assert find_spatial_layer(net, pictures)[0] in {"patches", "blocks.0", "blocks.1"}
+    assert all(LayerUnionCam(net, name).attribute(pictures, 1).shape == (examples, 1, 4, 4) for name in found)
     assert LayerUnionCam(net, net.patches).attribute(pictures, 1).shape == (examples, 1, 4, 4)
 
 
@@ -91,11 +95,14 @@ class ChannelsLast(nn.Module):
 
 
 @pytest.mark.parametrize("size", [(32, 32), (48, 32)])
-def test_channels_last_are_no_maps(size):
-    assert find_spatial_layer(ChannelsLast(), torch.rand(2, 3, *size))[0] == "stem"
+def test_channels_last_are_made_maps(size):
+    net, pictures = ChannelsLast(), torch.rand(2, 3, *size)
+    assert find_spatial_layer(net, pictures) == ("norm", net.norm)
+    attr = LayerLayerCam(net, "norm").attribute(pictures, 1)
+    assert torch.equal(attr, LayerLayerCam(net, "norm", reshape_transform=channels_last_to_maps).attribute(pictures, 1))
 
 
-def test_tokens_of_a_signal_are_no_maps():
+def test_tokens_of_a_signal_have_their_channels_last():
     class Signal(nn.Module):
         def __init__(self):
             super().__init__()
@@ -105,7 +112,10 @@ def test_tokens_of_a_signal_are_no_maps():
         def forward(self, x):
             return self.head(self.norm(self.convolution(x).transpose(1, 2)).mean(1))
 
-    assert find_spatial_layer(Signal(), torch.rand(3, 2, 12))[0] == "convolution"
+    net, signals = Signal(), torch.rand(3, 2, 12)
+    assert find_spatial_layer(net, signals)[0] == "norm"
+    attr = LayerLayerCam(net, "norm").attribute(signals, 1)
+    assert torch.equal(attr, LayerLayerCam(net, "norm", reshape_transform=channels_last_to_maps).attribute(signals, 1))
 
 
 class WithSides(nn.Module):
@@ -212,7 +222,10 @@ def test_positions_of_a_signal_that_are_added_are_no_map():
             x = self.convolution(x)
             return self.head((x * self.positions(self.table.expand(x.shape))).mean(2))
 
-    assert find_spatial_layer(Signal(), torch.rand(3, 2, 12))[0] == "convolution"
+    net, signals = Signal(), torch.rand(3, 2, 12)
+    assert find_spatial_layer(net, signals)[0] == "norm"
+    attr = LayerLayerCam(net, "norm").attribute(signals, 1)
+    assert torch.equal(attr, LayerLayerCam(net, "norm", reshape_transform=channels_last_to_maps).attribute(signals, 1))
 
 
 def test_what_a_linear_layer_makes_is_no_map_at_two_positions_either():

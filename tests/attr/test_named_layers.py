@@ -336,6 +336,7 @@ def test_inputs_of_other_dimensions_beside_the_pictures():
     assert LayerDenoisedGradCam(Two().eval(), "features").attribute(inputs, 1).shape == (2, 1, 12, 12)
 
 
+@pytest.mark.usefixtures("rows_tried")
 @pytest.mark.parametrize(
     ("size", "layer", "passes"),
     [((40, 24), "features", 1), ((64, 64), "features", 1), ((40, 24), "features.1", 2)],

@@ -96,6 +96,7 @@ def test_examples_and_batch_sizes_do_not_matter():
     assert torch.equal(attr, Rise(net).attribute(inputs, 2, n_masks=MASKS))
 
 
+@pytest.mark.usefixtures("rows_tried")
 def test_several_targets_are_those_of_several_calls_for_the_passes_of_one():
     net, inputs = TinyNet(), tiny_inputs()
     rows = []

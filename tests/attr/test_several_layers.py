@@ -33,6 +33,7 @@ def test_details_and_targets_come_in_lists_as_well():
                 assert same(one, other), field.name
 
 
+@pytest.mark.usefixtures("rows_tried")
 def test_one_gradient_pass_serves_all_layers():
     net, rows = TinyNet(activation=nn.SiLU()), []
 

@@ -72,6 +72,7 @@ def test_a_generator_draws_on_and_none_begins_again(net):
         assert same(cam.attribute(tiny_inputs(), 1, n_samples=2), first)
 
 
+@pytest.mark.usefixtures("rows_tried")
 def test_each_layer_and_target_gets_the_same_samples_in_the_same_passes(net):
     rows, inputs = [], tiny_inputs()
     net.head.insert(0, nn.Tanh())

@@ -97,6 +97,7 @@ def test_a_constant_input_gets_no_noise():
     assert same(LayerSSCam(net, net.features).attribute(inputs, 1, n_samples=1), silent)
 
 
+@pytest.mark.usefixtures("rows_tried")
 def test_samples_and_targets_share_their_passes_and_draws():
     net, inputs = TinyNet(), tiny_inputs()
     rows = []
@@ -113,6 +114,7 @@ def test_samples_and_targets_share_their_passes_and_draws():
         assert same(attr[:, t], LayerSSCam(net, net.features).attribute(inputs, targets[:, t], **given))
 
 
+@pytest.mark.usefixtures("rows_tried")
 def test_no_more_than_a_pass_of_masked_inputs_is_held():
     net, inputs = TinyNet(), tiny_inputs()
     rows = []
