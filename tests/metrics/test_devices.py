@@ -68,6 +68,7 @@ def test_a_module_elsewhere_than_its_inputs_is_refused_as_pytorch_does(metric, p
 ALONE = [(), ("attributions",), ("target",), ("baselines",), ("attributions", "target", "baselines")]
 
 
+@pytest.mark.usefixtures("rows_tried")
 @pytest.mark.parametrize(("here", "there"), [("cuda:0", "cpu"), ("cpu", "cuda:0")])
 @pytest.mark.parametrize("alone", ALONE)
 @pytest.mark.parametrize("metric", FAITHFULNESS, ids=lambda metric: metric.name)
