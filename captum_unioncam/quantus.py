@@ -111,8 +111,7 @@ def metric(name: str, **arguments: Any) -> None:
 
     Examples::
 
-        >>> metric("Complexity")
-        >>> captum_unioncam.metrics.table.find_metrics(["quantus_complexity"])
+        >>> metric("Complexity")  # "quantus_complexity" in the tables of this process
     """
     metric_class = _metric_class(name)
 

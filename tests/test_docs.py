@@ -21,6 +21,7 @@ import torch
 
 import captum_unioncam
 from captum_unioncam import demo
+from captum_unioncam.metrics import table
 from tests.attr import OWN
 from tests.blocks import blocks, commands, run_commands, run_python
 from tests.methods.test_methods import GRAD_CAM, TORCHCAM, TORCHCAM_FAILING
@@ -109,6 +110,7 @@ def example_names(monkeypatch):
     from torchvision.models import SwinTransformer, VisionTransformer, vgg
 
     monkeypatch.setattr("captum_unioncam.methods.registry._registered", {})
+    monkeypatch.setattr("captum_unioncam.metrics.table._metrics", dict(table._metrics))
     torch.manual_seed(0)
     of_vgg16 = [4, 4, "M", 4, 4, "M", 4, 4, 4, "M", 4, 4, 4, "M", 4, 4, 4, "M"]
     parts = {"features": vgg.make_layers(of_vgg16), "layer3": nn.Conv2d(4, 4, 1), "layer4": nn.Conv2d(4, 4, 1)}

@@ -52,6 +52,15 @@ seen_as = subject.confidences(subject.input_and_baseline(photo)[0]).argmax()
 assert (worst.target_name, demo.CLASS_NAMES[seen_as]) == ("crescent", "cross")
 assert of_picture.set_index("method").pointing["grad_cam"] == 1 and of_picture.insertion.max() < 0.05
 """,
+    "quantus": """
+assert maps.shape == (4, 1, 112, 112) and len(chosen) >= 6
+assert np.allclose(means.loc[["noise", "edges"], "RandomLogit ↓"], 1)
+assert means["RandomLogit ↓"].drop(["noise", "edges"]).max() < 0.9
+assert means.loc["noise", "MaxSensitivity ↓"] == 0 and means["MaxSensitivity ↓"].drop("noise").min() > 0.1
+assert np.allclose(table["edges"], 1) and (table.loc["features.0"].drop("edges") < 0.9).all()
+assert constant["grad_cam"] > 0 and constant["saliency"] == constant["edges"] == 0
+assert (compared.quantus_sparseness > 0).all()
+""",
 }
 
 
