@@ -59,6 +59,7 @@ NAMES = {
     ],
     "captum_unioncam.methods": ["MethodSettings", "create", "describe", "names", "register"],
     "captum_unioncam.quantus": ["explain_func", "metric"],
+    "captum_unioncam.evaluation": ["load"],
     "captum_unioncam.evaluation.sanity": ["Similarity", "model_randomization", "random_logit", "similarity_table"],
     "captum_unioncam.demo": [
         "CLASS_NAMES",
@@ -118,7 +119,7 @@ OPTIONS = {
     "evaluate": f"{EXPLAINED} --methods --metrics --steps --seed --output --out --classes --limit --protocol --workers "
     "--subset --retry-failures --accept-other-versions",
     "sanity": f"{EXPLAINED} --target --methods --order --max-layers --seed --output --out",
-    "report": "",
+    "report": "--against --format",
     "app": f"{MODEL} --host --port",
 }
 ARGUMENTS = {"explain": "images", "compare": "image", "sanity": "image", "evaluate": "data", "report": "folder"}

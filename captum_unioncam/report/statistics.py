@@ -16,7 +16,7 @@ from scipy.stats import bootstrap  # type: ignore[import-untyped]
 
 from captum_unioncam.evaluation.records import Record
 from captum_unioncam.metrics.table import Metric, all_metrics
-from captum_unioncam.system.errors import Failure
+from captum_unioncam.system.errors import Failure, WrongArgument
 
 Array = npt.NDArray[np.float64]
 
@@ -148,6 +148,62 @@ def summarize(records: Iterable[Record], resamples: int = 1000) -> Summary:
         best=best,
         worst={name: [record for record in worst[name] if record not in best[name]] for name in methods},
         failures=_grouped(failures),
+    )
+
+
+def paired_differences(summary: Summary, against: str, resamples: int = 1000) -> pd.DataFrame:
+    """Differences of each other method from one, map by map, with their intervals and the share of images won.
+
+    Only the maps of which both methods have a value are compared. An image is won if the mean over its maps is better,
+    and tied if it is equal. Intervals are those of :func:`summarize`: images are resampled.
+
+    Args:
+        summary (Summary): As ``summarize`` returns it.
+        against (str): The method from whose values the differences are taken.
+        resamples (int): How many resamples the bootstrap takes. Default: 1000
+
+    Returns:
+        *pandas.DataFrame*: A row for each other method and metric: method, metric (its title), difference (the mean
+        over maps, scaled as in the table), low, high (the interval; NaN where fewer than two images have both), won,
+        tied (shares of the images, in [0, 1]), images. NaN where no image has both values.
+
+    Raises:
+        WrongArgument: The method has no records.
+
+    Examples::
+
+        >>> paired_differences(summarize(read_records(folder)), "union_cam")
+    """
+    if against not in summary.judged:
+        raise WrongArgument(f"there is no record of {against!r}; give one of {', '.join(summary.judged)}.")
+    shown = set(summary.table["metric"])
+    metrics = [metric for metric in all_metrics().values() if metric.title in shown]
+    others = [name for name in summary.judged if name != against]
+    pairs = [(method, metric) for method in others for metric in metrics]
+    by_method = {name: summary.values[summary.values["method"] == name] for name in summary.judged}
+    names = [metric.name for metric in metrics]
+    sums, counts = (np.empty((summary.images, 0)) for _ in range(2))
+    for name in others:
+        both = by_method[name].merge(by_method[against], on=["image", "target"], suffixes=("", " there"))
+        differences = both[names] - both[[f"{metric} there" for metric in names]].to_numpy()
+        of_image = differences.groupby(both["image"], observed=False)
+        sums, counts = np.hstack([sums, of_image.sum()]), np.hstack([counts, of_image.count()])
+    images, maps = (counts > 0).sum(0), counts.sum(0)
+    better = sums * [1 if metric.larger_is_better else -1 for _, metric in pairs] > 0
+    scales = np.array([metric.scale for _, metric in pairs])
+    low, high = bootstrap_intervals(sums, counts, resamples) * scales
+    seen = np.where(images, images, np.nan)
+    return pd.DataFrame(
+        {
+            "method": [method for method, _ in pairs],
+            "metric": [metric.title for _, metric in pairs],
+            "difference": sums.sum(0) / np.where(maps, maps, np.nan) * scales,
+            "low": low,
+            "high": high,
+            "won": better.sum(0) / seen,
+            "tied": ((sums == 0) & (counts > 0)).sum(0) / seen,
+            "images": images,
+        }
     )
 
 

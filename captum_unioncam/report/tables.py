@@ -44,6 +44,48 @@ def display_table(summary: Summary) -> tuple[pd.DataFrame, pd.DataFrame]:
     return texts, best
 
 
+def display_differences(differences: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The differences as formatted texts.
+
+    Args:
+        differences (pandas.DataFrame): As ``paired_differences`` returns it.
+
+    Returns:
+        *tuple of two pandas.DataFrame*: A row for each method and a column for each metric: the texts, such as
+        "+2.3 [+1.0, +3.6] 71 %", the last the share of images won, and whether the whole interval is on the better side
+        of 0.
+    """
+    texts = pd.DataFrame(index=pd.Index(differences["method"].unique(), name="method"))
+    better = texts.copy()
+    for metric in all_metrics().values():
+        rows = differences[differences.metric == metric.title].set_index("method")
+        if rows.empty:
+            continue
+        better[metric.heading] = rows["low"] > 0 if metric.larger_is_better else rows["high"] < 0
+        columns = (rows[name] for name in ("difference", "low", "high", "won"))
+        texts[metric.heading] = [
+            _mean_and_interval(mean, low, high, f"+{metric.form}") + ("" if math.isnan(won) else f" {won:.0%}")
+            for mean, low, high, won in zip(*columns, strict=True)
+        ]
+    return texts, better
+
+
+def differences_text(differences: pd.DataFrame, against: str, width: int | None = None) -> str:
+    """The differences as plain text, with an asterisk where the whole interval is on the better side of 0.
+
+    Args:
+        differences (pandas.DataFrame): As ``paired_differences`` returns it.
+        against (str): The method from whose values they are taken.
+        width (int or None): As :func:`text` takes it. Default: None, not wrapped
+    """
+    head = (
+        f"differences from {against}, map by map, with their 95 % bootstrap intervals over images, and the share of "
+        "images where the method is better; * the interval is on the better side of 0"
+    )
+    lines = textwrap.wrap(head, width or sys.maxsize)
+    return "\n".join([*lines, "", *_lines(*display_differences(differences), width)])
+
+
 def _failed(summary: Summary) -> pd.Series[int]:
     """For each method."""
     failed: pd.Series[int] = summary.table.groupby("method").failures.first()
@@ -79,20 +121,22 @@ def text(summary: Summary, width: int | None = None, settings: Mapping[str, Any]
         width (int or None): Columns of the terminal, at which a wider table is wrapped. Default: None, not wrapped
         settings (Mapping or None): The evaluation's, for :func:`remarks`. Default: None
     """
-    texts, best = display_table(summary)
-    marked = texts + best.map(lambda is_best: " *" if is_best else "  ")
-    # pandas ends wrapped headings with a backslash.
-    table = [line.rstrip(" \\") for line in marked.to_string(line_width=width, index_names=False).splitlines()]
     lines = [
         f"images: {summary.images}; maps: {summary.records}; failures: {summary.failed}",
         *(line for remark in remarks(summary, settings or {}) for line in textwrap.wrap(remark, width or sys.maxsize)),
         "means over maps, with their 95 % bootstrap intervals over images; * the best",
         "",
-        *table,
+        *_lines(*display_table(summary), width),
     ]
     if summary.failures:
         lines += ["", "failures:", *map(_failure_line, summary.failures[:MOST_FAILURES])]
     return "\n".join(lines)
+
+
+def _lines(texts: pd.DataFrame, best: pd.DataFrame, width: int | None) -> list[str]:
+    marked = texts + best.map(lambda is_best: " *" if is_best else "  ")
+    # pandas ends wrapped headings with a backslash.
+    return [line.rstrip(" \\") for line in marked.to_string(line_width=width, index_names=False).splitlines()]
 
 
 def _failure_line(group: FailureGroup) -> str:
@@ -102,7 +146,11 @@ def _failure_line(group: FailureGroup) -> str:
 
 def markdown_table(summary: Summary) -> str:
     """The table in Markdown, methods as code, the best values bold."""
-    texts, best = display_table(summary)
+    return as_markdown(*display_table(summary))
+
+
+def as_markdown(texts: pd.DataFrame, best: pd.DataFrame) -> str:
+    """A table of texts in Markdown."""
     texts = texts.mask(best, "**" + texts + "**")
     # These two characters and line breaks have a meaning within code.
     codes = [" ".join(str(name).replace("`", "'").replace("|", r"\|").split()) for name in texts.index]
@@ -113,7 +161,11 @@ def markdown_table(summary: Summary) -> str:
 
 def latex_table(summary: Summary) -> str:
     """The table as a LaTeX ``tabular`` for the package booktabs, the best values bold."""
-    texts, best = display_table(summary)
+    return as_latex(*display_table(summary))
+
+
+def as_latex(texts: pd.DataFrame, best: pd.DataFrame) -> str:
+    """A table of texts as a LaTeX ``tabular``."""
     texts, best = texts.reset_index(), best.reset_index(drop=True)
     best.insert(0, "method", False)
     styles = best.map(lambda is_best: "font-weight: bold" if is_best else "")
