@@ -28,15 +28,22 @@ def open_data_set(
     Without ``class_file``, a class is matched with the output of the same name, ignoring case, and "_" and space are
     equal. If no class has the name of an output, classes that are numbers are those outputs, counted from 0, or from 1
     if they are 1 to the number of outputs. Other names are matched in order, if there are as many classes as outputs:
-    in the order of the folders' names (ImageNet's 1000), of ``VOC_CLASSES``, or of the demo network. Names like
-    "class_2" and "class_10", which sort differently as text and as numbers, are refused.
+    in the order of the folders' names (ImageNet's 1000), of ``VOC_CLASSES``, of COCO's numbers, of ``classes.txt`` or
+    ``data.yaml``, or of the demo network. Names like "class_2" and "class_10", which sort differently as text and as
+    numbers, are refused.
 
     Args:
-        path (str): "demo", 1000 generated pictures (a folder of that name is "./demo"); a folder that holds
-            ``VOCdevkit/VOC2007``, or one of those two, for VOC's test set; or a folder with one subfolder for each
-            class. In subfolders, pictures are found by their extension, as by torchvision's ``ImageFolder``, without
-            hidden and system files (".ipynb_checkpoints", "__MACOSX"). Every annotated class of a VOC picture is a
-            target, also if all its objects are marked difficult.
+        path (str): "demo", 1000 generated pictures (a folder of that name is "./demo"), or one of these, whose pictures
+            are found by their extension, without hidden and system files (".DS_Store", "__MACOSX"):
+
+            - a folder with one subfolder for each class, with masks in ``masks/NAME.png`` beside pictures or without;
+            - a folder of pictures with their masks in ``masks/CLASS/NAME.png``;
+            - a folder that holds ``VOCdevkit/VOC2007`` (or 2012), or one of those two, or any with ``JPEGImages`` and
+              ``Annotations``. Every annotated class of a picture is a target, also if all its objects are marked
+              difficult;
+            - a folder with YOLO's ``images`` and ``labels``;
+            - COCO's ``instances*.json``, or a folder that holds one, alone or in ``annotations``;
+            - a table ``.csv`` with the columns path, label, x0, y0, x1, y1 and a row for each object.
         class_names (Sequence[str] or None): Names of the model's outputs, if they are known.
         classes (int): How many outputs the model has.
         class_file (Path or None): The outputs of the classes. A text with one line for each output, in order, whose
@@ -44,10 +51,12 @@ def open_data_set(
             object of outputs by name. Names must match exactly. Default: None
 
     Returns:
-        *DataSet*: Its files are only listed; VOC's annotations are read. What cannot be read fails on access.
+        *DataSet*: Its pictures are only listed; annotations are read. What cannot be read fails on access.
 
     Raises:
-        WrongArgument: There are no pictures in such a layout, or the outputs of the classes are ambiguous.
+        WrongArgument: There are no pictures in such a layout, a table or COCO's file cannot be read, or the outputs of
+            the classes are ambiguous.
+        Failure: COCO's file needs pycocotools, which is not installed.
 
     Example::
 
