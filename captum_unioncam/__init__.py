@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from captum_unioncam.attr.x_grad_cam import LayerXGradCam
     from captum_unioncam.engine.layouts.base import channels_last_to_maps, tokens_to_maps
     from captum_unioncam.engine.sharing import shared_passes
+    from captum_unioncam.report.notebooks import explain, show
 
 __version__ = "0.1.0"
 
@@ -69,9 +70,11 @@ _HOMES = {
     "UnionCamDetails": "attr.union_cam",
     "UpsampledAttribution": "attr.upsampled",
     "channels_last_to_maps": "engine.layouts.base",
+    "explain": "report.notebooks",
     "find_spatial_layer": "attr.find_layer",
     "fuse": "attr.fuse",
     "shared_passes": "engine.sharing",
+    "show": "report.notebooks",
     "tokens_to_maps": "engine.layouts.base",
 }
 __all__ = [
@@ -103,9 +106,11 @@ __all__ = [
     "UnionCamDetails",
     "UpsampledAttribution",
     "channels_last_to_maps",
+    "explain",
     "find_spatial_layer",
     "fuse",
     "shared_passes",
+    "show",
     "tokens_to_maps",
 ]
 

@@ -42,9 +42,11 @@ NAMES = {
         "UnionCamDetails",
         "UpsampledAttribution",
         "channels_last_to_maps",
+        "explain",
         "find_spatial_layer",
         "fuse",
         "shared_passes",
+        "show",
         "tokens_to_maps",
     ],
     "captum_unioncam.metrics": [
@@ -102,27 +104,34 @@ HOMES = {
     "UnionCamDetails": "attr.union_cam",
     "UpsampledAttribution": "attr.upsampled",
     "channels_last_to_maps": "engine.layouts.base",
+    "explain": "report.notebooks",
     "find_spatial_layer": "attr.find_layer",
     "fuse": "attr.fuse",
     "shared_passes": "engine.sharing",
+    "show": "report.notebooks",
     "tokens_to_maps": "engine.layouts.base",
 }
 
 MODEL = "--model --weights --device"
-EXPLAINED = f"{MODEL} --layer --preprocess --confidence --theta --max-channels --channel-selection --dtype --batch-size"
+OWN = "--class-names --input-size --crop --mean --std"
+EXPLAINED = (
+    f"{MODEL} {OWN} --layer --preprocess --confidence --theta --max-channels --channel-selection --dtype --batch-size"
+)
+LOOK = "--colormap --opacity --dpi --open --quiet -q --threads"
 OPTIONS = {
     "": "--version",
-    "explain": f"{EXPLAINED} --method --target --top-k --channel-weights --quality --output --out --format",
+    "explain": f"{EXPLAINED} --method --target --top-k --channel-weights --quality --output --out -o --format --size "
+    f"--overlay-only {LOOK}",
     "methods": "",
     "metrics": "",
-    "compare": f"{EXPLAINED} --target --methods --metrics --steps --seed --output --out",
+    "compare": f"{EXPLAINED} --target --methods --metrics --steps --seed --output --out -o {LOOK}",
     "evaluate": f"{EXPLAINED} --methods --metrics --steps --seed --output --out --classes --limit --protocol --workers "
     "--subset --retry-failures --accept-other-versions",
-    "sanity": f"{EXPLAINED} --target --methods --order --max-layers --seed --output --out",
+    "sanity": f"{EXPLAINED} --target --methods --order --max-layers --seed --output --out -o",
     "report": "--against --format",
     "app": f"{MODEL} --host --port",
 }
-ARGUMENTS = {"explain": "images", "compare": "image", "sanity": "image", "evaluate": "data", "report": "folder"}
+ARGUMENTS = {"explain": "images", "compare": "images", "sanity": "image", "evaluate": "data", "report": "folder"}
 
 HELP = "from captum_unioncam.cli.main import main\nassert main(['--help']) == main(['compare', '--help']) == 0"
 SLOW = "PIL", "captum", "jinja2", "matplotlib", "numpy", "pandas", "scipy", "torch", "torchvision"

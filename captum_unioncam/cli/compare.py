@@ -9,7 +9,18 @@ from typing import Annotated, Any
 import typer
 
 from captum_unioncam.cli import options
-from captum_unioncam.cli.shared import complain, methods_in, names_in, opened, settings_of
+from captum_unioncam.cli.shared import (
+    complain,
+    demo_note,
+    methods_in,
+    names_in,
+    opened,
+    pictures_in,
+    settings_of,
+    tell_of_download,
+    use_threads,
+    with_photo_model,
+)
 from captum_unioncam.system.errors import Failure, WrongArgument
 from captum_unioncam.system.files import FreeNames, make_folder
 
@@ -17,8 +28,9 @@ from captum_unioncam.system.files import FreeNames, make_folder
 @options.with_model_options
 def compare(
     context: typer.Context,
-    image: Annotated[
-        Path | None, typer.Argument(metavar="IMAGE", help="Picture.", show_default="an embedded one")
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="IMAGES", help="Pictures, folders or patterns.", show_default="an embedded one"),
     ] = None,
     methods: options.MethodsOption = "union_cam, denoised_grad_cam, score_cam, grad_cam, guided_grad_cam, occlusion",
     metrics: options.MetricsOption = None,
@@ -26,40 +38,74 @@ def compare(
     steps: options.StepsOption = 100,
     seed: options.SeedOption = 0,
     output: options.OutputOption = Path("comparison"),
+    colormap: options.ColormapOption = "glow",
+    opacity: options.OpacityOption = 0.6,
+    dpi: options.DpiOption = 150,
+    open_it: options.OpenOption = False,
+    quiet: options.QuietOption = False,
+    threads: options.ThreadsOption = None,
     **_model_options: Any,
 ) -> None:
-    """Compare methods on one picture, by maps and metrics.
+    """Compare methods on pictures, by maps and metrics.
 
-    Writes a panel of the maps (png), each method's metrics and seconds (csv), and one page with both (html). The error
-    of a method that fails is printed, and the exit code is 1.
+    Writes for each picture a panel of the maps (png), each method's metrics and seconds (csv), and one page with both
+    (html). The best value of each metric is marked with a star. The error of a method that fails is printed, and the
+    exit code is 1.
     """
     from captum_unioncam.evaluation.compare import compare as compare_methods
     from captum_unioncam.evaluation.judge import Judge
     from captum_unioncam.report.comparison import comparison_page, comparison_panel, comparison_text
+    from captum_unioncam.report.images import Look
     from captum_unioncam.report.panels import png
 
     method_names, metric_names = methods_in(methods), _metric_names(metrics)
-    name, stem, picture = opened(image)
-    settings = settings_of(context.params)
-    on_terminal = sys.stderr.isatty()
+    look = Look(colormap, opacity)
+    pictures, problems = pictures_in(images or [])
+    for problem in problems:
+        complain(problem)
+    if images and not pictures:
+        raise typer.Exit(1)
+    settings = settings_of(with_photo_model(context.params, bool(pictures)))
+    use_threads(threads)
+    on_terminal = sys.stderr.isatty() and not quiet
+    if not quiet:
+        tell_of_download(settings)
     subject = settings.subject(on_terminal)
     class_index = None if target is None else subject.class_index(target)
     judge = Judge(subject, method_names, settings.of_methods(), steps, seed, metric_names)
     make_folder(output)
-    comparison = compare_methods(judge, name, picture, class_index, on_terminal)
-    contents = {
-        "png": png(comparison_panel(comparison)),
-        "csv": comparison.csv(),
-        "html": comparison_page(comparison),
-    }
-    paths = FreeNames(output, taken=[] if image is None else [image]).write(stem, [comparison.class_name], contents)
-    typer.echo(f"{name}: {comparison.class_name} {comparison.confidence:.2f}; layer {comparison.layer}")
-    if comparison.judgements:
-        typer.echo(comparison_text(comparison))
-    typer.echo(", ".join(map(str, paths)))
-    for method, problem in comparison.failures.items():
-        complain(Failure(f"{method}: {problem}"))
-    if comparison.failures:
+    if not quiet and (note := demo_note(settings, bool(pictures))):
+        typer.echo(f"Note: {note}", err=True)
+    names = FreeNames(output, taken=pictures)
+    failed = bool(problems)
+    written: list[Path] = []
+    for path in pictures or (None,):
+        try:
+            name, stem, picture = opened(path)
+        except Failure as error:
+            failed = True
+            complain(error)
+            continue
+        comparison = compare_methods(judge, name, picture, class_index, on_terminal)
+        contents = {
+            "png": png(comparison_panel(comparison, look), dpi),
+            "csv": comparison.csv(),
+            "html": comparison_page(comparison, look),
+        }
+        paths = names.write(stem, [comparison.class_name], contents)
+        written += paths
+        if not quiet:
+            typer.echo(f"{name}: {comparison.class_name} {comparison.confidence:.2f}; layer {comparison.layer}")
+            if comparison.judgements:
+                typer.echo(comparison_text(comparison))
+            typer.echo(", ".join(map(str, paths)))
+        for method, what in comparison.failures.items():
+            failed = True
+            complain(Failure(f"{method}: {what}"))
+    if open_it and written:
+        # The page.
+        typer.launch(str(written[-1]))
+    if failed:
         raise typer.Exit(1)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,22 +14,36 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from captum_unioncam.cli import options
-from captum_unioncam.cli.shared import EMBEDDED, complain, layer_line, opened, settings_of
+from captum_unioncam.cli.shared import (
+    EMBEDDED,
+    complain,
+    demo_note,
+    layer_line,
+    opened,
+    pictures_in,
+    settings_of,
+    tell_of_download,
+    use_threads,
+    with_photo_model,
+)
 from captum_unioncam.system.errors import Failure, WrongArgument
 from captum_unioncam.system.files import FreeNames, make_folder
 
 if TYPE_CHECKING:
     from captum_unioncam.evaluation.explain import Explainer, Explanation
+    from captum_unioncam.report.images import Look
 
 _DEFAULT = "union_cam"
-Format = StrEnum("Format", ["png", "npy", "json"])
+Format = StrEnum("Format", ["png", "pdf", "svg", "npy", "json"])
+Size = StrEnum("Size", ["model", "original"])
 
 
 @options.with_model_options
 def explain(
     context: typer.Context,
     images: Annotated[
-        list[Path] | None, typer.Argument(metavar="IMAGES", help="Pictures.", show_default="an embedded one")
+        list[Path] | None,
+        typer.Argument(metavar="IMAGES", help="Pictures, folders or patterns.", show_default="an embedded one"),
     ] = None,
     method: options.MethodOption = _DEFAULT,
     target: options.TargetOption = None,
@@ -41,79 +57,171 @@ def explain(
         list[Format] | None,
         typer.Option(
             "--format",
-            metavar="png|npy|json",
+            metavar="png|pdf|svg|npy|json",
             help="A panel of all maps, the raw map, or the numbers and settings; may be given again for more.",
             show_default="png",
         ),
     ] = None,
+    size: Annotated[
+        Size,
+        typer.Option(
+            "--size",
+            help="model: the picture as the model sees it, and the raw map at the layer's resolution. original: both "
+            "at the resolution of the file.",
+        ),
+    ] = Size.model,
+    overlay_only: Annotated[
+        bool, typer.Option("--overlay-only", help="In place of the panel, the method's map over the picture, alone.")
+    ] = False,
+    colormap: options.ColormapOption = "glow",
+    opacity: options.OpacityOption = 0.6,
+    dpi: options.DpiOption = 150,
+    open_it: options.OpenOption = False,
+    quiet: options.QuietOption = False,
+    threads: options.ThreadsOption = None,
     **_model_options: Any,
 ) -> None:
     """Explain the class that a network sees in each picture.
 
     For each picture a panel is written: the photo, GradCAM for comparison, and the method's map, with the class and the
-    confidence. UnionCAM's panel has its denoised, region and union maps, and says which was selected.
+    confidence. UnionCAM's panel has its denoised, region and union maps, and says which was selected. With --output -
+    the one file goes to standard output.
 
     Without arguments, an embedded picture is explained with an embedded network, and nothing is downloaded.
     """
     if target is not None and top_k is not None:
         raise WrongArgument("--target and --top-k do not go together; give one of them.")
-    on_terminal, settings = sys.stderr.isatty(), settings_of(context.params)
     replaced = "max_channels", "channel_selection", "dtype"
     if quality is not None and any(options.is_given(context, name) for name in replaced):
         raise WrongArgument("--quality stands for --max-channels, --channel-selection and --dtype; give it, or those.")
+    pictures, problems = pictures_in(images or [])
+    piped = str(output) == "-"
+    wanted = formats or [Format.png]
+    if piped and (len(pictures) > 1 or len(wanted) > 1 or (top_k or 1) > 1 or open_it):
+        raise WrongArgument("--output -: takes one file; give one picture, one --format and one class, without --open.")
+    for problem in problems:
+        complain(problem)
+    if images and not pictures:
+        raise typer.Exit(1)
     from captum_unioncam.evaluation.explain import Explainer
+    from captum_unioncam.report.images import Look
 
-    subject = settings.subject(on_terminal)
-    if quality is not None:
-        settings = settings.of_quality(quality, subject.device)
-    explainer = Explainer(settings, on_terminal, subject)
-    class_index = None if target is None else explainer.subject.class_index(target)
-    make_folder(output)
-    names = FreeNames(output, taken=images or [])
-    typer.echo(layer_line(subject))
-    if quality is not None:
-        typer.echo(f"quality: {quality}, {settings.max_channels or 'all'} channels scored in {settings.dtype}")
-    failed = False
-    for path in images or (None,):
-        for outcome in _explain_picture(explainer, path, class_index, top_k or 1, formats or [Format.png], names):
+    settings = settings_of(with_photo_model(context.params, bool(pictures)))
+    contents = _Contents(wanted, Look(colormap, opacity), dpi, size is Size.original, overlay_only)
+    use_threads(threads)
+    on_terminal = sys.stderr.isatty() and not quiet
+    if not quiet:
+        tell_of_download(settings)
+    standard_output = sys.stdout
+    # What models print goes to stderr too, where the file goes to stdout.
+    with redirect_stdout(sys.stderr) if piped else nullcontext():
+        subject = settings.subject(on_terminal)
+        if quality is not None:
+            settings = settings.of_quality(quality, subject.device)
+        explainer = Explainer(settings, on_terminal and len(pictures) < 2, subject)
+        class_index = None if target is None else explainer.subject.class_index(target)
+        if not piped:
+            make_folder(output)
+        if not quiet:
+            typer.echo(layer_line(subject), err=piped)
+            if quality is not None:
+                channels = settings.max_channels or "all"
+                typer.echo(f"quality: {quality}, {channels} channels scored in {settings.dtype}", err=piped)
+            if note := demo_note(settings, bool(pictures)):
+                typer.echo(f"Note: {note}", err=True)
+        writer = None if piped else FreeNames(output, taken=pictures)
+        outcomes = _explained(explainer, pictures or (None,), class_index, top_k or 1, contents, writer, on_terminal)
+        written: list[Path] = []
+        failed = bool(problems)
+        for outcome in outcomes:
             if isinstance(outcome, Failure):
                 failed = True
                 complain(outcome)
-            else:
-                typer.echo(outcome)
+                continue
+            written += outcome.paths
+            if not quiet:
+                typer.echo(outcome.line, err=piped)
+                for warning in outcome.warnings:
+                    typer.echo(f"Note: {warning}", err=True)
+            if piped:
+                standard_output.buffer.write(outcome.content)
+    if open_it and written:
+        typer.launch(str(written[0]))
     if failed:
         raise typer.Exit(1)
 
 
-def _explain_picture(
-    explainer: Explainer, path: Path | None, target: int | None, top_k: int, formats: Sequence[Format], names: FreeNames
-) -> Iterator[str | Failure]:
-    """Writes the files of one picture. Gives a line for each class, and ends with what fails."""
-    try:
-        name, stem, picture = opened(path)
-        for explanation in explainer.explain(picture, target, top_k):
-            # Before any file is written: what fails here leaves none.
-            contents = {wanted.value: _content(explanation, name, wanted) for wanted in formats}
-            # Maps of other methods are written beside UnionCAM's, not in their place.
-            method = [] if explanation.settings.method == _DEFAULT else [explanation.settings.method]
-            paths = names.write(stem, [explanation.class_name, *method], contents)
-            parts = [f"{name}: {explanation.class_name} {explanation.confidence:.2f}"]
-            if explanation.betas is not None:
-                betas = (f"{map_name} {beta:.2f}" for map_name, beta in explanation.betas.items())
-                parts += [f"betas: {', '.join(betas)}", f"{explanation.choice} map selected"]
-            yield "; ".join([*parts, ", ".join(map(str, paths))])
-    except Exception as error:
-        # A user's model may raise anything for one picture; the others are still explained.
-        problem = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
-        name = str(path or EMBEDDED)
-        yield Failure(problem if problem.startswith(name) else f"{name}: {problem}")
+@dataclass(frozen=True)
+class _Contents:
+    """What is written of each explanation."""
+
+    formats: Sequence[Format]
+    look: Look
+    dpi: int
+    original: bool
+    overlay_only: bool
+
+    def of(self, explanation: Explanation, picture: str) -> dict[str, bytes]:
+        """The files' contents by suffix."""
+        return {wanted.value: self._of(wanted, explanation, picture) for wanted in self.formats}
+
+    def _of(self, wanted: Format, explanation: Explanation, picture: str) -> bytes:
+        from captum_unioncam.report.panels import drawn, explanation_overlay, explanation_panel, picture_file
+
+        if wanted is Format.npy:
+            return explanation.npy(full=self.original)
+        if wanted is Format.json:
+            return (json.dumps({"picture": picture, **explanation.record()}, indent=2) + "\n").encode()
+        if self.overlay_only:
+            return picture_file(explanation_overlay(explanation, self.look, self.original), wanted.value, self.dpi)
+        return drawn(explanation_panel(explanation, self.look, self.original), wanted.value, self.dpi)
 
 
-def _content(explanation: Explanation, picture: str, wanted: Format) -> bytes:
-    if wanted is Format.npy:
-        return explanation.npy()
-    if wanted is Format.json:
-        return (json.dumps({"picture": picture, **explanation.record()}, indent=2) + "\n").encode()
-    from captum_unioncam.report.panels import explanation_panel, png
+@dataclass(frozen=True)
+class _Outcome:
+    """One class of one picture: the files, or the content for standard output, and what is printed."""
 
-    return png(explanation_panel(explanation))
+    line: str
+    warnings: list[str]
+    paths: list[Path]
+    content: bytes = b""
+
+
+def _explained(
+    explainer: Explainer,
+    pictures: Sequence[Path | None],
+    target: int | None,
+    top_k: int,
+    contents: _Contents,
+    writer: FreeNames | None,
+    on_terminal: bool,
+) -> Iterator[_Outcome | Failure]:
+    """Writes the files of each picture, with a progress bar over several pictures on a terminal."""
+    from captum_unioncam.engine._captum import progress
+
+    shown = progress(pictures, desc="pictures") if on_terminal and len(pictures) > 1 else pictures
+    for path in shown:
+        try:
+            name, stem, picture = opened(path)
+            for explanation in explainer.explain(picture, target, top_k):
+                yield _outcome(explanation, name, stem, contents, writer)
+        except Exception as error:
+            # A user's model may raise anything for one picture; the others are still explained.
+            problem = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
+            name = str(path or EMBEDDED)
+            yield Failure(problem if problem.startswith(name) else f"{name}: {problem}")
+
+
+def _outcome(explanation: Explanation, name: str, stem: str, contents: _Contents, writer: FreeNames | None) -> _Outcome:
+    # Before any file is written: what fails here leaves none.
+    made = contents.of(explanation, name)
+    # Maps of other methods are written beside UnionCAM's, not in their place.
+    method = [] if explanation.settings.method == _DEFAULT else [explanation.settings.method]
+    paths = writer.write(stem, [explanation.class_name, *method], made) if writer else []
+    parts = [f"{name}: {explanation.class_name} {explanation.confidence:.2f}"]
+    if explanation.betas is not None:
+        betas = (f"{map_name} {beta:.2f}" for map_name, beta in explanation.betas.items())
+        parts += [f"betas: {', '.join(betas)}", f"{explanation.choice} map selected"]
+    if paths:
+        parts.append(", ".join(map(str, paths)))
+    return _Outcome("; ".join(parts), explanation.warnings, paths, b"" if writer else next(iter(made.values())))

@@ -89,7 +89,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         if isinstance(sys.stdout, io.TextIOWrapper):
             # Names of files and methods may not be in stdout's encoding.
             sys.stdout.reconfigure(errors="backslashreplace")
-        code: int = app(arguments, prog_name="captum-unioncam", standalone_mode=False) or 0
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        code: int = app(given or ["--help"], prog_name="captum-unioncam", standalone_mode=False) or 0
         if sys.stdout is not None:
             sys.stdout.flush()
         return code

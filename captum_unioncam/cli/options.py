@@ -31,6 +31,16 @@ ModelOption = Annotated[
         "that returns your own.",
     ),
 ]
+PhotoModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="NAME",
+        help="demo, the embedded network; a torchvision classification model; efficientnet_lite0, of the extra "
+        "[imagenet]; or package.module:function, a function that returns your own, a module or a Classifier.",
+        show_default="demo; for photos resnet18",
+    ),
+]
 WeightsOption = Annotated[
     str | None,
     typer.Option(
@@ -107,13 +117,41 @@ ProtocolOption = Annotated[
 ]
 
 OutputOption = Annotated[
-    Path, typer.Option("--output", "--out", metavar="FOLDER", help="Where the files go; made if need be.")
+    Path, typer.Option("--output", "--out", "-o", metavar="FOLDER", help="Where the files go; made if need be.")
 ]
+ColormapOption = Annotated[
+    str,
+    typer.Option(
+        "--colormap", metavar="NAME", help="The maps' colours: glow, or one of matplotlib's, such as viridis."
+    ),
+]
+OpacityOption = Annotated[
+    float,
+    typer.Option(
+        "--opacity", min=0, max=1, metavar="SHARE", help="Opacity of a map's highest value; the lowest has half of it."
+    ),
+]
+DpiOption = Annotated[int, typer.Option("--dpi", min=20, max=2400, metavar="N", help="Pixels an inch of pictures.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, metavar="N", help="Threads to compute with.", show_default="by PyTorch"),
+]
+OpenOption = Annotated[bool, typer.Option("--open", help="Open the first file that is written.")]
 
 
 def _model_options(
-    model: ModelOption = "demo",
+    model: PhotoModelOption = None,
     weights: WeightsOption = None,
+    class_names: Annotated[
+        Path | None,
+        typer.Option(
+            "--class-names",
+            metavar="FILE",
+            help="Names of the model's classes, in the order of its outputs: one a line, or a list in .json.",
+            show_default="the model's own",
+        ),
+    ] = None,
     layer: Annotated[
         str | None,
         typer.Option(
@@ -130,6 +168,30 @@ def _model_options(
             help="auto: as the weights were trained. paper: as in the UnionCAM paper, 224x224 in [0, 1], nothing else.",
         ),
     ] = Preprocess.auto,
+    input_size: Annotated[
+        int | None,
+        typer.Option(
+            "--input-size",
+            min=1,
+            metavar="N",
+            help="Of an own model: pictures are resized to N by N pixels or, with --crop, their shorter side is.",
+            show_default="224",
+        ),
+    ] = None,
+    crop: Annotated[
+        int | None,
+        typer.Option("--crop", min=1, metavar="N", help="Of an own model: the middle square, after resizing."),
+    ] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            "--mean", metavar="R,G,B", help="Of an own model: subtracted from pixels in [0, 1].", show_default="0,0,0"
+        ),
+    ] = None,
+    std: Annotated[
+        str | None,
+        typer.Option("--std", metavar="R,G,B", help="Of an own model: divides afterwards.", show_default="1,1,1"),
+    ] = None,
     confidence: Annotated[
         Confidence,
         typer.Option(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from enum import StrEnum
+from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from captum_unioncam.system.errors import WrongArgument, in_words, one_line
+from captum_unioncam.system.errors import Failure, WrongArgument, in_words, one_line
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -21,12 +22,22 @@ if TYPE_CHECKING:
 
 EMBEDDED = "embedded picture"
 
+_SUFFIXES = {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+"""Of the pictures in a folder."""
+
 _OPTIONS = {
     "class_file": "--classes",
+    "class_names": "--class-names",
+    "colormap": "--colormap",
     "confidence": "--confidence",
     "device": "--device",
     "layer": "--layer",
+    "crop": "--crop",
+    "mean": "--mean",
     "name": "--model",
+    "opacity": "--opacity",
+    "preprocess": "--preprocess",
+    "std": "--std",
     "steps": "--steps",
     "subset": "--subset",
     "target": "--target",
@@ -47,9 +58,80 @@ def settings_of(options: Mapping[str, Any]) -> Settings:
 
     given = {field.name: options[field.name] for field in fields(Settings) if field.name in options}
     values: dict[str, Any] = {
-        name: str(value) if isinstance(value, StrEnum) else value for name, value in given.items()
+        name: str(value) if isinstance(value, StrEnum | Path) else value for name, value in given.items()
     }
+    if values.get("model") is None:
+        values.pop("model", None)
+    own = {"size": "input_size", "crop": "crop", "mean": "mean", "std": "std"}
+    parts = [f"{name}={options[option]}" for name, option in own.items() if options.get(option) is not None]
+    if parts:
+        if values["preprocess"] != "auto":
+            raise WrongArgument("--preprocess paper does not go together with --input-size, --crop, --mean or --std.")
+        values["preprocess"] = " ".join(part.replace(" ", "") for part in parts)
     return Settings(**values)
+
+
+def with_photo_model(options: Mapping[str, Any], has_photos: bool) -> dict[str, Any]:
+    """The options, with the network for photos where there are photos and no model is given."""
+    from captum_unioncam.models.zoo import PHOTO_MODEL
+
+    return {**options, "model": PHOTO_MODEL} if has_photos and options["model"] is None else dict(options)
+
+
+def tell_of_download(settings: Settings) -> None:
+    """Says on stderr what will be downloaded, before it is."""
+    if settings.weights is None:
+        from captum_unioncam.models.zoo import download_of
+
+        if line := download_of(settings.model):
+            typer.echo(f"downloading {line}", err=True)
+
+
+def demo_note(settings: Settings, has_photos: bool) -> str | None:
+    """What the demo model knows, where it is given something else than its own picture."""
+    from captum_unioncam.models.zoo import DEMO_MODEL
+
+    if settings.model != DEMO_MODEL or settings.weights is not None or not has_photos:
+        return None
+    from captum_unioncam.demo import CLASS_NAMES
+
+    return (
+        f"the demo model knows {len(CLASS_NAMES)} drawn shapes only ({', '.join(CLASS_NAMES)}), and sees one in any "
+        "photo; give another --model."
+    )
+
+
+def pictures_in(given: Sequence[Path]) -> tuple[list[Path], list[Failure]]:
+    """The pictures that are given by files, folders and patterns, and what is wrong with the others.
+
+    Nothing is opened yet, so that a misspelled name is told before a model is loaded.
+    """
+    found: list[Path] = []
+    problems = []
+    for path in given:
+        if path.is_dir():
+            inside = [
+                file for file in sorted(path.iterdir()) if file.suffix.lower() in _SUFFIXES and file.name[0] != "."
+            ]
+            if not inside:
+                problems.append(Failure(f"{path}: is a folder without pictures; give another."))
+            found += inside
+        elif path.exists():
+            found.append(path)
+        elif matching := sorted(glob(str(path))):
+            # A shell expands most patterns itself; not in quotes, and not on Windows.
+            found += map(Path, matching)
+        else:
+            problems.append(Failure(f"{path}: does not exist; check the path."))
+    return list(dict.fromkeys(found)), problems
+
+
+def use_threads(number: int | None) -> None:
+    """Computes with so many threads; None leaves PyTorch's own number."""
+    if number is not None:
+        import torch
+
+        torch.set_num_threads(number)
 
 
 def opened(path: Path | None) -> tuple[str, str, Image.Image]:

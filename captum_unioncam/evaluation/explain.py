@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from captum_unioncam.methods.registry import PEER_PACKAGES, with_defaults
 from captum_unioncam.methods.settings import MethodSettings
 from captum_unioncam.models.subject import ExplainedModel
 from captum_unioncam.models.zoo import DEMO_MODEL
-from captum_unioncam.system.errors import Failure
+from captum_unioncam.system.errors import Failure, WrongArgument
 from captum_unioncam.system.versions import package_versions
 
 # Shown for comparison with every method.
@@ -51,6 +53,8 @@ class Settings:
         theta, channel_weights, max_channels, channel_selection: As ``MethodSettings`` takes them. Default: None, the
             method's own
         method (str): As ``captum_unioncam.methods`` knows it. Default: "union_cam"
+        class_names (str or None): A file of the classes' names, in the order of the model's outputs: one a line, or a
+            list in ``.json``. Default: None, the model's own
     """
 
     model: str = DEMO_MODEL
@@ -66,6 +70,7 @@ class Settings:
     max_channels: int | None = None
     channel_selection: str | None = None
     method: str = "union_cam"
+    class_names: str | None = None
 
     def subject(self, show_progress: bool = False) -> ExplainedModel:
         """Loads the model, on the device, with the layer.
@@ -73,9 +78,18 @@ class Settings:
         Raises:
             WrongArgument, Failure: As ``ExplainedModel``.
         """
-        return ExplainedModel(
+        names = None if self.class_names is None else _names_in(Path(self.class_names))
+        subject = ExplainedModel(
             self.model, self.weights, self.layer, self.preprocess, self.device, show_progress, self.confidence
         )
+        if names is not None:
+            if len(names) != subject.classes:
+                raise WrongArgument(
+                    f"class_names={self.class_names!r}: holds {len(names)} names, and the model has {subject.classes} "
+                    "classes; give a name for each output."
+                )
+            subject.classifier = replace(subject.classifier, class_names=names)
+        return subject
 
     def of_quality(self, quality: str, device: torch.device) -> Settings:
         """The settings with a preset's, of ``QUALITIES``: half precision only where the device has the arithmetic."""
@@ -94,6 +108,20 @@ class Settings:
             channel_selection=self.channel_selection,
             show_progress=show_progress,
         )
+
+
+def _names_in(path: Path) -> tuple[str, ...]:
+    """The names in a file: the entries of a list in JSON, or else the lines."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        names = json.loads(text) if path.suffix.lower() == ".json" else text.strip().splitlines()
+    except OSError as error:
+        raise Failure(f"class_names={str(path)!r}: {error.strerror}; give a file of names.") from error
+    except ValueError as error:
+        raise Failure(f"class_names={str(path)!r}: cannot be read; give one name a line, in UTF-8, or JSON.") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise Failure(f"class_names={str(path)!r}: holds no list of names; give one, or one name a line.")
+    return tuple(name.strip() for name in names)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from captum_unioncam.evaluation.compare import Comparison
+from captum_unioncam.metrics.table import Metric
 from captum_unioncam.report.html import png_uri, render
+from captum_unioncam.report.images import Look
 from captum_unioncam.report.panels import HeatMap, panel, png
 
 
@@ -20,27 +22,50 @@ def comparison_table(comparison: Comparison) -> pd.DataFrame:
 
 
 def comparison_text(comparison: Comparison) -> str:
-    """The table as plain text."""
-    return str(comparison_table(comparison).to_string(index=False))
+    """The table as plain text, with a star before each metric's best value."""
+    table = comparison_table(comparison)
+    for metric, column in zip(comparison.metrics, table.columns[1:], strict=True):
+        best = best_method(comparison, metric)
+        if best is not None:
+            row = table["method"] == best
+            table.loc[row, column] = "*" + table.loc[row, column]
+    return str(table.to_string(index=False))
 
 
-def comparison_panel(comparison: Comparison) -> Figure:
-    """The photo, and each method's map laid over it."""
+def best_method(comparison: Comparison, metric: Metric) -> str | None:
+    """The method with the best value of a metric; None where there is one method, or several share the best value."""
+    values = {method: judged.values[metric.name] for method, judged in comparison.judgements.items()}
+    if len(values) < 2:
+        return None
+    best = (max if metric.larger_is_better else min)(values.values())
+    # What is shown as the same value is the same.
+    methods = [method for method, value in values.items() if metric.text(value) == metric.text(best)]
+    return methods[0] if len(methods) == 1 else None
+
+
+def comparison_panel(comparison: Comparison, look: Look | None = None) -> Figure:
+    """The photo, and each method's map laid over it.
+
+    Args:
+        comparison (Comparison): As ``compare`` gives it.
+        look (Look or None): The maps' colours and opacity. Default: None, ``Look()``
+    """
     heat_maps = []
     for method, judged in comparison.judgements.items():
         areas = ", ".join(f"{name} {judged.values[name]:.2f}" for name in judged.curves)
         heat_maps.append(HeatMap(judged.attribution, f"{method}\n{areas}".rstrip()))
     title = f"{comparison.class_name}  {comparison.confidence:.2f}   |   layer {comparison.layer}"
-    return panel(comparison.photo, heat_maps, title)
+    return panel(comparison.photo, heat_maps, title, look)
 
 
-def comparison_page(comparison: Comparison) -> bytes:
+def comparison_page(comparison: Comparison, look: Look | None = None) -> bytes:
     """A self-contained HTML page."""
     table = comparison_table(comparison)
     return render(
         "comparison.html",
         comparison=comparison,
-        panel=png_uri(png(comparison_panel(comparison))),
+        panel=png_uri(png(comparison_panel(comparison, look))),
         headings=list(table.columns),
         rows=table.to_numpy().tolist(),
+        best=[None, *(best_method(comparison, metric) for metric in comparison.metrics)],
     )

@@ -75,7 +75,8 @@ class Look:
     def blend(self, gray: Pixels, values: Pixels) -> Pixels:
         """The colours (H, W, 3) of values over gray pixels, each (H, W), in [0, 1]."""
         opacity = self.opacity * (_LEAST + (1 - _LEAST) * values)[..., None]
-        return _DIMMED * (1 - opacity) * gray[..., None] + opacity * self.colors(values)[..., :3]
+        colors: Pixels = self.colors(values)[..., :3]
+        return _DIMMED * (1 - opacity) * gray[..., None] + opacity * colors
 
     def bar(self) -> Colormap:
         """The colours that the values have over a photo of middle gray, for a colour bar."""

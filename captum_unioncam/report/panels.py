@@ -5,11 +5,9 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
@@ -130,68 +128,6 @@ def explanation_overlay(explanation: Explanation, look: Look | None = None, orig
     """
     photo, box = explanation.original() if original else (as_picture(explanation.photo), None)
     return laid_over(photo, explanation.map, look, box)
-
-
-def show(
-    image: Tensor | np.ndarray | Image.Image,
-    maps: Tensor | Mapping[str, Tensor],
-    title: str = "",
-    *,
-    colormap: str | None = None,
-    opacity: float | None = None,
-) -> Figure:
-    """Lays maps over an image, side by side. In a notebook, the figure is shown where it is a cell's last value.
-
-    Args:
-        image (Tensor, numpy.ndarray or PIL.Image.Image): (3, H, W) or (1, 3, H, W), or as an array (H, W, 3). Floats
-            are in [0, 1]; what was normalised for the model is not.
-        maps (Tensor or Mapping[str, Tensor]): A map (h, w), (1, h, w) or (1, 1, h, w), of any scale and resolution; or
-            several by title. Negative values show as 0.
-        title (str): Shown above all. Default: ""
-        colormap (str or None): "glow", or one of matplotlib's names. Default: None, "glow"
-        opacity (float or None): Of the highest value, in [0, 1]. Default: None, 0.6
-
-    Returns:
-        *matplotlib.figure.Figure*: ``figure.savefig("maps.pdf")`` writes it.
-
-    Raises:
-        ValueError: The image or a map has another shape, or the image's values are outside [0, 1].
-
-    Examples::
-
-        >>> attr = LayerUnionCam(model, layer).attribute(images, target=labels)
-        >>> figure = show(images[0], {"UnionCAM": attr[:1]}, title="a cat")
-    """
-    by_title = maps if isinstance(maps, Mapping) else {"": maps}
-    heat_maps = [HeatMap(_one_map(values), name) for name, values in by_title.items()]
-    given = {"colormap": colormap, "opacity": opacity}
-    look = Look(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
-    return panel(_one_picture(image), heat_maps, title, look)
-
-
-def _one_map(values: Tensor) -> Tensor:
-    if values.numel() == 0 or values.dim() < 2 or any(size != 1 for size in values.shape[:-2]):
-        raise ValueError(f"maps: has the shape {tuple(values.shape)}; give one map, (h, w), as attr[:1] of a batch.")
-    return values.detach().reshape(1, 1, *values.shape[-2:])
-
-
-def _one_picture(image: Tensor | np.ndarray | Image.Image) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    array = image.detach().cpu() if isinstance(image, Tensor) else torch.from_numpy(np.ascontiguousarray(image))
-    if array.dim() == 4 and len(array) == 1:
-        array = array[0]
-    if array.dim() == 3 and array.shape[-1] == 3 and not isinstance(image, Tensor):
-        array = array.permute(2, 0, 1)
-    if array.dim() != 3 or array.shape[0] != 3:
-        raise ValueError(f"image: has the shape {tuple(array.shape)}; give one image, (3, H, W), as images[0].")
-    if not array.is_floating_point():
-        array = array / 255
-    if array.min() < 0 or array.max() > 1:
-        raise ValueError(
-            f"image: has values from {array.min():.2f} to {array.max():.2f}; give it in [0, 1], not normalised."
-        )
-    return as_picture(array.float())
 
 
 def png(figure: Figure, dpi: int = DPI) -> bytes:

@@ -90,10 +90,18 @@ def picture(path, seed=0):
 
 
 def run(capsys, *arguments):
+    code, out, errors, _ = run_with_notes(capsys, *arguments)
+    return code, out, errors
+
+
+def run_with_notes(capsys, *arguments):
+    """The exit code, the lines on stdout, the errors, and the notes on what the maps are worth."""
     code = main([str(argument) for argument in arguments])
     out, err = capsys.readouterr()
     assert "Traceback" not in err
-    return code, out.splitlines(), err.splitlines()
+    lines = err.splitlines()
+    notes = [line.removeprefix("Note: ") for line in lines if line.startswith("Note: ")]
+    return code, out.splitlines(), [line for line in lines if not line.startswith("Note: ")], notes
 
 
 def output_files(folder=OUTPUT):
@@ -146,6 +154,7 @@ def test_the_demo_needs_no_network_and_the_help_nothing_slow():
         assert main(["--help"]) == main(["explain", "--help"]) == 0
         slow = {"torch", "captum", "matplotlib", "PIL", "torchvision"}
         assert not slow & (set(sys.modules) - before)
+        assert main([]) == 0
 
         def no_network(*_args, **_options):
             raise AssertionError("the network was asked for")
@@ -246,6 +255,7 @@ def test_the_record_holds_numbers_settings_and_versions(capsys, photo):
         abs=1e-6,
     )
     assert 0 < record.pop("confidence") < 1
+    record.pop("warnings", None)
     assert record.pop("black_confidence") == pytest.approx(details.baseline_confidence.item(), abs=1e-6)
     assert record == {
         "picture": str(photo),
@@ -266,6 +276,7 @@ def test_the_record_holds_numbers_settings_and_versions(capsys, photo):
             "max_channels": 3,
             "channel_selection": "deviation",
             "method": "union_cam",
+            "class_names": None,
         },
     }
 
@@ -386,7 +397,7 @@ def test_top_k_explains_the_most_probable_classes(capsys, photo):
 
 
 def test_a_class_is_chosen_by_index_or_name(capsys, photo):
-    quick = ["explain", photo, "--max-channels", "2", "--format", "json"]
+    quick = ["explain", photo, "--model", "demo", "--max-channels", "2", "--format", "json"]
     assert run(capsys, *quick, "--target", CLASS_NAMES[3].upper())[0] == 0
     assert run(capsys, *quick, "--target", "4")[0] == 0
     assert sorted(json.loads(path.read_text())["class"]["index"] for path in OUTPUT.iterdir()) == [3, 4]
@@ -434,7 +445,12 @@ def test_a_class_is_chosen_by_index_or_name(capsys, photo):
         (["compare", "--metrics", "dropp"], "there is no metric 'dropp'; did you mean drop"),
         (["compare", "--metrics", "drop,energy"], "--metrics energy: is of the picture's objects"),
         (["explane"], "explane"),
-        ([], "Missing command"),
+        ([*OWN, "--preprocess", "paper", "--crop", "9"], "--preprocess paper does not go together with --input-size"),
+        ([*OWN, "--crop", "300", "--input-size", "200"], "--crop: 300 pixels are more than the size of 200"),
+        ([*OWN, "--mean", "1,2"], "--mean: has 2 numbers; give 3."),
+        ([*OWN, "--colormap", "virides"], "--colormap virides: there is none of this name; did you mean viridis"),
+        ([*OWN, "--opacity", "2"], "--opacity"),
+        ([*OWN, "--output", "-", "--top-k", "2"], "--output -: takes one file"),
     ],
 )
 def test_wrong_arguments_end_with_exit_code_2_and_one_line(capsys, arguments, message):
@@ -451,8 +467,8 @@ def test_wrong_arguments_end_with_exit_code_2_and_one_line(capsys, arguments, me
         (["--weights", "none.pt"], "none.pt: does not exist"),
         (["--model", "own_model:odd"], "returned (1, 4, 7, 7) for one picture"),
         (["--model", "own_model:small"], "cannot run on pictures of shape (3, 224, 224)"),
-        (["--output", "own_model.py"], "cannot write own_model.py"),
-        (["--output", "own_model.py/folder"], "cannot write own_model.py/folder"),
+        (["--model", "demo", "--output", "own_model.py"], "cannot write own_model.py"),
+        (["--model", "demo", "--output", "own_model.py/folder"], "cannot write own_model.py/folder"),
     ],
 )
 def test_failures_end_with_exit_code_1_and_one_line(capsys, photo, arguments, message):
@@ -464,9 +480,11 @@ def test_failures_end_with_exit_code_1_and_one_line(capsys, photo, arguments, me
 
 def test_pictures_that_cannot_be_opened_keep_no_other_from_being_explained(capsys, tmp_path):
     Path("text.jpg").write_text("no picture")
+    Path("empty").mkdir()
     good = [picture(tmp_path / "first.png"), picture(tmp_path / "last.png", seed=1)]
-    bad = ["missing.jpg", "text.jpg", tmp_path]
-    code, lines, errors = run(capsys, *OWN, good[0], *bad, good[1], *JSON)
+    # Those that are not there are told of before the model is loaded.
+    bad = ["missing.jpg", "empty", "text.jpg"]
+    code, lines, errors = run(capsys, *OWN, good[0], "text.jpg", "missing.jpg", "empty", good[1], *JSON)
     assert code == 1
     assert [line.split(": ")[0] for line in lines] == ["layer", str(good[0]), str(good[1])]
     assert [line.split(": ")[:2] for line in errors] == [["Error", str(path)] for path in bad]
@@ -543,10 +561,10 @@ def test_what_cannot_be_written_leaves_the_old_file_and_no_other(capsys, photo, 
 
 
 def test_a_panel_that_cannot_be_drawn_leaves_no_file(capsys, photo, monkeypatch):
-    def fail(_figure):
+    def fail(*_arguments):
         raise ValueError("no ink")
 
-    monkeypatch.setattr("captum_unioncam.report.panels.png", fail)
+    monkeypatch.setattr("captum_unioncam.report.panels.drawn", fail)
     code, _, errors = run(capsys, *OWN, photo, "--format", "json", "--format", "png")
     assert code == 1
     assert "no ink" in one_error(errors)
@@ -577,3 +595,142 @@ def test_compare_shows_the_metrics_asked_for(capsys, photo):
     assert (code, errors) == (0, [])
     assert lines[1].split() == ["method", "drop", "↓", "deletion", "↓", "seconds", "↓"]
     assert next(Path("comparison").glob("*.csv")).read_text().startswith("method,drop,deletion,seconds,error\n")
+
+
+def test_without_pictures_that_are_there_nothing_is_loaded_or_made(capsys, monkeypatch):
+    monkeypatch.setattr("captum_unioncam.models.zoo.load_classifier", None)
+    for command in ("explain", "compare"):
+        code, lines, errors = run(capsys, command, "missing.jpg", "nor*.png")
+        assert (code, lines) == (1, [])
+        assert errors == [f"Error: {name}: does not exist; check the path." for name in ("missing.jpg", "nor*.png")]
+    assert output_files(Path()) == ["own_model.py"]
+
+
+def test_folders_and_patterns_stand_for_their_pictures(capsys, tmp_path):
+    for name in ("a.png", "b.jpg", ".hidden.png"):
+        picture(tmp_path / "folder" / name)
+    Path("folder/notes.txt").write_text("no picture")
+    for given in ("folder", "folder/*.[pj]*"):
+        code, lines, errors = run(capsys, *OWN, given, "--target", "0", *JSON, "-o", "found")
+        assert (code, errors) == (0, [])
+        assert [line.split(": ")[0] for line in lines[1:]] == ["folder/a.png", "folder/b.jpg"]
+
+
+def test_photos_are_explained_by_a_network_for_photos_and_its_download_is_said(capsys, photo, monkeypatch, tmp_path):
+    def no_network(*_args, **_options):
+        raise OSError("no network here")
+
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", no_network)
+    for command in ("explain", "compare"):
+        code, _, (said, error) = run(capsys, command, photo)
+        assert code == 1
+        assert said.startswith("downloading resnet18's weights, 45 MB, from https://")
+        assert "no network here" in error
+        assert all(
+            hint in error for hint in ("--weights FILE", "--model demo", "--model efficientnet_lite0", "[imagenet]")
+        )
+    assert not OUTPUT.exists()
+
+
+def test_the_demo_model_says_what_it_knows_of_other_pictures(capsys, photo):
+    quick = ["--max-channels", "2", *JSON]
+    _, _, _, notes = run_with_notes(capsys, "explain", photo, "--model", "demo", *quick)
+    assert notes[0].startswith(f"the demo model knows 8 drawn shapes only ({', '.join(CLASS_NAMES)})")
+    _, _, _, notes = run_with_notes(capsys, "explain", *quick)
+    assert not any("demo model" in note for note in notes)
+
+
+def test_names_and_preprocessing_of_an_own_model_are_those_given(capsys, photo):
+    Path("names.txt").write_text("a cat\na dog\na $5 bill\n")
+    Path("names.json").write_text('["a cat", "a dog", "a $5 bill"]')
+    own = ["--input-size", "256", "--crop", "224", "--mean", "0.5, 0.4, 0.3", "--std", "0.2"]
+    for number, file in enumerate(("names.txt", "names.json")):
+        given = ["--class-names", file, "--target", "A DOG", "--format", "json", "--format", "png"]
+        code, lines, errors = run(capsys, *OWN, photo, *own, *given, "-o", f"{number}")
+        assert (code, errors) == (0, [])
+        assert lines[1].startswith(f"{photo}: a dog ")
+        record = json.loads(Path(f"{number}/photo-a-dog.json").read_text())
+        assert record["class"] == {"index": 1, "name": "a dog"}
+        assert record["settings"]["preprocess"] == "size=256 crop=224 mean=0.5,0.4,0.3 std=0.2"
+        assert record["settings"]["class_names"] == file
+    black = -torch.tensor([0.5, 0.4, 0.3]).reshape(1, 3, 1, 1) / 0.2
+    with torch.no_grad():
+        expected = importlib.import_module("own_model").net().eval()(black.expand(1, 3, 224, 224)).softmax(1)[0, 1]
+    assert record["black_confidence"] == pytest.approx(expected.item(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "message"),
+    [
+        (b"one\ntwo\n", 2, "holds 2 names, and the model has 3 classes"),
+        (b"\xff\xfe\xfa", 1, "cannot be read"),
+        (None, 1, "No such file"),
+    ],
+)
+def test_names_that_do_not_fit_are_refused(capsys, photo, content, code, message):
+    if content is not None:
+        Path("names.txt").write_bytes(content)
+    ended, _, errors = run(capsys, *OWN, photo, "--class-names", "names.txt")
+    assert ended == code
+    assert one_error(errors).startswith("Error: --class-names names.txt: ")
+    assert message in errors[0]
+
+
+def test_the_original_size_is_that_of_the_file(capsys, photo):
+    large = ["--size", "original", "--overlay-only", "--format", "png", "--format", "npy", "--target", "0"]
+    assert run(capsys, *OWN, photo, *large, "--input-size", "256", "--crop", "224", "-o", "full")[0] == 0
+    assert run(capsys, *OWN, photo, *large[2:], "--input-size", "256", "--crop", "224", "-o", "seen")[0] == 0
+    full, seen = (np.load(f"{folder}/photo-class-0.npy") for folder in ("full", "seen"))
+    with Image.open("full/photo-class-0.png") as overlay:
+        assert overlay.size == (60, 40)
+    with Image.open("seen/photo-class-0.png") as overlay:
+        assert overlay.size == (224, 224)
+    # The middle 35 of 40 pixels.
+    assert full.shape == (40, 60)
+    rows, columns = (np.flatnonzero(~np.isnan(full).all(axis)) for axis in (1, 0))
+    assert abs(len(rows) - 35) <= 1
+    assert abs(len(columns) - 35) <= 1
+    assert abs(rows[0] - 2.5) <= 1
+    assert abs(columns[0] - 12.5) <= 1
+    box = torch.from_numpy(seen)[None, None]
+    expected = torch.nn.functional.interpolate(box, (len(rows), len(columns)), mode="bilinear")[0, 0]
+    assert np.allclose(full[np.ix_(rows, columns)], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("form", "begin"), [("pdf", b"%PDF"), ("svg", b"<?xml"), ("json", b"{"), ("png", b"\x89PNG")])
+def test_the_file_may_go_to_standard_output(photo, capfdbinary, form, begin):
+    code = main([*OWN, str(photo), "--format", form, "--output", "-", "--target", "0"])
+    sys.stdout.flush()
+    out, err = capfdbinary.readouterr()
+    assert code == 0
+    assert out.startswith(begin)
+    assert b"layer: " in err
+    assert output_files(Path()) == ["own_model.py", "photo.png"]
+
+
+def test_quiet_prints_errors_only_and_threads_are_set(capsys, photo):
+    before = torch.get_num_threads()
+    try:
+        code, lines, errors, notes = run_with_notes(
+            capsys, *OWN, photo, "missing.png", "--quiet", "--threads", "3", "--target", "0", *JSON
+        )
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert (code, lines, notes) == (1, [], [])
+    assert one_error(errors).startswith("Error: missing.png")
+
+
+def test_the_first_file_is_opened(capsys, photo, monkeypatch):
+    opened = []
+    monkeypatch.setattr("typer.launch", opened.append)
+    assert run(capsys, *OWN, photo, "--target", "0", "--open")[0] == 0
+    assert opened == [str(OUTPUT / "photo-class-0.png")]
+
+
+def test_pictures_have_a_progress_bar_on_a_terminal(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    paths = [picture(tmp_path / f"{number}.png") for number in range(2)]
+    _, _, errors = run(capsys, *OWN, *paths, "--target", "0", *JSON)
+    assert "pictures: 100%" in errors[-1]

@@ -106,7 +106,7 @@ def test_the_numbers_are_those_of_each_method_and_metric(capsys):
         shown = [f"{row[column]:.3f}" for column in COLUMNS[1:5]]
         shown[1] = f"{row['increase']:.0f}"
         shown.append(f"{row['seconds']:.3g}")
-        assert line.split() == [name, *shown]
+        assert line.replace("*", "").split() == [name, *shown]
     stem = OUTPUT / f"demo-{CLASS_NAMES[2]}"
     assert lines[4:] == [f"{stem}.png, {stem}.csv, {stem}.html"]
     assert len(output_files(OUTPUT)) == 3
@@ -146,7 +146,7 @@ def test_where_every_method_fails_the_files_say_so(capsys, open_page):
 def test_the_page_shows_the_panel_and_the_table(capsys, open_page, tmp_path, width, dark):
     photo = picture(tmp_path / "a photo.png")
     names = ["grad_cam", "own_methods:a_factory_with_quite_a_long_name", "own_methods:broken"]
-    assert run(capsys, *quick(",".join(names)), photo)[0] == 1
+    assert run(capsys, *quick(",".join(names)), photo, "--model", "demo")[0] == 1
     page = open_page(written("html").absolute(), width=width, dark=dark)
     assert page.title() == page.locator("h1").inner_text() == "Comparison of attribution methods"
     assert page.locator("p", has_text=str(photo)).is_visible()
@@ -172,7 +172,7 @@ def test_the_page_escapes_every_text(open_page, tmp_path):
     page.write_bytes(comparison_page(hostile))
     opened = open_page(page)
     assert opened.locator("img").count() == 1
-    assert opened.locator("p").first.inner_text() == (f"{HOSTILE}: class {HOSTILE}, confidence 0.50; layer {HOSTILE}.")
+    assert opened.locator("p").first.inner_text() == (f"{HOSTILE}: {HOSTILE}, confidence 0.50; layer {HOSTILE}.")
     assert opened.locator("tbody th").all_inner_texts() == [f"method{HOSTILE}", f"failing{HOSTILE}"]
 
 
@@ -206,6 +206,34 @@ def test_a_comparison_has_what_an_explanation_has():
     assert torch.equal(grad_cam.map, explained.grad_cam)
     assert torch.allclose(union_cam.details.union_map, explained.details.union_map, atol=1e-5)
     assert compared.confidence == explained.confidence == union_cam.confidence
+
+
+def test_the_best_value_is_marked_and_ties_are_not():
+    judged = compare(judge_of("grad_cam"), "a picture", demo.load_picture())
+    judgement = judged.judgements["grad_cam"]
+    shared = {"increase": 1.0, "deletion": 0.25}
+    values = {"first": (0.5, 0.7, 2.0), "second": (0.25, 0.6, 1.0), "third": (0.75, 0.8, 3.0)}
+    judgements = {
+        name: replace(judgement, values={**shared, "drop": drop, "insertion": insertion, "seconds": seconds})
+        for name, (drop, insertion, seconds) in values.items()
+    }
+    text = comparison_text(replace(judged, judgements=judgements))
+    stars = {name: re.findall(r"\*([\d.]+)", line) for name, line in zip(values, text.splitlines()[1:], strict=True)}
+    # The drop and the seconds are best where they are smallest, insertion where it is largest.
+    assert stars == {"first": [], "second": ["0.250", "1"], "third": ["0.800"]}
+    page = comparison_page(replace(judged, judgements=judgements)).decode()
+    assert re.findall("<strong>(.*?)</strong>", page) == ["0.250", "1", "0.800"]
+    assert "*" not in comparison_text(replace(judged, judgements={"first": judgements["first"]}))
+
+
+def test_several_pictures_are_compared_and_missing_ones_told_before(capsys, tmp_path):
+    for name in ("one.png", "two.png"):
+        picture(tmp_path / "folder" / name)
+    code, lines, errors = run(capsys, *quick("grad_cam", "--model", "demo"), "folder", "missing.png")
+    assert code == 1
+    assert errors == ["Error: missing.png: does not exist; check the path."]
+    assert [line.partition(": ")[0] for line in lines if ": " in line] == ["folder/one.png", "folder/two.png"]
+    assert len(output_files(OUTPUT)) == 6
 
 
 def test_long_names_do_not_run_into_each_other_on_the_panel():
@@ -250,7 +278,7 @@ def test_progress_is_shown_on_a_terminal_alone(capsys, monkeypatch):
         (["--layer", "featurs.3"], "did you mean features.3"),
         (["--steps", "0"], "'--steps'"),
         (["--seed", "-1"], "'--seed'"),
-        (["one.png", "two.png"], "see captum-unioncam compare --help."),
+        (["--colormap", "glowing"], "--colormap glowing: there is none of this name; did you mean glow"),
     ],
 )
 def test_wrong_arguments_end_with_exit_code_2_and_one_line(capsys, arguments, message):
@@ -274,7 +302,7 @@ def test_the_compared_picture_is_not_overwritten(capsys, tmp_path):
     photo = picture(tmp_path / f"photo-{CLASS_NAMES[1]}.png")
     Path("photo.png").symlink_to(photo)
     before = photo.read_bytes()
-    assert run(capsys, *quick("grad_cam"), "photo.png", "--target", "1", "--out", ".")[0] == 0
+    assert run(capsys, *quick("grad_cam", "--model", "demo"), "photo.png", "--target", "1", "--out", ".")[0] == 0
     assert photo.read_bytes() == before
     assert {f"photo-{CLASS_NAMES[1]}-2.{suffix}" for suffix in ("png", "csv", "html")} <= set(output_files(Path()))
 

@@ -9,10 +9,12 @@ from captum.attr import LayerAttribution
 from matplotlib import pyplot
 from PIL import Image
 
+from captum_unioncam import demo
 from captum_unioncam.attr.union_cam import UnionCamDetails
-from captum_unioncam.evaluation.explain import Explanation, Settings
+from captum_unioncam.evaluation.explain import Explainer, Explanation, Settings
 from captum_unioncam.report.images import Look, as_picture, laid_over, overlay
-from captum_unioncam.report.panels import HeatMap, drawn, explanation_panel, panel, picture_file, png, show
+from captum_unioncam.report.notebooks import explain, show
+from captum_unioncam.report.panels import HeatMap, drawn, explanation_panel, panel, picture_file, png
 from captum_unioncam.system.errors import WrongArgument
 
 
@@ -240,3 +242,46 @@ def test_show_takes_images_and_maps_of_many_forms(photo):
 def test_show_refuses_what_is_not_one_image_with_its_maps(image, maps, message):
     with pytest.raises(ValueError, match=message):
         show(image, maps)
+
+
+def test_explain_gives_what_the_command_writes_and_show_its_panel(tmp_path):
+    demo.load_picture().save(tmp_path / "picture.png")
+    explained = explain(tmp_path / "picture.png", "heart", model="demo", max_channels=4, device="cpu")
+    (expected,) = Explainer(Settings(max_channels=4, device="cpu")).explain(demo.load_picture(), explained.class_index)
+    assert explained.class_name == "heart"
+    assert torch.equal(explained.map, expected.map)
+    assert explained.record() == expected.record()
+    titles = [axis.get_title() for axis in drawn_on(show(explained))]
+    assert titles == [axis.get_title() for axis in drawn_on(explanation_panel(expected))]
+    assert explain(demo.load_picture(), model="demo", max_channels=4).confidence > 0.5
+
+
+def noted(photo, denoised, region, union, selected, confidence=0.9, method="union_cam"):
+    baseline = 0.2
+    confidences = {"denoised": denoised, "region": region, "union": union}
+    given = {f"{name}_confidence": torch.tensor([baseline + beta]) for name, beta in confidences.items()}
+    base = explanation(photo, selected == "union")
+    details = replace(base.details, baseline_confidence=torch.tensor([baseline]), **given)
+    details = replace(details, denoised_selected=torch.tensor([selected == "denoised"]))
+    return replace(base, details=details, confidence=confidence, settings=replace(base.settings, method=method))
+
+
+@pytest.mark.parametrize(
+    ("betas", "selected", "confidence", "words"),
+    [
+        ((0.1, 0.3, 0.4), "union", 0.9, []),
+        ((0.1, 0.3, 0.4), "union", 0.19, ["confidence of only 0.19"]),
+        ((-0.1, 0.0, -0.05), "region", 0.9, ["No beta is above 0"]),
+        ((0.5, 0.3, 0.4), "union", 0.9, ["The union map is selected, though"]),
+        ((0.5, 0.3, 0.2), "region", 0.1, ["confidence of only 0.10", "The region map is selected, though"]),
+        ((0.404, 0.3, 0.4), "union", 0.9, []),
+        ((0.5, 0.3, 0.4), "denoised", 0.9, []),
+    ],
+)
+def test_what_to_know_before_a_map_is_trusted_is_said(photo, betas, selected, confidence, words):
+    explained = noted(photo, *betas, selected, confidence)
+    assert len(explained.warnings) == len(words)
+    assert all(word in warning for word, warning in zip(words, explained.warnings, strict=True))
+    assert explained.record().get("warnings", []) == explained.warnings
+    shown_below = explanation_panel(explained).get_supxlabel().replace("\n", " ")
+    assert shown_below == " ".join(explained.warnings)
