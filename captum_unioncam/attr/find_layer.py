@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module
+from torch.nn import Linear, Module
 from torch.utils._pytree import tree_flatten
 
-from captum_unioncam.engine.layouts.probe import MapProbe
+from captum_unioncam.engine.layouts.base import ReshapeTransform
+from captum_unioncam.engine.layouts.found import found_transforms, is_tokens
 from captum_unioncam.engine.layouts.torchvision import KnownTransforms, last_token_layers
 from captum_unioncam.engine.layouts.with_maps import WithMaps
 from captum_unioncam.engine.model_state import evaluation_mode, modules_behind
@@ -51,23 +53,20 @@ def find_spatial_layer(model: Module, inputs: Tensor | tuple[Tensor, ...]) -> tu
         >>> attr = LayerUnionCam(model, layer).attribute(images, target=3)
     """
     inputs = inputs if isinstance(inputs, tuple) else (inputs,)
-    dims = {x.dim() for x in inputs if x.dim() > 2}
-    tokens = last_token_layers(model)
-    transforms = KnownTransforms([model])
-
-    def is_usual(layer: Module, output: Any) -> bool:
-        maps = isinstance(output, Tensor) and output.dim() in dims
-        return layer in tokens or (maps and transforms.has_space(layer, output, dims))
-
-    found = _layers_with_maps(model, inputs, is_usual, transforms)
+    last = last_token_layers(model)
+    found = [
+        (name, one.layer)
+        for name, one in _layers_with_maps(model, inputs).items()
+        if last.get(one.layer) is one.layer or (one.layer not in last and one.is_usual())
+    ]
     if not found:
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
         raise ValueError(
             f"model: for inputs of shape {shapes} no layer has an output of shape (N, K, *spatial) with more than one "
-            "position; name the layer to explain, with a reshape_transform where its output is tokens or has its "
-            "channels last, or give larger inputs."
+            "position, nor of tokens (N, T, K) that follow the inputs place by place; name the layer to explain, with "
+            "a reshape_transform that makes maps of its output, or give larger inputs."
         )
-    return next(reversed(found.items()))
+    return found[-1]
 
 
 def spatial_layers(model: Module, inputs: Tensor) -> dict[str, Module]:
@@ -80,11 +79,12 @@ def spatial_layers(model: Module, inputs: Tensor) -> dict[str, Module]:
     Returns:
         *dict[str, Module]*: By dotted name, in the order in which they run.
     """
-    transforms = KnownTransforms([model])
-    dims = {inputs.dim()}
-    return _layers_with_maps(
-        model, (inputs,), lambda layer, output: transforms.has_space(layer, output, dims), transforms
-    )
+    return {name: found.layer for name, found in _layers_with_maps(model, (inputs,)).items()}
+
+
+def layer_transforms(model: Module, inputs: Tensor) -> dict[Module, ReshapeTransform]:
+    """What makes maps of the outputs of the layers that ``spatial_layers`` gives, by layer."""
+    return {found.layer: found.transform for found in _layers_with_maps(model, (inputs,)).values()}
 
 
 def layer_names(model: Module) -> dict[str, Module]:
@@ -92,31 +92,73 @@ def layer_names(model: Module) -> dict[str, Module]:
     return {name: module for name, module in model.named_modules(remove_duplicate=False) if name}
 
 
-def _layers_with_maps(
-    model: Module,
-    inputs: tuple[Tensor, ...],
-    is_wanted: Callable[[Module, Any], bool],
-    transforms: KnownTransforms,
-) -> dict[str, Module]:
-    """The layers whose output is wanted, has maps and counts, in the order in which they run."""
+@dataclass(frozen=True)
+class _FoundLayer:
+    """A layer whose output has a layout of maps.
+
+    Args:
+        layer (Module): The layer.
+        transform (Callable): Its output to maps.
+        gradient (Tensor or None): Of the model's outputs at the layer's; None if that is not known.
+    """
+
+    layer: Module
+    transform: ReshapeTransform
+    gradient: Tensor | None
+
+    def is_usual(self) -> bool:
+        """Whether the layer is one to explain by default.
+
+        Behind a transformer's last attention, the class token alone may count. Within attention, linear layers make
+        queries, keys and values of what is explained.
+        """
+        if self.gradient is None or self.transform(self.gradient) is self.gradient:
+            return True
+        places = self.transform(self.gradient).ne(0).any(1)
+        # A new network's head may be zero, and then nothing has a gradient.
+        counts = bool(places.double().mean() > 0.5) or not self.gradient.any()
+        return counts and not isinstance(self.layer, Linear)
+
+
+def _layers_with_maps(model: Module, inputs: tuple[Tensor, ...]) -> dict[str, _FoundLayer]:
+    """The layers whose output has a layout of maps and counts, in the order in which they run."""
     if isinstance(model, torch.jit.ScriptModule):
         raise ValueError("model: is TorchScript, whose layers hooks do not see; give what was scripted or traced.")
     modules = dict(model.named_modules())
+    known = KnownTransforms([model])
+    dims = {x.dim() for x in inputs if x.dim() > 2}
     with evaluation_mode(model) as (forward,):
-        outputs = _outputs_that_count(forward, model, inputs)
-        wanted = {name: output for name, output in outputs.items() if is_wanted(modules[name], output)}
-        known = {name for name, output in wanted.items() if transforms[modules[name]](output) is not output}
+        outputs, gradients = _outputs_that_count(forward, model, inputs)
+        wanted = {
+            name: output
+            for name, output in outputs.items()
+            if known.has_space(modules[name], output, dims)
+            or (modules[name] not in known and is_tokens(output, inputs))
+        }
+        transforms = {
+            name: known[modules[name]] for name, output in wanted.items() if known[modules[name]](output) is not output
+        }
 
         def run(others: tuple[Tensor, ...]) -> dict[str, Tensor]:
             with torch.no_grad():
                 return _outputs(forward, model, others, wanted, stops=False)[0]
 
-        maps = known | MapProbe(run, inputs, {name: wanted[name] for name in wanted if name not in known}).maps()
-    return {name: modules[name] for name in wanted if name in maps}
+        unknown = {name: output for name, output in wanted.items() if name not in transforms}
+        transforms |= found_transforms(run, inputs, unknown)
+    return {
+        name: _FoundLayer(modules[name], transforms[name], gradients.get(name))
+        for name, output in wanted.items()
+        if name in transforms and transforms[name](output).shape[2:].numel() > 1
+    }
 
 
-def _outputs_that_count(forward: Callable[..., Any], model: Module, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
-    """The layers' output tensors, but those on which the model's output does not depend, as far as gradients tell."""
+def _outputs_that_count(
+    forward: Callable[..., Any], model: Module, inputs: tuple[Tensor, ...]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The layers' output tensors, but those on which the model's output does not depend, and the gradients there.
+
+    Without gradients, where they cannot be had: then all outputs count.
+    """
     # What requires a gradient itself, no model may write into.
     copies = tuple(x.detach().clone().requires_grad_(x.is_floating_point()).clone() for x in inputs)
     with torch.enable_grad():
@@ -124,15 +166,16 @@ def _outputs_that_count(forward: Callable[..., Any], model: Module, inputs: tupl
         ends = [x for x in tree_flatten(result)[0] if isinstance(x, Tensor) and x.requires_grad]
         given = {name: output for name, output in outputs.items() if output.requires_grad}
         if not ends or not given:
-            return outputs
+            return outputs, {}
         try:
             total = torch.stack([end.abs().sum().double() for end in ends]).sum()
-            gradients = torch.autograd.grad(total, list(given.values()), allow_unused=True)
+            made = torch.autograd.grad(total, list(given.values()), allow_unused=True)
         except RuntimeError:
             # A layer's output was written into as a part of another tensor, or there is no backward pass.
-            return outputs
-    unused = {name for name, gradient in zip(given, gradients, strict=True) if gradient is None}
-    return {name: output for name, output in outputs.items() if name not in unused}
+            return outputs, {}
+    gradients = dict(zip(given, made, strict=True))
+    counting = {name: output for name, output in outputs.items() if gradients.get(name, output) is not None}
+    return counting, {name: gradient for name, gradient in gradients.items() if gradient is not None}
 
 
 def _outputs(

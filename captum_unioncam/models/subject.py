@@ -11,9 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import Module
 
-from captum_unioncam.attr.find_layer import find_spatial_layer, spatial_layers
+from captum_unioncam.attr.find_layer import find_spatial_layer, layer_transforms, spatial_layers
 from captum_unioncam.engine.confidence import CONFIDENCES, ConfidenceFunction, default_confidence, output_tensor
-from captum_unioncam.engine.layouts.torchvision import KnownTransforms
 from captum_unioncam.engine.layouts.with_maps import WithMaps
 from captum_unioncam.models.zoo import DEMO_MODEL, load_classifier
 from captum_unioncam.system.errors import Failure, WrongArgument, one_line
@@ -288,16 +287,16 @@ class ExplainedModel:
             raise WrongArgument(
                 f"layer={name!r}: is called {len(outputs)} times in a pass, each time with other maps; give another."
             )
-        output = outputs[0] if outputs else None
-        transforms = KnownTransforms([self.model])
-        if not isinstance(output, Tensor) or not transforms.has_space(layer, output, {4}):
+        transform = layer_transforms(self.model, inputs).get(layer)
+        if transform is None:
+            output = outputs[0] if outputs else None
             shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            what = "does not run" if output is None else f"has {shape} as output"
+            what = f"has {shape} as output" if outputs else "does not run"
             raise WrongArgument(
-                f"layer={name!r}: {what}; give a layer that maps pictures, (1, channels, height, width)."
+                f"layer={name!r}: {what}; give a layer that maps pictures, (1, channels, height, width), or tokens "
+                "that follow the picture place by place."
             )
-        transform = transforms[layer]
-        if transform(output) is output:
+        if transform(outputs[0]) is outputs[0]:
             return layer, None
         with_maps = WithMaps(layer, transform)
         self._put(layer, with_maps)

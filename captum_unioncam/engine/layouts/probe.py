@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,9 @@ _STEP = 32
 # How much more a half of a map answers to its own half of the input than to the other: measured, tokens and heads 1.5
 # at most, convolutions from 2 (deep ones, without training) to no end.
 _OWN_OVER_OTHER = 2.0
+# Networks without training mix places so well that little is left of this, though nearly every channel shows it: so
+# many channels at least, and their mean so many standard errors above chance.
+_MANY, _CLEAR = 16, 5.0
 
 
 @dataclass(frozen=True)
@@ -32,12 +36,15 @@ class MapProbe:
         outputs (Outputs): What ``run`` gave for them.
         likely (Collection[str]): Layers that are taken for maps where larger inputs do not tell: tokens that a model
             itself has made maps of answer to all of the input. Default: ()
+        by_place (Collection[str]): Layers whose places are assumed, as those of tokens, so that larger inputs do not
+            tell. Default: ()
     """
 
     run: Callable[[tuple[Tensor, ...]], Outputs]
     inputs: tuple[Tensor, ...]
     outputs: Outputs
     likely: Collection[str] = ()
+    by_place: Collection[str] = ()
 
     def maps(self) -> set[str]:
         """The names of the layers whose outputs are maps."""
@@ -50,17 +57,19 @@ class MapProbe:
         masked = next((x for x in self.inputs if x.dim() == dims), None)
         if masked is None:
             return set()
-        other = 3 if masked.shape[0] == 2 else 2
-        larger = self.run(tuple(_larger(_of_first(x, other), dims) for x in self.inputs))
-        growth = [_longer(size, dim) / size for dim, size in enumerate(masked.shape) if dim >= 2]
-        said = {
-            name: _grows(output, larger.get(name), other, growth)
-            for name, output in outputs.items()
-            if output.dim() == dims
-        }
+        tensors = {name: output for name, output in outputs.items() if output.dim() == dims}
+        by_size = {name: output for name, output in tensors.items() if name not in self.by_place}
+        said = self._by_size(by_size, masked) if by_size else {}
         maps = {name for name, is_map in said.items() if is_map or (is_map is None and name in self.likely)}
-        undecided = {name for name, is_map in said.items() if is_map is None} - maps
+        undecided = {name for name in tensors if said.get(name) is None} - maps
         return maps | (self._local(undecided, masked) if undecided else set())
+
+    def _by_size(self, outputs: Outputs, masked: Tensor) -> dict[str, bool | None]:
+        """Whether each output grows as a map does with larger inputs; None where that does not tell."""
+        other = 3 if masked.shape[0] == 2 else 2
+        larger = self.run(tuple(_larger(_of_first(x, other), masked.dim()) for x in self.inputs))
+        growth = [_longer(size, dim) / size for dim, size in enumerate(masked.shape) if dim >= 2]
+        return {name: _grows(output, larger.get(name), other, growth) for name, output in outputs.items()}
 
     def _local(self, names: set[str], masked: Tensor) -> set[str]:
         """The layers whose outputs answer to each half of the inputs, along each dimension, in that half."""
@@ -71,8 +80,20 @@ class MapProbe:
         reached = {name: answers[name] for name in names if name in answers}
         if not reached:
             # Not even the first layer ran: the model takes a fixed number of rows.
-            return names
-        return {name for name, answer in reached.items() if answer.shape[0] == rows and _answers_locally(answer)}
+            return names - {*self.by_place}
+        return {
+            name
+            for name, answer in reached.items()
+            if answer.shape[0] == rows
+            and _answers_locally(answer, tuple(answer.shape[2:]) in grids(tuple(masked.shape[2:])))
+        }
+
+
+def grids(size: tuple[int, ...]) -> set[tuple[int, ...]]:
+    """The sizes of maps of an input's at every stride, with the rest left out or padded."""
+    strides = range(1, max(size) + 1)
+    made = {tuple(n // s for n in size) for s in strides} | {tuple(-(-n // s) for n in size) for s in strides}
+    return {grid for grid in made if min(grid) > 0 and math.prod(grid) > 1}
 
 
 def _grows(output: Tensor, larger: Tensor | None, rows: int, growth: Sequence[float]) -> bool | None:
@@ -131,23 +152,39 @@ def _with_changed_halves(inputs: Tensor, dims: int) -> Tensor:
     return rows
 
 
-def _answers_locally(answer: Tensor) -> bool:
-    """Each half along a dimension to the input's half along the same one, and less so along another."""
+def _answers_locally(answer: Tensor, fits: bool) -> bool:
+    """Each half along a dimension to the input's half along the same one, and less so along another.
+
+    Args:
+        fits (bool): The answer has the input's size at some stride: a difference that most channels show is enough.
+    """
     change = (answer[1:] - answer[:1]).detach().abs().double()
     dims = range(2, answer.dim())
-    return all(_is_own(change, dim, dims) for dim in dims if answer.shape[dim] > 1)
+    return all(_is_own(change, dim, dims, fits) for dim in dims if answer.shape[dim] > 1)
 
 
-def _is_own(change: Tensor, dim: int, dims: Sequence[int]) -> bool:
+def _is_own(change: Tensor, dim: int, dims: Sequence[int], fits: bool) -> bool:
     # A token's place counts row by row: weights of attention answer to the upper half along both dimensions.
+    own, other = _answers(change.mean(1, keepdim=True), dim, dim)
+    crossed = (_answers(change.mean(1, keepdim=True), dim, of_input) for of_input in dims if of_input != dim)
+    is_clear = bool(own > _OWN_OVER_OTHER * other) or (fits and _shown_by_channels(change, dim))
+    return is_clear and all(own * b > a * other for a, b in crossed)
+
+
+def _shown_by_channels(change: Tensor, dim: int) -> bool:
+    """Whether the channels answer more in the own half than in the other, beyond chance."""
     own, other = _answers(change, dim, dim)
-    crossed = (_answers(change, dim, of_input) for of_input in dims if of_input != dim)
-    return own > _OWN_OVER_OTHER * other and all(own * b > a * other for a, b in crossed)
+    odds = (own / other).log()
+    odds = odds[odds.isfinite()]
+    return len(odds) >= _MANY and bool(odds.mean() > _CLEAR * odds.std() / len(odds) ** 0.5)
 
 
-def _answers(change: Tensor, dim: int, of_input: int) -> tuple[float, float]:
-    """How much the halves along ``dim`` answer to the input's halves along ``of_input``: to the same, to the other."""
+def _answers(change: Tensor, dim: int, of_input: int) -> tuple[Tensor, Tensor]:
+    """How much the halves along ``dim`` answer to the input's halves along ``of_input``: to the same, to the other.
+
+    Of each channel, (K,).
+    """
     half = change.shape[dim] // 2
     halves = change.narrow(dim, 0, half), change.narrow(dim, change.shape[dim] - half, half)
-    (a, b), (c, d) = ([float(part[2 * of_input - row].mean()) for part in halves] for row in (4, 3))
+    (a, b), (c, d) = ([part[2 * of_input - row].flatten(1).mean(1) for part in halves] for row in (4, 3))
     return a * d, b * c

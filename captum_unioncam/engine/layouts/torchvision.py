@@ -59,13 +59,14 @@ class KnownTransforms:
         self._transforms |= {layer: transform for layer in layers if not isinstance(layer, Maps)}
 
 
-def last_token_layers(model: Module) -> set[Module]:
-    """Of each of torchvision's vision transformers in the model, the last layer whose patches have a gradient.
+def last_token_layers(model: Module) -> dict[Module, Module]:
+    """For each layer of the encoders of torchvision's vision transformers, the last whose patches have a gradient.
 
-    The last block's output goes on to the head by its class token alone.
+    The last block's output goes on to the head by its class token alone. The head of a new network is zero, so that
+    gradients do not tell.
     """
     transformers: list[Any] = [m for m in model.modules() if _name_in_torchvision(type(m)) == "VisionTransformer"]
-    return {transformer.encoder.layers[-1].ln_1 for transformer in transformers}
+    return {layer: one.encoder.layers[-1].ln_1 for one in transformers for layer in one.encoder.modules()}
 
 
 def _name_in_torchvision(kind: type) -> str | None:
