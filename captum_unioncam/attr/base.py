@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from inspect import signature
+from functools import lru_cache
+from inspect import Parameter, signature
 from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, overload
 
 import torch
@@ -334,11 +335,13 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
             "attr_dim_summation": attr_dim_summation,
             "return_details": return_details,
         }
-        for name, parameter in signature(self.attribute).parameters.items():
+        for name, parameter in _parameters(type(self).attribute).items():
             if isinstance(parameter.default, bool):
                 check_flag(name, {**flags, **options}[name])
         check_grad_kwargs(options.get("grad_kwargs"))
-        own, of_passes, of_capture = (_taken(f, options) for f in (self._equations(), self._passes, self._captured))
+        own, of_passes, of_capture = (
+            _taken(f, options) for f in (self._equations(), type(self)._passes, type(self)._captured)
+        )
         self.check(**own)
         if not attr_dim_summation and not self.has_terms:
             raise ValueError(f"attr_dim_summation: {self.get_name()} has no terms by channel; leave it True.")
@@ -372,7 +375,7 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
         own: dict[str, Any],
     ) -> list[list[CamResult]]:
         """Each output of each layer explained, in evaluation mode."""
-        if "inputs" in signature(self._equations()).parameters:
+        if "inputs" in _parameters(self._equations()):
             own = {**own, "inputs": tensors}
         functions = evaluation_mode(self.forward_func, getattr(self, "score_func", None))
         named = other_layer_named(self.forward_func, tensors)
@@ -661,8 +664,13 @@ def _of_two(value: Any) -> Any:
     return torch.cat([value, value]) if isinstance(value, Tensor) and value.shape[:1] == (1,) else value
 
 
+@lru_cache(maxsize=512)
+def _parameters(function: Callable[..., Any]) -> Mapping[str, Parameter]:
+    return signature(function).parameters
+
+
 def _taken(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    names = signature(function).parameters
+    names = _parameters(function)
     return {name: value for name, value in options.items() if name in names}
 
 

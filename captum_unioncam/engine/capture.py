@@ -32,9 +32,9 @@ from captum_unioncam.engine.gradients import gradients, recurrent_training
 from captum_unioncam.engine.layouts.base import ReshapeTransform
 from captum_unioncam.engine.layouts.torchvision import KnownTransforms
 from captum_unioncam.engine.maps import MAX_SPATIAL_DIMS, full_precision
-from captum_unioncam.engine.model_state import modules_behind
+from captum_unioncam.engine.model_state import has_backward_hooks, modules_behind
 from captum_unioncam.engine.outputs import Outputs
-from captum_unioncam.engine.seen import OTHER_LAYER, USUAL_LAYER, LayerError, SeenLayer, watched
+from captum_unioncam.engine.seen import OTHER_LAYER, USUAL_LAYER, LayerError, SeenLayer, watched, without_graph_before
 
 OfLayers = list[tuple[Tensor, ...]]
 """Each layer's tensors."""
@@ -77,6 +77,7 @@ class LayerCall:
         reshape_transform (Callable or None): A layer's output to maps. None: the one that is known for the layer.
         outputs (Outputs): What the model's outputs have to be like.
         of_maps (list[LayerMaps]): What the activations were made of, once they are known.
+        transforms (list[Callable]): Each layer's output to maps, once the model has run.
     """
 
     forward_func: Callable[..., Any]
@@ -88,6 +89,7 @@ class LayerCall:
     reshape_transform: ReshapeTransform | None
     outputs: Outputs
     of_maps: list[LayerMaps] = field(default_factory=list)
+    transforms: list[ReshapeTransform] = field(default_factory=list)
 
     def activations(self) -> OfLayers:
         """The outputs (or inputs) of each layer, each (N, K, *spatial), checked, half precision as float32."""
@@ -155,7 +157,7 @@ class LayerCall:
     ) -> tuple[list[OfLayers], OfLayers]:
         # Until the backward pass has run, which runs a checkpointed layer once more.
         with torch.enable_grad(), watched(self.layers, self.attribute_to_layer_input, differentiable=True) as seen:
-            made, output = self._run(seen)
+            made, output = self._run_with_graph(seen)
             if len(targets) > 1:
                 grad_kwargs = {**grad_kwargs, "retain_graph": True}
             of_targets = [self._gradients(output, target, made, grad_kwargs) for target in targets]
@@ -180,14 +182,29 @@ class LayerCall:
                 )
         return found
 
+    def _run_with_graph(self, seen: list[SeenLayer]) -> tuple[OnDevices, Tensor]:
+        """As ``_run``, with a graph from the first layer on, or of all where that could make a difference."""
+        # Of a layer whose input has no gradient, PyTorch runs these hooks in another way.
+        if not has_backward_hooks(self.forward_func):
+            # Whatever is wrong shows with the whole graph too.
+            with suppress(Exception), without_graph_before(seen):
+                made, output = self._run(seen)
+                # Off again: the model has set the mode around the layer.
+                as_set = torch.is_grad_enabled()
+                if as_set and output.requires_grad and not has_backward_hooks(self.forward_func):
+                    return made, output
+        return self._run(seen)
+
     def _run(self, seen: list[SeenLayer]) -> tuple[OnDevices, Tensor]:
         """What the layers compute in one pass, and the model's output."""
+        for one in seen:
+            one.forget()
 
         @wraps(self.forward_func, updated=())
         def checked(*args: Any) -> Tensor:
             output = self.outputs.tensor(self.forward_func(*args), self.inputs[0].shape[0])
             for one in seen:
-                one.check(self.name(one.layer))
+                one.check(self.name)
             return output
 
         made_and_output: tuple[OnDevices, Tensor] = forward_layer_distributed_eval(
@@ -214,7 +231,7 @@ class LayerCall:
         return f"{name!r} ({type(layer).__name__})" if name else type(layer).__name__
 
     def _as_maps(self, of_layers: OfLayers, what: str) -> OfLayers:
-        transforms = self._transforms()
+        transforms = self._known_transforms()
         made = [
             tuple(_checked(value, transform(value), what, self.inputs) for value in values)
             for values, transform in zip(of_layers, transforms, strict=True)
@@ -225,12 +242,14 @@ class LayerCall:
                 self.of_maps.extend(LayerMaps(layer, i, value.detach(), transform, m) for i, (value, m) in parts)
         return made
 
-    def _transforms(self) -> list[ReshapeTransform]:
+    def _known_transforms(self) -> list[ReshapeTransform]:
         if self.reshape_transform is not None:
             return [self.reshape_transform] * len(self.layers)
-        # Known only after a call: which modules a plain function has called.
-        known = KnownTransforms(modules_behind(self.forward_func), self.attribute_to_layer_input)
-        return [known[layer] for layer in self.layers]
+        if not self.transforms:
+            # Known only after a call: which modules a plain function has called.
+            known = KnownTransforms(modules_behind(self.forward_func), self.attribute_to_layer_input)
+            self.transforms.extend(known[layer] for layer in self.layers)
+        return self.transforms
 
 
 def _checked(value: Tensor, maps: Any, what: str, inputs: tuple[Tensor, ...]) -> Tensor:

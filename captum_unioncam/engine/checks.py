@@ -117,8 +117,10 @@ def check_flag(name: str, value: Any) -> None:
 
 def check_grad_kwargs(value: Any) -> None:
     """Raises ``TypeError`` unless ``value`` holds arguments of ``torch.autograd.grad`` by name, or is None."""
+    if value is None:
+        return
     known = list(signature(torch.autograd.grad).parameters)[2:]
-    if value is not None and not (isinstance(value, Mapping) and all(name in known for name in value)):
+    if not (isinstance(value, Mapping) and all(name in known for name in value)):
         raise TypeError(
             f"grad_kwargs: got {described(value)}; give a dict of arguments of torch.autograd.grad, some of "
             f"{', '.join(known)}, or None."

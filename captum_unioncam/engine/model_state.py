@@ -10,12 +10,13 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.nn.modules.module import _global_forward_pre_hooks
+from torch.nn.modules.module import _global_backward_hooks, _global_backward_pre_hooks, _global_forward_pre_hooks
 from torch.utils.hooks import RemovableHandle
 
 from captum_unioncam.engine.turns import Turn
@@ -73,6 +74,7 @@ class _Found:
 
     def __init__(self) -> None:
         self.running = True
+        self.given_back = False
         self.modules: dict[int, Module] = {}
         self.training: list[Module] = []
         self.tensors: list[_FoundTensors] = []
@@ -112,6 +114,8 @@ class _Found:
 
     def give_back(self) -> None:
         """Does what is left to do; may be called again."""
+        if self.given_back:
+            return
         self.running = False
         for handle in self.hooks:
             handle.remove()
@@ -124,6 +128,7 @@ class _Found:
             torch.set_autocast_enabled(self.autocast[-1], True)
             self.autocast.pop()
         torch.set_grad_enabled(self.gradients)
+        self.given_back = True
 
 
 class _FoundTensors:
@@ -140,16 +145,18 @@ class _FoundTensors:
         with torch.no_grad():
             self.contents = [None if tensor is None else tensor.clone() for tensor in self.tensors]
         self.versions = [*map(_version, self.tensors)]
+        self.untraced = not all(traced for _, _, traced in places)
 
     def reset(self, thoroughly: bool) -> None:
         """Gives back those that were replaced or written to; looks at their values if ``thoroughly``."""
-        for (place, name, _), tensor in zip(self.places, self.tensors, strict=True):
-            now = place.get(name)
-            if now is not tensor and (tensor is not None or isinstance(now, (Tensor, tuple))):
-                place[name] = tensor
+        now = [place.get(name) for place, name, _ in self.places]
         versions = [*map(_version, self.tensors)]
-        for i, (_, _, traced) in enumerate(self.places):
+        if all(map(is_, now, self.tensors)) and versions == self.versions and not (thoroughly and self.untraced):
+            return
+        for i, (place, name, traced) in enumerate(self.places):
             tensor, content = self.tensors[i], self.contents[i]
+            if now[i] is not tensor and (tensor is not None or isinstance(now[i], (Tensor, tuple))):
+                place[name] = tensor
             if tensor is None or content is None:
                 continue
             if versions[i] != self.versions[i] or (thoroughly and not traced and not _same(tensor, content)):
@@ -299,6 +306,15 @@ def modules_behind(function: Any) -> list[Module]:
     names = inspect.getclosurevars(function)
     named = [value for value in (*names.nonlocals.values(), *names.globals.values()) if isinstance(value, Module)]
     return [*named, *called]
+
+
+def has_backward_hooks(function: Any) -> bool:
+    """Whether a module behind the function, or every module, has a hook that is run in the backward pass."""
+    if _global_backward_hooks or _global_backward_pre_hooks:
+        return True
+    known = isinstance(function, EvaluatedFunction)
+    modules = function.found.modules.values() if known else modules_within(modules_behind(function))
+    return any(getattr(m, "_backward_hooks", None) or getattr(m, "_backward_pre_hooks", None) for m in modules)
 
 
 def _within(function: Any) -> Any:

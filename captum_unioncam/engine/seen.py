@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,15 +42,21 @@ class SeenLayer(Module):
     def __init__(self, layer: Module, of_input: bool, differentiable: bool) -> None:
         super().__init__()
         self.layer, self.of_input, self.differentiable = layer, of_input, differentiable
-        self.devices: list[torch.device] = []
-        self.problem: str | None = None
         self.watching = True
+        self.before_first: list[SeenLayer] = []
+        """All layers, in a pass without a graph that has reached none of them yet."""
+        self.forget()
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         if self._forward_hooks or not self.differentiable:
             return tensors
         # Captum's hook did this. It is gone when the backward pass runs a checkpointed layer once more.
         return tuple(tensor.requires_grad_().clone() for tensor in tensors)
+
+    def forget(self) -> None:
+        """Has seen no pass yet."""
+        self.devices: list[torch.device] = []
+        self.problem: str | None = None
 
     def watch(self) -> Any:
         """Puts the hook on, and returns its handle."""
@@ -69,6 +75,9 @@ class SeenLayer(Module):
     def _look(self, value: Any) -> Any:
         if not self.watching:
             return value
+        if self.before_first:
+            self.before_first.clear()
+            torch.set_grad_enabled(True)
         several = isinstance(value, (tuple, list))
         parts = list(value) if several else [value]
         taken = [i for i, x in enumerate(parts) if isinstance(x, Tensor) and (x.is_floating_point() or x.is_quantized)]
@@ -96,7 +105,7 @@ class SeenLayer(Module):
             return f"is quantised, so no gradient of the output reaches it; {NO_GRADIENT}"
         return None
 
-    def check(self, name: str) -> None:
+    def check(self, name: Callable[[Module], str]) -> None:
         """Raises ``LayerError``, with the layer's name, where Captum would fail or take the last of several calls."""
         problem, calls = self.problem, len(self.devices)
         if not problem and not calls and isinstance(self.layer, torch.jit.ScriptModule):
@@ -107,7 +116,7 @@ class SeenLayer(Module):
         if not problem and len(set(self.devices)) < calls:
             problem = f"is called {calls} times in a pass, each time with other maps; {OTHER_LAYER}"
         if problem:
-            raise LayerError(f"layer: {name} {problem}.")
+            raise LayerError(f"layer: {name(self.layer)} {problem}.")
 
 
 @contextmanager
@@ -135,3 +144,17 @@ def watched(layers: Sequence[Module], of_input: bool, differentiable: bool) -> I
     finally:
         # Ctrl-C may have come between any two lines of the first time.
         end()
+
+
+@contextmanager
+def without_graph_before(seen: Sequence[SeenLayer]) -> Iterator[None]:
+    """Has a pass record no graph before it reaches the first of the layers, which gradients there do not need."""
+    waiting = [*seen]
+    try:
+        for one in seen:
+            one.before_first = waiting
+        torch.set_grad_enabled(False)
+        yield
+    finally:
+        torch.set_grad_enabled(True)
+        waiting.clear()

@@ -309,6 +309,76 @@ def test_gradients_of_half_precision_neither_underflow_nor_overflow(scale):
     assert torch.allclose(torch.cat(each), made, rtol=0, atol=1e-2 * made.abs().max().item())
 
 
+def test_a_graph_is_recorded_behind_the_first_layer_alone():
+    net, recorded = TinyNet(), {}
+
+    def record(name, output):
+        # Of the first pass: others may check the layer.
+        recorded.setdefault(name, output.requires_grad)
+
+    for name, module in net.named_modules():
+        module.register_forward_hook(lambda _module, _args, output, name=name: record(name, output))
+    for layers in ([net.features[3], net.features[2]], net.features[2]):
+        recorded.clear()
+        LayerDenoisedGradCam(net, layers).attribute(tiny_inputs(examples=1), 1)
+        assert [recorded[f"features.{i}"] for i in range(5)] == [False, False, False, True, True]
+        assert recorded["head"]
+    assert torch.is_grad_enabled()
+
+
+class NeedsWholeGraph(TinyNet):
+    """Does what it may only do where the first layers record a graph too, and what changes nothing."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way = way
+
+    def forward(self, x):
+        return getattr(self, self.way)(x)
+
+    def hook_on_a_tensor(self, x):
+        early = self.features[0](x)
+        early.register_hook(lambda gradient: None)
+        return self.head(self.features[1:](early))
+
+    def gradient_within(self, x):
+        early = self.features[0](x)
+        (gradient,) = torch.autograd.grad(early.sum(), self.features[0].bias, retain_graph=True)
+        return self.head(self.features[1:](early)) + 0 * gradient.sum()
+
+    def written_view(self, x):
+        early = self.features[0](x)
+        first = early.clone().narrow(1, 0, 1)
+        maps = self.features[1:](early)
+        return self.head(maps) + 0 * first.mul_(maps.mean()).sum()
+
+    def own_mode(self, x):
+        with torch.enable_grad():
+            maps = self.features(x)
+        return self.head(maps)
+
+
+@pytest.mark.parametrize("in_a_function", [False, True], ids=["module", "function"])
+@pytest.mark.parametrize("way", ["hook_on_a_tensor", "gradient_within", "written_view", "own_mode"])
+def test_models_that_need_the_whole_graph_have_it(way, in_a_function):
+    net, inputs = NeedsWholeGraph(way), tiny_inputs(examples=1)
+    forward_func = (lambda x: net(x)) if in_a_function else net
+    layers = [net.features[2], net.features[4]]
+    expected = [LayerDenoisedGradCam(TinyNet(), f"features.{i}").attribute(inputs, 1) for i in (2, 4)]
+    made = LayerDenoisedGradCam(forward_func, layers).attribute(inputs, 1)
+    assert all(map(same, made, expected))
+
+
+@pytest.mark.parametrize("in_a_function", [False, True], ids=["module", "function"])
+def test_a_backward_hook_of_the_layer_is_not_reached_by_its_gradients(in_a_function):
+    net, inputs, calls = TinyNet(), tiny_inputs(examples=1), []
+    expected = LayerDenoisedGradCam(net, net.features[2]).attribute(inputs, 1)
+    net.features[2].register_full_backward_hook(lambda *gradients: calls.append(1) or gradients[1])
+    forward_func = (lambda x: net(x)) if in_a_function else net
+    assert same(LayerDenoisedGradCam(forward_func, net.features[2]).attribute(inputs, 1), expected)
+    assert not calls
+
+
 @pytest.mark.usefixtures("rows_tried")
 def test_several_targets_take_one_forward_pass():
     net, passes = TinyNet(), []
