@@ -22,17 +22,48 @@ from captum_unioncam.metrics.attributions import Curve
 from captum_unioncam.metrics.faithfulness import confidence_drop, confidence_increase, deletion, insertion
 from captum_unioncam.metrics.localization import box_masks, energy_pointing_game, pointing_game
 
+# isort: split
+# Behind those above, so that tables begin with them.
+from captum_unioncam.metrics.adcc_parts import adcc, coherency, complexity
+from captum_unioncam.metrics.boxes import (
+    box_ious,
+    localization_accuracy,
+    localization_iou,
+    pixel_average_precision,
+)
+from captum_unioncam.metrics.gain import confidence_gain
+from captum_unioncam.metrics.relevance import relevance_mass, relevance_rank
+from captum_unioncam.metrics.remove_and_debias import road, road_least_relevant_first, road_most_relevant_first
+from captum_unioncam.metrics.robustness import infidelity, sensitivity_max
+from captum_unioncam.metrics.spread import sparseness
+
 __all__ = [
     "Curve",
+    "adcc",
+    "box_ious",
     "box_masks",
+    "coherency",
+    "complexity",
     "confidence_drop",
+    "confidence_gain",
     "confidence_increase",
     "deletion",
     "energy_pointing_game",
+    "infidelity",
     "insertion",
+    "localization_accuracy",
+    "localization_iou",
+    "pixel_average_precision",
     "pointing_game",
+    "relevance_mass",
+    "relevance_rank",
+    "road",
+    "road_least_relevant_first",
+    "road_most_relevant_first",
+    "sensitivity_max",
+    "sparseness",
 ]
 
-# Behind those above, so that tables begin with them.
+# And those of new files behind all.
 for _module in iter_modules(__path__, f"{__name__}."):
     import_module(_module.name)

@@ -16,11 +16,13 @@ from captum_unioncam.engine._captum import (
     BaselineType,
     TargetType,
     format_additional_forward_args,
+    format_baseline,
     format_tensor_into_tuples,
     log_usage,
 )
 from captum_unioncam.engine.blur import blurred
 from captum_unioncam.engine.checks import (
+    check_baselines,
     check_finite,
     check_function,
     check_inputs,
@@ -30,7 +32,7 @@ from captum_unioncam.engine.checks import (
 from captum_unioncam.engine.confidence import ConfidenceFunction
 from captum_unioncam.engine.maps import full_precision, minmax, up
 from captum_unioncam.engine.model_state import AUTOCAST, evaluation_mode
-from captum_unioncam.engine.perturbations import Chunk, Masks, check_dense
+from captum_unioncam.engine.perturbations import Chunk, Masks, check_dense, masked_as
 from captum_unioncam.engine.scoring import MaskedScorer
 from captum_unioncam.engine.sharing import is_shared, kept
 from captum_unioncam.engine.tuning import PassTuner
@@ -53,6 +55,9 @@ _tuners: WeakKeyDictionary[Callable[..., Any], dict[Hashable, PassTuner]] = Weak
 
 
 Attributions = Tensor | tuple[Tensor, ...]
+
+ExplanationFunction = Callable[[Any], Any]
+"""Inputs, a tensor or a tuple as they are given, to their ``Attributions``."""
 
 
 class Curve(NamedTuple):
@@ -113,38 +118,44 @@ class JudgedAttributions:
         check_function("forward_func", forward_func, optional=False)
         check_function("confidence_fn", confidence_fn)
         self.forward_func = forward_func
+        self.is_tuple = isinstance(inputs, tuple)
         self.inputs = check_inputs(format_tensor_into_tuples(inputs))
         self.target = target
         self.baselines = baselines
         self.additional_forward_args = format_additional_forward_args(additional_forward_args)
         self.confidence_fn = confidence_fn
         self.internal_batch_size = internal_batch_size
+        self.dims, self.attributions = self._at_inputs(attributions)
+        check_dense(tuple(self.inputs[i] for i in self.attributions))
+        for i in self.attributions:
+            check_finite(self.inputs[i], "inputs")
+
+    def _at_inputs(self, attributions: Attributions) -> tuple[int, dict[int, Tensor]]:
+        """The dimensions of attributions; and those of each masked input, upsampled to it, of one channel."""
         given = attributions if isinstance(attributions, tuple) else (attributions,)
         for attribution in given:
             check_map("attributions", attribution)
         if len(given) not in (1, len(self.inputs)):
             raise ValueError(f"attributions: got {len(given)} for {len(self.inputs)} inputs; give one for all or each.")
-        self.dims = next((attribution.dim() for attribution in given if attribution.dim() > 2), 0)
+        dims = next((attribution.dim() for attribution in given if attribution.dim() > 2), 0)
         if len(given) == 1:
             given *= len(self.inputs)
-        self.attributions = {
+        found = {
             i: self._upsampled(attribution, x)
             for i, (x, attribution) in enumerate(zip(self.inputs, given, strict=True))
-            if x.dim() == self.dims
+            if x.dim() == dims
         }
-        if not self.attributions:
+        if not found:
             shapes, wanted = ([tuple(x.shape) for x in values] for values in (given, self.inputs))
             raise ValueError(
                 f"attributions: got the shapes {shapes} for inputs of shape {wanted}; give (N, K, *spatial), of any "
                 "resolution, with as many dimensions as an input."
             )
-        check_dense(tuple(self.inputs[i] for i in self.attributions))
-        for i in self.attributions:
-            check_finite(self.inputs[i], "inputs")
+        return dims, found
 
     def _upsampled(self, attribution: Tensor, inputs: Tensor) -> Tensor:
         examples = inputs.shape[0]
-        if attribution.dim() != self.dims or attribution.shape[0] != examples:
+        if attribution.dim() != inputs.dim() or attribution.shape[0] != examples:
             raise ValueError(
                 f"attributions: got the shape {tuple(attribution.shape)} for an input of shape {tuple(inputs.shape)}; "
                 f"give (N, K, *spatial) of its {examples} examples."
@@ -160,16 +171,46 @@ class JudgedAttributions:
             for i, x in enumerate(self.inputs)
         )
 
+    def masks(self) -> dict[int, Tensor]:
+        """``m`` of each input that is masked, (N, 1, *spatial), in [0, 1]; zeros where attributions are constant."""
+        return {i: minmax(attribution) for i, attribution in self.attributions.items()}
+
+    def seen(self) -> tuple[Tensor, ...]:
+        """The inputs seen through their masks, in front of the baselines."""
+        check_baselines(self.baselines, self.inputs)
+        baselines, masks = format_baseline(self.baselines, self.inputs), self.masks()
+        return tuple(
+            masked_as(x, masks[i], x, torch.as_tensor(b, dtype=x.dtype, device=x.device)) if i in masks else x
+            for i, (x, b) in enumerate(zip(self.inputs, baselines, strict=True))
+        )
+
+    def explained(self, explanation_func: ExplanationFunction | None, inputs: tuple[Tensor, ...]) -> dict[int, Tensor]:
+        """The attributions of other inputs like these, as ``attributions`` has those of these."""
+        if explanation_func is None:
+            raise ValueError(
+                "explanation_func: got None; give a function of inputs to the attributions that judged method and "
+                "target have for them, such as lambda inputs: method.attribute(inputs, target)."
+            )
+        check_function("explanation_func", explanation_func, optional=False)
+        with evaluation_mode(self.forward_func), torch.enable_grad():
+            made = explanation_func(inputs if self.is_tuple else inputs[0])
+        return self._at_inputs(made)[1]
+
+    def explained_as_seen(self, explanation_func: ExplanationFunction | None) -> dict[int, Tensor]:
+        """The attributions of the inputs as they are ``seen``; within ``shared_passes`` explained once."""
+        seen = self.seen()
+        return kept(lambda: ("explained", explanation_func, seen), lambda: self.explained(explanation_func, seen))
+
     def whole_and_seen(self) -> tuple[Tensor, Tensor]:
         """``y`` and ``o``, each (N,)."""
-        masks = {i: minmax(attribution) for i, attribution in self.attributions.items()}
+        masks = self.masks()
 
         def make(chunk: Chunk, inputs: Tensor, i: int) -> Tensor:
             return torch.where(_column(chunk.numbers == 0, inputs), 1.0, masks[i][chunk.examples.to(inputs.device)])
 
         confidences = kept(
-            lambda: ("whole and seen", self._key(), self.baselines, tuple(masks.values())),
-            lambda: self._confidences(make, 2, self.baselines, {0: WHOLE}),
+            lambda: ("whole and seen", self.key(), self.baselines, tuple(masks.values())),
+            lambda: self.confidences(make, 2, self.baselines, {0: WHOLE}),
         )
         negative = (confidences < 0).any(1).nonzero().flatten().tolist()
         if negative:
@@ -182,7 +223,7 @@ class JudgedAttributions:
     def curve(self, baselines: BaselineType, steps: int, shown: Callable[[Tensor, Tensor], Tensor]) -> Curve:
         """The curve of inputs whose pixels show where ``shown(rank, pixels of the step)``, torch.lt or torch.ge."""
         self._check_steps(steps)
-        ranks = {i: _ranks(attribution) for i, attribution in self.attributions.items()}
+        ranks = {i: ranked(attribution) for i, attribution in self.attributions.items()}
 
         counts = {
             i: torch.linspace(0, rank[0].numel(), steps + 1, dtype=torch.float64).round().to(rank)
@@ -195,7 +236,7 @@ class JudgedAttributions:
 
         # Where all or nothing is shown, before the first step or after the last.
         first, last = (WHOLE, NOTHING) if shown is torch.ge else (NOTHING, WHOLE)
-        confidences = self._confidences(make, steps + 1, baselines, {0: first, steps: last})
+        confidences = self.confidences(make, steps + 1, baselines, {0: first, steps: last})
         pixels = next(iter(counts.values()))
         fractions = pixels.to(confidences) / pixels[-1]
         return Curve(torch.trapezoid(confidences, fractions, dim=1), fractions, confidences)
@@ -210,36 +251,39 @@ class JudgedAttributions:
                 f"steps: got {steps}; there are {pixels} pixels, and a step has one or more: give at most as many."
             )
 
-    def _confidences(self, make: Make, count: int, baselines: BaselineType, uniform: Mapping[int, float]) -> Tensor:
+    def confidences(self, make: Make, count: int, baselines: BaselineType, uniform: Mapping[int, float]) -> Tensor:
         """Of ``count`` masks for each example, (N, count); the ``uniform`` ones are 1 or 0 everywhere.
 
         Within ``shared_passes``, those are computed once.
         """
         if not is_shared():
-            return self._run(make, count, baselines)
+            return self.run(Masks(self.dims, make), count, baselines)
         others = torch.tensor([number for number in range(count) if number not in uniform])
 
         def make_others(chunk: Chunk, inputs: Tensor, i: int) -> Tensor:
             numbers = others.to(chunk.numbers.device)[chunk.numbers]
             return make(replace(chunk, numbers=numbers), inputs, i)
 
-        columns = dict(zip(others.tolist(), self._run(make_others, len(others), baselines).unbind(1), strict=True))
+        columns = dict(
+            zip(others.tolist(), self.run(Masks(self.dims, make_others), len(others), baselines).unbind(1), strict=True)
+        )
         for number, value in uniform.items():
-            columns[number] = self._of_uniform(value, None if value == WHOLE else baselines)
+            columns[number] = self.of_uniform(value, None if value == WHOLE else baselines)
         return torch.stack([columns[number] for number in range(count)], 1)
 
-    def _of_uniform(self, value: float, baselines: BaselineType) -> Tensor:
+    def of_uniform(self, value: float, baselines: BaselineType) -> Tensor:
         return kept(
-            lambda: ("uniform", self._key(), baselines, value),
-            lambda: self._run(partial(_uniform, value), 1, baselines).squeeze(1),
+            lambda: ("uniform", self.key(), baselines, value),
+            lambda: self.run(Masks(self.dims, partial(_uniform, value)), 1, baselines).squeeze(1),
         )
 
-    def _key(self) -> tuple[Any, ...]:
+    def key(self) -> tuple[Any, ...]:
         """What confidences depend on, besides masks and baselines."""
         arguments = self.additional_forward_args, self.target, self.confidence_fn, self.internal_batch_size
         return self.forward_func, self.inputs, *arguments
 
-    def _run(self, make: Make, count: int, baselines: BaselineType) -> Tensor:
+    def run(self, masks: Masks, count: int, baselines: BaselineType) -> Tensor:
+        """The class confidences of what ``count`` masks for each example show, (N, count)."""
         with evaluation_mode(self.forward_func) as (forward_func,):
             scorer = MaskedScorer(
                 forward_func,
@@ -251,7 +295,7 @@ class JudgedAttributions:
                 internal_batch_size=self.internal_batch_size,
                 tuners=_tuners_of(self.forward_func),
             )
-            return scorer.masked_confidences(Masks(self.dims, make), count)
+            return scorer.masked_confidences(masks, count)
 
 
 def judged(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -311,7 +355,7 @@ def one_channel(attributions: Tensor, size: torch.Size) -> Tensor:
     return summed if summed.shape[2:] == size else up(summed, size)
 
 
-def _ranks(attributions: Tensor) -> Tensor:
+def ranked(attributions: Tensor) -> Tensor:
     """Each pixel's place among its example's, 0 for the largest; of equal ones the first comes first."""
     order = attributions.flatten(1).argsort(dim=1, descending=True, stable=True)
     return order.argsort(dim=1).reshape(attributions.shape)

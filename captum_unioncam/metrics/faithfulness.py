@@ -38,6 +38,11 @@ def confidence_drop(attr: JudgedAttributions) -> Tensor:
         >>> attr = LayerUnionCam(model, layer).attribute(images, target=labels)
         >>> average_drop = 100 * confidence_drop(model, images, attr, labels).mean()
     """
+    return share_lost(attr)
+
+
+def share_lost(attr: JudgedAttributions) -> Tensor:
+    """The share of the confidence that is lost, (N,)."""
     whole, seen = attr.whole_and_seen()
     return divide_or_zero((whole - seen).clamp(min=0), whole)
 

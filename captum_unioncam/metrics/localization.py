@@ -58,7 +58,7 @@ def pointing_game(attributions: Tensor, objects: Tensor, tolerance: float = 0) -
         >>> hit = pointing_game(attr, masks)  # (4,)
     """
     check_number("tolerance", tolerance, 0, math.inf, "a distance of at least 0 pixels")
-    attributions, objects = _fitted(attributions, objects)
+    attributions, objects = fitted(attributions, objects)
     size = attributions.shape[2:]
     axes = [torch.arange(length, device=attributions.device) for length in size]
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)
@@ -102,7 +102,7 @@ def energy_pointing_game(attributions: Tensor, objects: Tensor) -> Tensor:
         >>> images, labels, masks = demo.generate(4, seed=0)
         >>> share = energy_pointing_game(attr, masks)  # (4,)
     """
-    attributions, objects = _fitted(attributions, objects)
+    attributions, objects = fitted(attributions, objects)
     energy = attributions.clamp(min=0).flatten(1)
     return divide_or_zero((energy * objects.flatten(1)).sum(1), energy.sum(1))
 
@@ -154,7 +154,7 @@ def _corners(box: Any) -> list[float]:
     return corners
 
 
-def _fitted(attributions: Tensor, objects: Tensor) -> tuple[Tensor, Tensor]:
+def fitted(attributions: Tensor, objects: Tensor) -> tuple[Tensor, Tensor]:
     """Attributions of one channel at the objects' size, and the objects, both (N, 1, *spatial)."""
     check_map("attributions", attributions)
     check_map("objects", objects)

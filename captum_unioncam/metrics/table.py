@@ -31,6 +31,7 @@ class Metric:
         has_curve (bool): Whether ``function`` takes ``return_curve`` and returns a ``Curve`` then. Default: False
         is_yes_or_no (bool): Whether each value is 0 or 1. Default: False
         defaults (tuple[str, ...]): Arguments of ``function`` that evaluations leave at their defaults. Default: none
+        on_request (bool): Whether evaluations compute it only where it is named. Default: False
     """
 
     name: str
@@ -44,6 +45,7 @@ class Metric:
     has_curve: bool = False
     is_yes_or_no: bool = False
     defaults: tuple[str, ...] = ()
+    on_request: bool = False
 
     @property
     def heading(self) -> str:
@@ -67,7 +69,8 @@ class Metric:
 
         Args:
             arguments (Mapping[str, Any]): They include forward_func, inputs, attributions, target, baselines, objects,
-                steps, return_curve, confidence_fn and internal_batch_size.
+                steps, return_curve, confidence_fn, internal_batch_size, and explanation_func, a function of other
+                inputs to the method's attributions for the same target.
 
         Returns:
             *Tensor* (N,), or with ``has_curve`` and ``return_curve`` a *Curve*.
@@ -90,7 +93,8 @@ def metric(name: str, title: str, *, larger_is_better: bool, **how: Any) -> Call
 
     Args:
         name, title, larger_is_better, **how: As :class:`Metric` takes them. The function's arguments are those of
-            ``captum_unioncam.metrics.confidence_drop`` that it needs, and ``objects``, bool (N, 1, H, W).
+            ``captum_unioncam.metrics.confidence_drop`` that it needs, ``objects``, bool (N, 1, H, W), and
+            ``explanation_func``, as ``captum_unioncam.metrics.coherency`` takes it.
 
     Raises:
         ValueError: There is a metric of that name already.
@@ -131,13 +135,13 @@ def find_metrics(names: Iterable[str] | None = None) -> list[Metric]:
     """The computed metrics of these names, in the order of tables.
 
     Args:
-        names (Iterable[str] or None): Default: None, all
+        names (Iterable[str] or None): Default: None, all but those that are computed only on request
 
     Raises:
         WrongArgument: There is no such metric.
     """
     known = all_metrics()
-    wanted = set(known if names is None else names)
+    wanted = {name for name, metric in known.items() if not metric.on_request} if names is None else set(names)
     unknown = min(wanted - known.keys(), default=None)
     if unknown is not None:
         raise WrongArgument(

@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from captum_unioncam import metrics
-from captum_unioncam.metrics.table import find_metrics
+from captum_unioncam.metrics.table import all_metrics, find_metrics
 from captum_unioncam.testing import PretendedDevices
 from captum_unioncam.testing.device_checks import MIXES, PLACES
 from tests.networks import TinyNet, tiny_inputs
 
 PARTS = ("model", "inputs", "attributions", "target", "output", "confidences", "baselines", "scale", "objects")
-FAITHFULNESS = [metric for metric in find_metrics() if not metric.needs_objects]
+METRICS = find_metrics(all_metrics())
+FAITHFULNESS = [metric for metric in METRICS if not metric.needs_objects]
 
 
 def arguments(put):
@@ -41,7 +42,7 @@ def arguments(put):
 
 
 @pytest.mark.parametrize("mix", MIXES)
-@pytest.mark.parametrize("metric", find_metrics(), ids=lambda metric: metric.name)
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
 def test_any_part_may_be_on_any_device(metric, mix):
     places = {part: PLACES[int(number)] for part, number in zip(PARTS, mix, strict=True)}
     devices = PretendedDevices()

@@ -25,7 +25,9 @@ from tests.networks import TinyNet, same, tiny_inputs
 STEPS = 6
 TARGETS = torch.tensor([3, 0, 2])
 
-every_metric = pytest.mark.parametrize("judged", find_metrics(), ids=lambda judged: judged.name)
+METRICS = find_metrics(all_metrics())
+
+every_metric = pytest.mark.parametrize("judged", METRICS, ids=lambda judged: judged.name)
 
 
 @pytest.fixture
@@ -37,6 +39,14 @@ def own_table(monkeypatch):
 @pytest.fixture
 def model():
     return TinyNet(seed=3, batch_norm=True, dropout=0.5).eval()
+
+
+def explained(model, inputs, targets):
+    """Attributions that depend on the inputs, the model and the target, with gradients: (N, 2, 4, 3)."""
+    inputs = inputs.clone().requires_grad_()
+    scores = model(inputs).gather(1, targets.reshape(-1, 1))
+    (gradients,) = torch.autograd.grad(scores.sum(), inputs)
+    return torch.nn.functional.avg_pool2d(gradients * inputs.detach(), 2)
 
 
 def arguments(model, examples=slice(None), **changed):
@@ -53,6 +63,7 @@ def arguments(model, examples=slice(None), **changed):
         "objects": objects[examples],
         "steps": STEPS,
         "return_curve": False,
+        "explanation_func": lambda inputs: explained(model, inputs, TARGETS[examples]),
         "confidence_fn": lambda output: output.softmax(1),
         "internal_batch_size": 4,
         **changed,
@@ -76,11 +87,11 @@ def loop_of(judged):
 
 
 def test_every_metric_has_its_plain_loop():
-    ours = [judged for judged in find_metrics() if judged.function.__module__.startswith("captum_unioncam.")]
+    ours = [judged for judged in METRICS if judged.function.__module__.startswith("captum_unioncam.")]
     assert [judged.name for judged in ours if loop_of(judged) is None] == []
 
 
-@pytest.mark.parametrize("judged", [m for m in find_metrics() if loop_of(m)], ids=lambda judged: judged.name)
+@pytest.mark.parametrize("judged", [m for m in METRICS if loop_of(m)], ids=lambda judged: judged.name)
 def test_the_values_are_those_of_plain_loops(model, judged):
     function = loop_of(judged)
     given = arguments(model)
@@ -98,6 +109,7 @@ def test_the_values_are_those_of_plain_loops(model, judged):
             "attribution": one["attributions"],
             "mask": given["objects"][i, 0],
             "steps": STEPS,
+            "explain": lambda image: explained(model, image, TARGETS[i : i + 1]),
         }
         return function(**{name: known[name] for name in inspect.signature(function).parameters if name in known})
 
