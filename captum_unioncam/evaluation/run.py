@@ -278,7 +278,7 @@ def _placed(subject: ExplainedModel, pictures: Iterable[_Seen]) -> Iterator[Call
 
 
 def _uploaded(uploads: Uploads, subject: ExplainedModel, seen: _Seen) -> Callable[[], _Seen] | None:
-    """Starts the copies; None where that fails: the picture's methods try it again and say why."""
+    """Starts the copies; None, or a picture without them, where that fails: its methods try it again and say why."""
     assert seen.shown is not None
     try:
         given = subject.input_and_baseline(torch.from_numpy(seen.shown), torch.device("cpu"))
@@ -288,7 +288,10 @@ def _uploaded(uploads: Uploads, subject: ExplainedModel, seen: _Seen) -> Callabl
         return None
 
     def arrived() -> _Seen:
-        inputs, black, *objects = copied()
+        try:
+            inputs, black, *objects = copied()
+        except Exception:
+            return seen
         return replace(seen, given=(inputs, black), masks=dict(zip(masks, objects, strict=True)))
 
     return arrived
@@ -308,12 +311,17 @@ def _records(
     pairs = [(method, (target,)) for _, target, method in keys if target is not None]
     masks = seen.masks_on_cpu() if seen.masks is None else seen.masks
     for started in judge.started(pairs, torch.from_numpy(seen.shown), masks, seen.name, given=seen.given):
+        coming: list[tuple[Tensor, Mark]] = []
+        try:
+            coming = [(to_host(_thumbnail(x.attribution)), Mark(judge.subject.device)) for x in started.pending]
+        except Exception as error:
+            # Of an earlier pass too, which a GPU tells late.
+            started = replace(started, pending=[], error=error)
         release(started.error)
-        small = [to_host(_thumbnail(one.attribution)) for one in started.pending]
-        yield partial(_record, judge, seen.name, started, small, Mark(judge.subject.device))
+        yield partial(_record, judge, seen.name, started, coming)
 
 
-def _record(judge: Judge, name: str, started: Started, small: Sequence[Tensor], arrived: Mark) -> Record:
+def _record(judge: Judge, name: str, started: Started, coming: Sequence[tuple[Tensor, Mark]]) -> Record:
     """The record of what was started, when it has arrived."""
     (target,) = started.targets
     outcome, class_name, device = started.outcome(), judge.subject.classifier.class_name(target), judge.subject.device
@@ -326,8 +334,9 @@ def _record(judge: Judge, name: str, started: Started, small: Sequence[Tensor], 
             ) from outcome.error
         problem = f"{SHORTAGE}{outcome.problem}" if outcome.is_shortage else outcome.problem
         return Record(name, target, class_name, outcome.method, error=problem)
+    ((small, arrived),) = coming
     arrived.wait()
-    return Record(name, target, class_name, outcome.method, **_numbers(outcome.judgements[0], small[0]))
+    return Record(name, target, class_name, outcome.method, **_numbers(outcome.judgements[0], small))
 
 
 def _answers(device: torch.device) -> bool:

@@ -15,6 +15,7 @@ from captum_unioncam.evaluation.run import Evaluation, evaluate
 from captum_unioncam.evaluation.transfers import Mark, Uploads, queued, to_host
 from captum_unioncam.methods.settings import MethodSettings
 from captum_unioncam.models.subject import ExplainedModel
+from captum_unioncam.system.errors import Failure
 from captum_unioncam.testing import PretendedDevices
 
 GPU = torch.device("cuda", 0)
@@ -316,6 +317,42 @@ def test_a_copy_that_fails_is_made_at_the_images_turn(gpu, data, on_cpu, monkeyp
         evaluated(data, subject, method_names=["grad_cam"])
     expected = [record.get("map") for record in on_cpu if record["method"] == "grad_cam"]
     assert [record.get("map") for record in lines_in(OUT)] == expected
+
+
+@pytest.mark.parametrize("when", [1, 3])
+def test_a_gpu_that_fails_ends_the_run_which_goes_on_at_the_next_start(gpu, data, on_cpu, monkeypatch, when):
+    subject, calls, dead = gpu.subject(), [], []
+    error = getattr(torch, "AcceleratorError", RuntimeError)("CUDA error: an illegal memory access was encountered")
+
+    def fails_when_dead(function):
+        def called(*arguments, **named):
+            if dead:
+                raise error
+            return function(*arguments, **named)
+
+        return called
+
+    def killing(model, layer, settings):
+        def attribute(inputs, target, baselines):
+            calls.append(1)
+            if len(calls) == when:
+                # It is told at the next call.
+                dead.append(True)
+            return inputs
+
+        return attribute
+
+    methods.register("killing", killing)
+    for where, name in ((torch, "ones"), (Event, "record"), (Event, "reach"), (Event, "synchronize")):
+        monkeypatch.setattr(where, name, fails_when_dead(getattr(where, name)))
+    with gpu.active():
+        with pytest.raises(Failure, match=r"cuda:0 has failed while .*illegal memory access.*start again"):
+            evaluated(data, subject, method_names=["killing"])
+        assert not any("illegal" in record.get("error", "") for record in lines_in(OUT))
+        dead.clear()
+        evaluated(data, subject, method_names=["killing"])
+    keys = [(record["image"], record.get("target")) for record in lines_in(OUT)]
+    assert sorted(keys) == sorted({(one["image"], one["target"]) for one in on_cpu})
 
 
 def test_a_number_that_is_not_finite_is_told_when_it_has_arrived(gpu, data):
