@@ -159,17 +159,17 @@ def test_a_table_that_is_a_pipe_is_refused(tmp_path):
 
 
 def test_masks_are_beside_the_pictures_of_a_class_or_in_folders_like_theirs(tmp_path):
-    for name in ("cat/a.jpg", "cat/deep/b.webp", "dog/c.png", "dog/d.png"):
+    for name in ("cat/a.jpg", "cat/deep/b.webp", "dog/c.jpg", "dog/d.png"):
         save(tmp_path / name)
     save_mask(tmp_path / "cat/masks/a.png", (1, 2, 3, 4))
     save_mask(tmp_path / "cat/deep/masks/b.png", (0, 0, 5, 1))
     save_mask(tmp_path / "masks/dog/c.png", (4, 4, 10, 6))
     litter(tmp_path, tmp_path / "cat", tmp_path / "cat/masks", tmp_path / "masks")
     data_set = open_data_set(str(tmp_path), None, 2)
-    assert data_set.names == ["cat/a.jpg", "cat/deep/b.webp", "dog/c.png", "dog/d.png"]
+    assert data_set.names == ["cat/a.jpg", "cat/deep/b.webp", "dog/c.jpg", "dog/d.png"]
     same(objects_of(data_set, "cat/a.jpg"), {0: rectangle(1, 2, 3, 4)})
     same(objects_of(data_set, "cat/deep/b.webp"), {0: rectangle(0, 0, 5, 1)})
-    same(objects_of(data_set, "dog/c.png"), {1: rectangle(4, 4, 10, 6)})
+    same(objects_of(data_set, "dog/c.jpg"), {1: rectangle(4, 4, 10, 6)})
     assert objects_of(data_set, "dog/d.png") == {1: None}
 
 
