@@ -31,7 +31,7 @@ def sanity(
         Order,
         typer.Option(
             "--order",
-            help="cascading: all layers from the output down to each are initialised anew; independent: each alone.",
+            help="cascading: all layers from the output down to each are initialised anew. independent: each alone.",
         ),
     ] = Order.cascading,
     max_layers: Annotated[
@@ -44,7 +44,15 @@ def sanity(
             show_default="all",
         ),
     ] = None,
-    seed: options.SeedOption = 0,
+    seed: Annotated[
+        int,
+        typer.Option(
+            "--seed",
+            min=0,
+            metavar="N",
+            help="Seed of new weights, of the other class, and of methods that draw random numbers.",
+        ),
+    ] = 0,
     output: options.OutputOption = Path("sanity"),
     **_model_options: Any,
 ) -> None:

@@ -435,6 +435,14 @@ def test_wrong_options_end_with_exit_code_2_and_one_line(capsys, arguments, mess
     assert not Path("sanity").exists()
 
 
+def test_the_help_fits_80_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, lines, errors = run(capsys, "sanity", "--help")
+    assert (code, errors) == (0, [])
+    assert max(map(len, lines)) <= 80
+    assert "union_cam, denoised_grad_cam" in " ".join(" ".join(lines).split())
+
+
 def test_progress_is_shown_on_a_terminal_alone(capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert "methods: 100%" in run(capsys, *QUICK, "--methods", "saliency")[2][-1]
