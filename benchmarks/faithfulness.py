@@ -104,6 +104,7 @@ def experiments(limit: int | None) -> list[Experiment]:
                 str(table),
                 layer,
                 classes,
+                preprocess="size=240",
                 limit=limit,
             )
             for layer in brain_mri.LAYERS
