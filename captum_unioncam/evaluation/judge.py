@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from captum_unioncam.engine.confidence import output_tensor
+from captum_unioncam.engine.randomization import seeded_devices
 from captum_unioncam.engine.sharing import SharedPasses, shared_passes
 from captum_unioncam.engine.tuning import fixed_rows, out_of_memory
 from captum_unioncam.evaluation.transfers import Mark, to_host
@@ -333,7 +334,7 @@ class Judge:
         if confidences is None:
             confidences = self.subject.confidences(inputs)[0]
         device = self.subject.device
-        with torch.random.fork_rng(_seeded_devices()), shared or shared_passes() as shared:
+        with torch.random.fork_rng(seeded_devices()), shared or shared_passes() as shared:
             self._warm_up(inputs)
             start, saved = Mark(device), shared.saved
             explained = self._explained(method, targets, inputs, black, name)
@@ -411,12 +412,6 @@ class Judge:
                 if output.requires_grad:
                     torch.autograd.grad(output.sum(), inputs, allow_unused=True)
             self._is_warm = True
-
-
-def _seeded_devices() -> list[int]:
-    """The GPUs that torch.manual_seed seeds: all, once one is in use."""
-    in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    return list(range(torch.cuda.device_count())) if in_use else []
 
 
 def _that_show_something(objects: Objects | None) -> Objects:
