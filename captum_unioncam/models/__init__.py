@@ -2,3 +2,39 @@
 
 Imports attr, engine, demo and system.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from captum_unioncam.models.subject import ExplainedModel
+
+
+def load(name: str = "demo", weights: str | None = None, **options: Any) -> ExplainedModel:
+    """Loads a classifier by name, with its preprocessing, its class names and the layer to explain.
+
+    Args:
+        name (str): "demo", a torchvision classification model, "timm:NAME", "hf:NAME", or "package.module:function".
+            Default: "demo"
+        weights (str or None): A file of weights, or "random" for an untrained model of timm or Hugging Face.
+            Default: None, the model's own, which is downloaded
+        **options: Further arguments of ``ExplainedModel``: ``layer``, ``preprocess``, ``device``, ``confidence``.
+
+    Returns:
+        *ExplainedModel*, as the command uses it.
+
+    Raises:
+        WrongArgument: There is no such model, layer or device.
+        Failure: The model cannot be loaded, or does not run on pictures.
+
+    Examples::
+
+        >>> from captum_unioncam import models
+        >>> subject = models.load("timm:vit_small_patch16_224")
+        >>> inputs, black = subject.input_and_baseline(subject.shown(picture))
+        >>> attr = LayerUnionCam(subject.model, subject.layer).attribute(inputs, 281, baselines=black)
+    """
+    from captum_unioncam.models.subject import ExplainedModel
+
+    return ExplainedModel(name, weights, **options)

@@ -12,6 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import BatchNorm2d, Module
 
+from captum_unioncam.models.hubs import (
+    HUBS,
+    RANDOM,
+    from_hugging_face,
+    from_timm,
+    hugging_face_preprocessing,
+    timm_preprocessing,
+)
 from captum_unioncam.models.preprocessing import (
     PAPER,
     Preprocessing,
@@ -68,11 +76,13 @@ def load_classifier(
     """Loads a model by name.
 
     Args:
-        name (str): "demo", the embedded network; a torchvision classification model; "efficientnet_lite0", of the
-            extra [imagenet]; or "package.module:function", a function without arguments that returns the model, or a
-            ``Classifier`` with its preprocessing and class names. Default: "demo"
+        name (str): "demo", the embedded network; a torchvision classification model; "timm:NAME" and "hf:NAME", of
+            the extras [timm] and [hf], the latter a name on Hugging Face's hub or a folder; "efficientnet_lite0", of
+            the extra [imagenet]; or "package.module:function", a function without arguments that returns the model, or
+            a ``Classifier`` with its preprocessing and class names. Default: "demo"
         weights (Path or None): Its weights: a ``.safetensors`` file, or a state dict saved by ``torch.save``, which is
-            loaded without running code. Default: None, the model's own, which torchvision downloads
+            loaded without running code; "random" leaves models of timm and of Hugging Face untrained. Default: None,
+            the model's own, which is downloaded
         preprocess (str): "paper" for the paper's, "auto" for the model's own, which of a function that returns a module
             is the paper's, or a description as ``own_preprocessing`` takes it. Default: "auto"
         show_progress (bool): Show the progress of a download. Default: False
@@ -84,8 +94,11 @@ def load_classifier(
         WrongArgument: There is no such model.
         Failure: The weights cannot be downloaded or read, or do not fit; the user's function failed.
     """
-    state = None if weights is None else read_state_dict(weights)
-    if name == DEMO_MODEL:
+    is_random = str(weights) == RANDOM and name.startswith(HUBS)
+    state = None if weights is None or is_random else read_state_dict(weights)
+    if name.startswith(HUBS):
+        classifier = _of_hub(name, state, pretrained=weights is None)
+    elif name == DEMO_MODEL:
         classifier = _demo()
     elif ":" in name:
         classifier = _made_by_function(name)
@@ -120,6 +133,9 @@ def preprocessing_of(name: str, preprocess: str = "auto") -> Preprocessing:
         return PAPER
     if preprocess != "auto":
         return own_preprocessing(preprocess)
+    if name.startswith(HUBS):
+        library, _, own = name.partition(":")
+        return timm_preprocessing(own) if library == "timm" else hugging_face_preprocessing(own)
     if ":" in name:
         return _made_by_function(name).preprocessing
     if name == DEMO_MODEL:
@@ -132,6 +148,12 @@ def preprocessing_of(name: str, preprocess: str = "auto") -> Preprocessing:
     transforms = weights.transforms()
     fit = weights.transforms(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     return Preprocessing(fit, tuple(transforms.mean), tuple(transforms.std))
+
+
+def _of_hub(name: str, state: StateDict | None, pretrained: bool) -> Classifier:
+    library, _, own = name.partition(":")
+    made = from_timm(own, pretrained, state) if library == "timm" else from_hugging_face(own, pretrained)
+    return Classifier(name, made[0], preprocessing_of(name), made[1])
 
 
 def _demo() -> Classifier:

@@ -1,0 +1,145 @@
+"""Models of timm and of Hugging Face by name, with their own preprocessing and class names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import Module
+
+from captum_unioncam.models.preprocessing import PAPER, Preprocessing
+from captum_unioncam.system.errors import Failure, WrongArgument, one_line
+from captum_unioncam.system.imports import suggestion
+
+HUBS = ("timm:", "hf:")
+"""How the names of these models begin."""
+
+RANDOM = "random"
+"""In place of a file of weights: none, the model as it is made."""
+
+_KEPT_WITHOUT = "without a network, give a file by weights=FILE, or weights='random' for an untrained model."
+
+
+def from_timm(
+    name: str, pretrained: bool, state: Mapping[str, Tensor] | None = None
+) -> tuple[Module, tuple[str, ...] | None]:
+    """A model of timm and its class names, None where they are not known.
+
+    Args:
+        name (str): Without "timm:".
+        pretrained (bool): With its weights, from the hub.
+        state (Mapping or None): Weights that it will get, whose number of classes it has. Default: None
+
+    Raises:
+        WrongArgument: timm is not installed, or has no such model.
+        Failure: The weights cannot be downloaded.
+    """
+    timm = _package("timm", "timm")
+    if not timm.is_model(name):
+        near = suggestion(name.partition(".")[0], timm.list_models())
+        raise WrongArgument(f"name: timm has no model {name!r}{near}")
+    heads = timm.get_pretrained_cfg(name).classifier
+    weight = (state or {}).get(f"{heads if isinstance(heads, str) else heads[0]}.weight")
+    options = {} if weight is None else {"num_classes": weight.shape[0]}
+    with _seeded():
+        model: Any = _from_hub(f"timm:{name}", lambda: timm.create_model(name, pretrained=pretrained, **options))
+    return model, _timm_names(model)
+
+
+def timm_preprocessing(name: str) -> Preprocessing:
+    """That of a model of timm, by its name without "timm:"."""
+    timm = _package("timm", "timm")
+    if not timm.is_model(name):
+        raise WrongArgument(f"name: timm has no model {name!r}.")
+    config = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
+    return Preprocessing(partial(_fit_by_timm, config), tuple(config["mean"]), tuple(config["std"]))
+
+
+def from_hugging_face(name: str, pretrained: bool) -> tuple[Module, tuple[str, ...] | None]:
+    """An image classifier of Hugging Face's hub, or of a folder that ``save_pretrained`` wrote, and its class names.
+
+    Args:
+        name (str): Without "hf:". Without weights, the folder or the hub has to give the configuration alone.
+        pretrained (bool): With its weights.
+
+    Raises:
+        WrongArgument: transformers is not installed.
+        Failure: The configuration or the weights cannot be downloaded.
+    """
+    transformers = _package("transformers", "hf")
+
+    def make() -> Any:
+        if pretrained:
+            return transformers.AutoModelForImageClassification.from_pretrained(name, use_safetensors=True)
+        config = transformers.AutoConfig.from_pretrained(name)
+        return transformers.AutoModelForImageClassification.from_config(config)
+
+    with _seeded():
+        model = _from_hub(f"hf:{name}", make)
+    names: Mapping[int, str] = model.config.id2label
+    return model, tuple(names[i] for i in sorted(names))
+
+
+def hugging_face_preprocessing(name: str) -> Preprocessing:
+    """That of a model of Hugging Face, by its name without "hf:"; the paper's where the model comes with none."""
+    transformers = _package("transformers", "hf")
+    if Path(name).is_dir() and not (Path(name) / "preprocessor_config.json").exists():
+        return PAPER
+    processor = _from_hub(f"hf:{name}", lambda: transformers.AutoImageProcessor.from_pretrained(name))
+    if not processor.do_normalize:
+        return Preprocessing(partial(_fit_by_processor, processor))
+    return Preprocessing(partial(_fit_by_processor, processor), tuple(processor.image_mean), tuple(processor.image_std))
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """Untrained weights are the same each time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def _package(package: str, extra: str) -> Any:
+    try:
+        return __import__(package)
+    except ImportError as error:
+        raise WrongArgument(f"name: needs {package}; pip install 'captum-unioncam[{extra}]'.") from error
+
+
+def _from_hub(name: str, make: Callable[[], Any]) -> Any:
+    try:
+        return make()
+    except Exception as error:
+        # Hubs raise errors of many types.
+        raise Failure(f"name={name!r}: cannot be loaded ({one_line(error)}); {_KEPT_WITHOUT}") from error
+
+
+def _timm_names(model: Any) -> tuple[str, ...] | None:
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
+    own = model.pretrained_cfg.get("label_names")
+    if own and len(own) == model.num_classes:
+        return tuple(own)
+    subset = infer_imagenet_subset(model)
+    return tuple(map(ImageNetInfo(subset).index_to_description, range(model.num_classes))) if subset else None
+
+
+def _fit_by_timm(config: dict[str, Any], picture: Image.Image) -> Tensor:
+    from timm.data import create_transform
+
+    unscaled = {**config, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    fitted: Tensor = create_transform(**unscaled, is_training=False)(picture)
+    return fitted.clamp(0, 1)
+
+
+def _fit_by_processor(processor: Any, picture: Image.Image) -> Tensor:
+    made = processor(np.array(picture), return_tensors="pt", do_normalize=False)["pixel_values"]
+    fitted: Tensor = torch.as_tensor(made)[0].float()
+    return fitted.clamp(0, 1)
