@@ -1,0 +1,72 @@
+"""Models of ONNX Runtime and of OpenVINO as ``score_func``: masked passes need no gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Scorer = Callable[[Tensor], Tensor]
+
+
+def onnx(path: str | Path, threads: int = 0) -> Scorer:
+    """A model of a ``.onnx`` file, run by ONNX Runtime on the CPU (extra [onnx]).
+
+    Args:
+        path (str or Path): The file: a model of one input and one output, (N, C, H, W) to (N, classes), exported with
+            a dynamic first dimension, or with ``internal_batch_size`` rows. Quantised ones too.
+        threads (int): How many to compute with. Default: 0, all cores
+
+    Returns:
+        *Callable*: Inputs to outputs, on the inputs' device.
+
+    Raises:
+        ImportError: onnxruntime is not installed.
+
+    Examples::
+
+        >>> torch.onnx.export(model, (images,), "model.onnx", dynamic_shapes=({0: torch.export.Dim("n")},))
+        >>> attr = LayerScoreCam(model, layer, score_func=scorers.onnx("model.onnx")).attribute(images, target=3)
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return _on_cpu(lambda array: session.run(None, {name: array})[0])
+
+
+def openvino(path: str | Path, device: str = "CPU") -> Scorer:
+    """A model of an ``.xml`` or ``.onnx`` file, run by OpenVINO (extra [openvino]).
+
+    Args:
+        path (str or Path): The file, as ``onnx`` takes it.
+        device (str): As OpenVINO calls it. Default: "CPU"
+
+    Returns:
+        *Callable*: Inputs to outputs, on the inputs' device.
+
+    Raises:
+        ImportError: openvino is not installed.
+
+    Examples::
+
+        >>> score_func = scorers.openvino("model.onnx")
+        >>> attr = LayerScoreCam(model, layer, score_func=score_func).attribute(images, target=3)
+    """
+    import openvino as runtime
+
+    compiled = runtime.Core().compile_model(str(path), device)
+    return _on_cpu(lambda array: compiled(array)[0])
+
+
+def _on_cpu(run: Callable[[Any], Any]) -> Scorer:
+    def score(inputs: Tensor) -> Tensor:
+        made = run(inputs.detach().float().contiguous().cpu().numpy())
+        return torch.from_numpy(made.copy()).to(inputs.device, inputs.dtype)
+
+    return score

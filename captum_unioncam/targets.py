@@ -1,0 +1,194 @@
+"""Functions of a model's output for tasks other than one class of a picture: one score for each example, to explain.
+
+Each is called on a model and returns what methods and metrics take as ``forward_func``, without a target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captum_unioncam.engine.confidence import output_tensor
+
+Forward = Callable[..., Tensor]
+
+
+class SegmentationTarget:
+    r"""
+    How sure a model of segmentation is of a class, on average over a region: the mean of its softmax there.
+
+    Args:
+        class_index (int): The class.
+        mask (Tensor or None): bool (H, W): the region, of the size of the model's output. Default: None, where each
+            example's own output has the class as its largest, in each pass anew
+
+    Examples::
+
+        >>> region = model(images)["out"][0].argmax(0) == 15
+        >>> forward = SegmentationTarget(15, region)(model)
+        >>> attr = LayerUnionCam(forward, model.backbone.layer4).attribute(images[:1])
+    """
+
+    def __init__(self, class_index: int, mask: Tensor | None = None) -> None:
+        if mask is not None and (mask.dtype != torch.bool or mask.dim() != 2):
+            raise ValueError(
+                f"mask: got {mask.dtype} of shape {tuple(mask.shape)}; give bool (H, W), such as "
+                "output[0].argmax(0) == 15."
+            )
+        if mask is not None and not mask.any():
+            raise ValueError("mask: has no place that is True; give a region that is not empty.")
+        self.class_index, self.mask = class_index, mask
+
+    def __call__(self, model: Callable[..., Any]) -> Forward:
+        """The model's output (N, classes, H, W) as a function of its inputs to scores (N,), in [0, 1]."""
+
+        def score(*inputs: Any) -> Tensor:
+            output = output_tensor(model(*inputs), inputs[0].shape[0])
+            confidences = output.softmax(1)[:, self.class_index]
+            region = self._region(output)
+            return (confidences * region).flatten(1).sum(1) / region.flatten(1).sum(1).clamp(min=1)
+
+        return score
+
+    def _region(self, output: Tensor) -> Tensor:
+        if self.mask is None:
+            return output.argmax(1) == self.class_index
+        if self.mask.shape[-2:] != output.shape[-2:]:
+            raise ValueError(
+                f"mask: has shape {tuple(self.mask.shape)}, and the model's output {tuple(output.shape)}; give a mask "
+                "of the output's size."
+            )
+        return self.mask.to(output.device).expand(output.shape[0], *output.shape[2:])
+
+
+class DetectionTarget:
+    r"""
+    How sure a detector is of a box: over all boxes, the largest score of the label times the overlap with the box.
+
+    A masked picture has other boxes, in another order: what counts is one of the label in the same place (the
+    similarity of D-RISE, Petsiuk et al., CVPR 2021, https://arxiv.org/abs/2006.03204).
+
+    Args:
+        box (Tensor or sequence of 4): Left, top, right and bottom, as the detector gives them.
+        label (int): The class.
+        iou (float): Boxes of a smaller intersection over union do not count, in [0, 1). Default: 0
+
+    Examples::
+
+        >>> found = detector(images[:1])[0]
+        >>> forward = DetectionTarget(found["boxes"][0], int(found["labels"][0]))(detector)
+        >>> attr = LayerUnionCam(forward, detector.backbone.body.layer4).attribute(images[:1])
+    """
+
+    def __init__(self, box: Any, label: int, iou: float = 0.0) -> None:
+        self.box = torch.as_tensor(box, dtype=torch.float64)
+        if self.box.shape != (4,) or not (self.box[2:] > self.box[:2]).all():
+            raise ValueError(f"box: got {box}; give left, top, right and bottom.")
+        if not 0 <= iou < 1:
+            raise ValueError(f"iou: got {iou}; give a number from 0 to below 1.")
+        self.label, self.iou = label, iou
+
+    def __call__(self, model: Callable[..., Any]) -> Forward:
+        """The detector as a function of its inputs to scores (N,), in [0, 1].
+
+        Args:
+            model (Callable): Inputs to torchvision's form, a list of N dicts with "boxes" (M, 4), "scores" (M,) and
+                "labels" (M,); or to DETR's, "logits" (N, M, classes + 1), the last of no object, and "pred_boxes"
+                (N, M, 4) of centre and size in shares of the picture, of which ``box`` is in shares too.
+        """
+
+        def score(*inputs: Any) -> Tensor:
+            found = model(*inputs)
+            of_images = found if isinstance(found, (list, tuple)) else self._of_queries(found)
+            return torch.stack([self._score(*one) for one in map(self._of_label, of_images)])
+
+        return score
+
+    def _of_label(self, found: Any) -> tuple[Tensor, Tensor]:
+        """The boxes (M, 4) and what they have as the score of the label, (M,)."""
+        return found["boxes"], found["scores"] * (found["labels"] == self.label)
+
+    def _of_queries(self, found: Any) -> list[dict[str, Tensor]]:
+        centre, size = found["pred_boxes"].chunk(2, -1)
+        scores = found["logits"].softmax(-1)[..., self.label]
+        labels = torch.full_like(scores, self.label, dtype=torch.int64)
+        boxes = torch.cat([centre - size / 2, centre + size / 2], -1)
+        parts = zip(boxes, scores, labels, strict=True)
+        return [{"boxes": box, "scores": score, "labels": label} for box, score, label in parts]
+
+    def _score(self, boxes: Tensor, scores: Tensor) -> Tensor:
+        overlap = overlaps(boxes, self.box.to(boxes))
+        made = scores * overlap * (overlap >= self.iou)
+        # A picture without boxes has the score 0, with a gradient to nothing.
+        return torch.cat([made, made.new_zeros(1)]).max()
+
+
+class PairTarget:
+    """Why one class and not another: the difference of two outputs.
+
+    Args:
+        one (int): The class that is explained.
+        other (int): The class that it is compared with.
+
+    Examples::
+
+        >>> forward = PairTarget(281, 282)(model)  # a tabby and no tiger cat
+        >>> attr = LayerUnionCam(forward, model.layer4, confidence_fn=torch.sigmoid).attribute(images)
+    """
+
+    def __init__(self, one: int, other: int) -> None:
+        if one == other:
+            raise ValueError(f"other: is {other}, as one is; give two classes.")
+        self.one, self.other = one, other
+
+    def __call__(self, model: Callable[..., Any]) -> Forward:
+        """The model, (N, classes), as a function of its inputs to differences (N, 1): give ``confidence_fn``.
+
+        Its sigmoid is the softmax of the two classes alone.
+        """
+
+        def difference(*inputs: Any) -> Tensor:
+            output = output_tensor(model(*inputs), inputs[0].shape[0])
+            return output[:, [self.one]] - output[:, [self.other]]
+
+        return difference
+
+
+class EmbeddingTarget:
+    """How similar an embedding is to another, of a text (CLIP) or of a picture (retrieval): half of 1 plus the cosine.
+
+    Args:
+        reference (Tensor): (D,).
+
+    Examples::
+
+        >>> text = clip.get_text_features(**tokens)[0]
+        >>> forward = EmbeddingTarget(text)(clip.get_image_features)
+        >>> attr = LayerUnionCam(forward, layer).attribute(images)
+    """
+
+    def __init__(self, reference: Tensor) -> None:
+        if reference.dim() != 1 or not reference.any():
+            raise ValueError(f"reference: has shape {tuple(reference.shape)}; give one embedding (D,) that is not 0.")
+        self.reference = reference.detach()
+
+    def __call__(self, model: Callable[..., Any]) -> Forward:
+        """The model, (N, D), as a function of its inputs to similarities (N,), in [0, 1]."""
+
+        def similarity(*inputs: Any) -> Tensor:
+            output = output_tensor(model(*inputs), inputs[0].shape[0])
+            return (1 + F.cosine_similarity(output, self.reference.to(output)[None], dim=1)) / 2
+
+        return similarity
+
+
+def overlaps(boxes: Tensor, box: Tensor) -> Tensor:
+    """Intersection over union of boxes (M, 4) with one (4,), each left, top, right and bottom."""
+    sides = (torch.minimum(boxes[:, 2:], box[2:]) - torch.maximum(boxes[:, :2], box[:2])).clamp(min=0)
+    areas = [(one[..., 2] - one[..., 0]) * (one[..., 3] - one[..., 1]) for one in (boxes, box)]
+    intersection = sides.prod(1)
+    return intersection / (areas[0] + areas[1] - intersection)
