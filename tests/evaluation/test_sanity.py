@@ -163,6 +163,11 @@ def test_layers_are_in_the_order_in_which_they_run(net, images):
     assert layers_from_the_top(net, images) == LAYERS
 
 
+def test_a_layer_that_runs_twice_counts_where_it_runs_last(images):
+    shared, between = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+    assert layers_from_the_top(nn.Sequential(shared, between, shared).double(), images) == ["0", "1"]
+
+
 def test_attention_counts_with_the_layer_that_it_is_part_of():
     model = VisionTransformer(32, 16, 1, 2, 12, 16, num_classes=3).eval()
     found = layers_from_the_top(model, torch.rand(1, 3, 32, 32))
