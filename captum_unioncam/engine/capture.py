@@ -30,6 +30,7 @@ from captum_unioncam.engine._captum import (
 from captum_unioncam.engine.checks import check_finite, inputs_with_mask
 from captum_unioncam.engine.gradients import gradients, recurrent_training
 from captum_unioncam.engine.layouts.base import ReshapeTransform
+from captum_unioncam.engine.layouts.found import needs_transform, remembered_transform, unchanged
 from captum_unioncam.engine.layouts.torchvision import KnownTransforms
 from captum_unioncam.engine.maps import MAX_SPATIAL_DIMS, full_precision
 from captum_unioncam.engine.model_state import has_backward_hooks, modules_behind
@@ -231,7 +232,7 @@ class LayerCall:
         return f"{name!r} ({type(layer).__name__})" if name else type(layer).__name__
 
     def _as_maps(self, of_layers: OfLayers, what: str) -> OfLayers:
-        transforms = self._known_transforms()
+        transforms = self._known_transforms(of_layers)
         made = [
             tuple(_checked(value, transform(value), what, self.inputs) for value in values)
             for values, transform in zip(of_layers, transforms, strict=True)
@@ -242,14 +243,35 @@ class LayerCall:
                 self.of_maps.extend(LayerMaps(layer, i, value.detach(), transform, m) for i, (value, m) in parts)
         return made
 
-    def _known_transforms(self) -> list[ReshapeTransform]:
+    def _known_transforms(self, of_layers: OfLayers) -> list[ReshapeTransform]:
         if self.reshape_transform is not None:
             return [self.reshape_transform] * len(self.layers)
         if not self.transforms:
             # Known only after a call: which modules a plain function has called.
             known = KnownTransforms(modules_behind(self.forward_func), self.attribute_to_layer_input)
-            self.transforms.extend(known[layer] for layer in self.layers)
+            self.transforms.extend(
+                known[layer] if layer in known else self._found_transform(layer, values)
+                for layer, values in zip(self.layers, of_layers, strict=True)
+            )
         return self.transforms
+
+    def _found_transform(self, layer: Module, values: tuple[Tensor, ...]) -> ReshapeTransform:
+        """What makes maps of the layer's only tensor, where it is tokens or has its channels last."""
+
+        def run(inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+            return {f"{number}": x for (one, number), x in self.reached(inputs).items() if one is layer}
+
+        if len(values) != 1 or not needs_transform(values[0], self.inputs):
+            return unchanged
+        found = remembered_transform(layer, values[0], self.inputs, self.attribute_to_layer_input, run)
+        if found is None and values[0].dim() == 3:
+            raise LayerError(
+                f"layer: {self.name(layer)} has an {'input' if self.attribute_to_layer_input else 'output'} of shape "
+                f"{tuple(values[0].shape)} that does not follow the inputs place by place, as tokens row by row do; "
+                f"{OTHER_LAYER}, or give a reshape_transform that makes maps of it, such as "
+                "tokens_to_maps(14, 14, class_tokens=1)."
+            )
+        return found or unchanged
 
 
 def _checked(value: Tensor, maps: Any, what: str, inputs: tuple[Tensor, ...]) -> Tensor:
