@@ -288,15 +288,15 @@ class ExplainedModel:
                 f"layer={name!r}: is called {len(outputs)} times in a pass, each time with other maps; give another."
             )
         transform = layer_transforms(self.model, inputs).get(layer)
-        if transform is None:
-            output = outputs[0] if outputs else None
+        output = outputs[0] if outputs else None
+        if transform is None or not isinstance(output, Tensor):
             shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             what = f"has {shape} as output" if outputs else "does not run"
             raise WrongArgument(
                 f"layer={name!r}: {what}; give a layer that maps pictures, (1, channels, height, width), or tokens "
                 "that follow the picture place by place."
             )
-        if transform(outputs[0]) is outputs[0]:
+        if transform(output) is output:
             return layer, None
         with_maps = WithMaps(layer, transform)
         self._put(layer, with_maps)

@@ -85,12 +85,13 @@ def test_every_method_refuses_heads(method):
 @pytest.mark.parametrize("method", METHODS_2D, ids=lambda method: method.name)
 @pytest.mark.parametrize("layer", ["norm", "mlp"])
 @pytest.mark.parametrize("size", [(32, 32), (32, 16)])
-def test_every_method_refuses_channels_last_and_takes_them_as_maps(method, layer, size):
+def test_every_method_takes_channels_last_as_maps(method, layer, size):
     net, pictures = ChannelsLast().eval(), torch.rand(2, 3, *size)
-    said = refusal(method, net, layer, pictures)
-    assert f"of shape (2, {size[0] // 4}, {size[1] // 4}, 8) with its channels last" in said
-    assert "give reshape_transform=channels_last_to_maps, or choose another, such as 'stem'." in said
-    attr = method(net, layer, reshape_transform=channels_last_to_maps).attribute(pictures, 1)
+    attr, given = (
+        method(net, layer, reshape_transform=transform).attribute(pictures, 1)
+        for transform in (None, channels_last_to_maps)
+    )
+    assert torch.allclose(attr, given, rtol=0, atol=1e-6)
     of_input = method.name in ("feature_cam", "augmented_grad_cam")
     assert attr.shape == (2, 1, *(side if of_input else side // 4 for side in size))
 
@@ -100,7 +101,7 @@ def test_as_many_examples_as_another_dimension_has(examples):
     net = Transformer(class_token=False, fixed_size=False, heads=2).eval()
     for layer in ("blocks.0.q_norm", "blocks.1.weights"):
         assert "is no maps" in refusal(LayerScoreCam, net, layer, torch.rand(examples, 3, 32, 32))
-    assert "channels last" in refusal(LayerScoreCam, ChannelsLast(), "norm", torch.rand(examples, 3, 32, 32))
+    assert LayerScoreCam(ChannelsLast(), "norm").attribute(torch.rand(examples, 3, 32, 32), 1).shape[2:] == (8, 8)
 
 
 def test_several_windows_have_no_row_for_each_example():
@@ -148,12 +149,10 @@ def weights(x):
 @pytest.mark.parametrize(
     ("made", "size", "shape"),
     [
-        (lambda x: x.movedim(1, -1), (64, 32), (2, 16, 8, 8)),
-        (lambda x: x.movedim(1, -1), (32, 32), (2, 8, 8, 8)),
         (weights, (16, 16), (2, 1, 17, 17)),
         (lambda x: x.flatten(2).transpose(1, 2).unsqueeze(1), (64, 64), (2, 1, 256, 8)),
     ],
-    ids=["channels last", "channels last, as many as positions", "weights", "a head"],
+    ids=["weights", "a head"],
 )
 def test_an_activation_function_of_what_is_no_maps_is_refused(made, size, shape):
     net, pictures = Activated(made).eval(), torch.rand(2, 3, *size)
@@ -199,22 +198,30 @@ def test_tokens_of_a_signal_are_refused():
 @pytest.mark.parametrize(
     ("make", "layer", "size"), [(ChannelsLast, "norm", (3, 32, 32)), (OneToken, "mlp", (2, 12))], ids=["cube", "tokens"]
 )
-def test_channels_last_of_a_model_of_one_size_are_refused(make, layer, size):
-    """They have the sizes of maps."""
-
+def test_channels_last_of_a_model_of_one_size_that_have_the_sizes_of_maps(make, layer, size):
     def check(_net, args):
         if args[0].shape[1:] != size:
             raise ValueError("another size")
 
-    net = make().eval()
+    net, inputs = make().eval(), torch.rand(2, *size)
     net.register_forward_pre_hook(check)
-    assert "with its channels last" in refusal(LayerUnionCam, net, layer, torch.rand(2, *size))
+    if len(size) == 2:
+        assert "with its channels last" in refusal(LayerUnionCam, net, layer, inputs)
+    else:
+        given = LayerUnionCam(net, layer, reshape_transform=channels_last_to_maps).attribute(inputs, 1)
+        assert torch.allclose(LayerUnionCam(net, layer).attribute(inputs, 1), given, rtol=0, atol=1e-6)
 
 
 def test_inputs_of_layers_are_looked_at_too():
     net, pictures = ChannelsLast().eval(), torch.rand(2, 3, 32, 16)
-    said = refusal(LayerUnionCam, net, "norm", pictures, attribute_to_layer_input=True)
-    assert "has an input of shape (2, 8, 4, 8) with its channels last" in said
+    attr, given = (
+        LayerUnionCam(net, "norm", reshape_transform=transform).attribute(pictures, 1, attribute_to_layer_input=True)
+        for transform in (None, channels_last_to_maps)
+    )
+    assert torch.allclose(attr, given, rtol=0, atol=1e-6)
+    heads = Transformer(class_token=True, fixed_size=False).eval()
+    said = refusal(LayerUnionCam, heads, "blocks.0.k_norm", torch.rand(2, 3, 32, 32), attribute_to_layer_input=True)
+    assert "has an input of shape (2, 2, 17, 8) that is no maps" in said
 
 
 def test_one_of_several_layers_is_refused():

@@ -90,7 +90,8 @@ def unchanged(output: Tensor) -> Tensor:
 def _transforms(output: Tensor, inputs: tuple[Tensor, ...]) -> dict[str, ReshapeTransform]:
     """The transforms that the output's shape allows, by layout."""
     if any(x.dim() == output.dim() for x in inputs):
-        return {_MAPS: unchanged} | ({_CHANNELS_LAST: channels_last_to_maps} if _fits_last(output, inputs) else {})
+        made: dict[str, ReshapeTransform] = {_MAPS: unchanged}
+        return made | ({_CHANNELS_LAST: channels_last_to_maps} if _fits_last(output, inputs) else {})
     tokens = _tokens(output, inputs)
     return {} if tokens is None else {_TOKENS: tokens}
 
