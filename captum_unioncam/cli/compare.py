@@ -13,6 +13,7 @@ from captum_unioncam.cli.shared import (
     complain,
     demo_note,
     methods_in,
+    metrics_in,
     names_in,
     opened,
     pictures_in,
@@ -112,9 +113,10 @@ def compare(
 def _metric_names(metrics: str | None) -> list[str] | None:
     from captum_unioncam.metrics.table import find_metrics
 
-    names = None if metrics is None else names_in("--metrics", metrics)
+    names = metrics_in(metrics)
+    named = [] if metrics is None else names_in("--metrics", metrics)
     for metric in find_metrics(names or ()):
-        if metric.needs_objects:
+        if metric.needs_objects and metric.name in named:
             raise WrongArgument(
                 f"--metrics {metric.name}: is of the picture's objects, which evaluate knows of some data sets; leave "
                 "it out."

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from captum_unioncam.cli import options
-from captum_unioncam.cli.shared import layer_line, methods_in, names_in, settings_of
+from captum_unioncam.cli.shared import layer_line, methods_in, metrics_in, settings_of
 
 
 @options.with_model_options
@@ -90,7 +90,7 @@ def evaluate(
     from captum_unioncam.evaluation.run import evaluate as evaluate_methods
 
     method_names = methods_in(methods)
-    metric_names = None if metrics is None else names_in("--metrics", metrics)
+    metric_names = metrics_in(metrics)
     given = _with_the_papers(context, data) if protocol is options.Protocol.paper else context.params
     settings = settings_of({**given, "device": local_device(given["device"])})
     subject = settings.subject(sys.stderr.isatty())

@@ -21,4 +21,5 @@ def metrics() -> None:
 
     for name, metric in all_metrics().items():
         better = "larger is better" if metric.larger_is_better else "smaller is better"
-        typer.echo(f"{name}: {better}. {metric.description or metric.title}")
+        on_request = " On request." if metric.on_request else ""
+        typer.echo(f"{name}: {better}. {metric.description or metric.title}{on_request}")

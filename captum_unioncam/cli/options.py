@@ -81,8 +81,8 @@ MetricsOption = Annotated[
     typer.Option(
         "--metrics",
         metavar="NAMES",
-        help="Metrics, separated by commas: those that captum-unioncam metrics lists.",
-        show_default="all",
+        help="Metrics, separated by commas: all, or those that captum-unioncam metrics lists.",
+        show_default="all that are not listed as on request",
     ),
 ]
 ChannelWeightsOption = Annotated[

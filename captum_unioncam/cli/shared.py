@@ -167,3 +167,13 @@ def methods_in(text: str) -> list[str]:
     given = names_in("--methods", text)
     names = [name for one in given for name in (methods.names() if one == "all" else [one])]
     return list(dict.fromkeys(names))
+
+
+def metrics_in(text: str | None) -> list[str] | None:
+    """The metrics in ``--metrics``; "all" stands for all that ``captum-unioncam metrics`` lists, None for the usual."""
+    if text is None:
+        return None
+    from captum_unioncam.metrics.table import all_metrics
+
+    given = names_in("--metrics", text)
+    return list(dict.fromkeys(name for one in given for name in (all_metrics() if one == "all" else [one])))

@@ -47,7 +47,8 @@ def box_plot(summary: Summary) -> Figure:
         *matplotlib.figure.Figure*: One axis for each metric. Made without pyplot, so it need not be closed.
     """
     metrics = [metric for metric in all_metrics().values() if not metric.is_yes_or_no]
-    shown = [metric for metric in metrics if summary.values[metric.name].notna().any()] or metrics
+    shown = [metric for metric in metrics if summary.values[metric.name].notna().any()]
+    shown = shown or [metric for metric in metrics if not metric.on_request]
     by_method = dict(list(summary.values.groupby("method", observed=False)))
     with matplotlib.rc_context({"text.parse_math": False}):
         figure = Figure(figsize=(2 + 2.4 * len(shown), 1.5 + 0.35 * len(by_method)), layout="constrained")

@@ -269,8 +269,10 @@ def _target(record: Record) -> int:
 
 def _table(values: pd.DataFrame, failed: dict[str, int], resamples: int) -> pd.DataFrame:
     """The summary's table: means and intervals of each method and metric."""
-    pairs = [(method, metric) for method in failed for metric in all_metrics().values()]
-    by_image = values.groupby(["image", "method"], observed=False)[list(all_metrics())]
+    known = all_metrics().values()
+    metrics = [metric for metric in known if not metric.on_request or values[metric.name].notna().any()]
+    pairs = [(method, metric) for method in failed for metric in metrics]
+    by_image = values.groupby(["image", "method"], observed=False)[[metric.name for metric in metrics]]
     shape = len(values["image"].cat.categories), len(pairs)
     sums, counts = (found.to_numpy(float).reshape(shape) for found in (by_image.sum(), by_image.count()))
     scales = np.array([metric.scale for _, metric in pairs])

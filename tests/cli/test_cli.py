@@ -379,7 +379,8 @@ def test_metrics_lists_what_is_better_and_what_each_says(capsys):
     assert [line.split(": ")[0] for line in lines] == list(all_metrics())
     for line, metric in zip(lines, all_metrics().values(), strict=True):
         better = "larger" if metric.larger_is_better else "smaller"
-        assert line == f"{metric.name}: {better} is better. {metric.description}"
+        on_request = " On request." if metric.on_request else ""
+        assert line == f"{metric.name}: {better} is better. {metric.description}{on_request}"
 
 
 def test_top_k_explains_the_most_probable_classes(capsys, photo):
