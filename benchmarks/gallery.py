@@ -1,22 +1,25 @@
-"""One picture of every CAM, for the documentation: on the demo picture, and on a photo in the public domain.
+"""Pictures of maps for README and documentation: on the demo picture, and on photos in the public domain.
 
-``IMAGENET_SAMPLE=... python -m benchmarks.gallery`` writes ``docs/methods-demo.jpg``, and with the sample's trained
-MobileNetV2 ``docs/methods-photo.jpg`` of the photo of Grace Hopper that comes with matplotlib (by James S. Davis,
-United States Navy, 1984).
+``IMAGENET_SAMPLE=... python -m benchmarks.gallery`` writes ``docs/methods-demo.jpg`` with every CAM. With the sample's
+trained MobileNetV2 it also writes ``docs/methods-photo.jpg``, of the photo of Grace Hopper that comes with matplotlib
+(by James S. Davis, United States Navy, 1984), and, of photos that come with scikit-image, README's
+``docs/three-methods.jpg`` (the licence is in ``docs/three-methods.license``). With ``--three`` it writes that alone.
 """
 
 from __future__ import annotations
 
 import io
+import sys
 import time
 from pathlib import Path
 
 import matplotlib.cbook
+import skimage.data
 import torch
 from PIL import Image
 
 from benchmarks import imagenet_sample
-from captum_unioncam import demo, methods
+from captum_unioncam import demo, methods, shared_passes
 from captum_unioncam.attr.base import CAMS
 from captum_unioncam.models.subject import ExplainedModel
 from captum_unioncam.report.panels import HeatMap, panel, png
@@ -46,6 +49,23 @@ def gallery(subject: ExplainedModel, picture: Image.Image, target: int, class_na
     return jpeg(figure)
 
 
+def three_methods(subject: ExplainedModel) -> bytes:
+    """Grad-CAM, Score-CAM and UnionCAM of a photo, with 128 representatives of the channels, as a JPEG file."""
+    photo = Image.fromarray(skimage.data.coffee())
+    shown = subject.shown(photo)
+    inputs, black = subject.input_and_baseline(shown)
+    confidences = subject.confidences(inputs)[0]
+    target = int(confidences.argmax())
+    names = {"grad_cam": "Grad-CAM", "score_cam": "Score-CAM", "union_cam": "UnionCAM"}
+    heat_maps = []
+    with shared_passes():
+        for name, title in names.items():
+            attribute = methods.create(name, subject.model, subject.layer, methods.MethodSettings(max_channels=128))
+            heat_maps.append(HeatMap(attribute(inputs, torch.tensor([target]), black), title))
+    class_name = imagenet_sample.sample().class_names()[target]
+    return jpeg(png(panel(shown, heat_maps, f"{class_name}  {confidences[target]:.2f}")))
+
+
 def jpeg(figure: bytes) -> bytes:
     """A picture as a JPEG file, ``WIDTH`` pixels wide."""
     with Image.open(io.BytesIO(figure)) as drawn:
@@ -58,6 +78,11 @@ def jpeg(figure: bytes) -> bytes:
 
 def main() -> None:
     """Writes the pictures that can be made here."""
+    if imagenet_sample.sample() is not None:
+        subject = ExplainedModel("benchmarks.imagenet_sample:load_model", layer=imagenet_sample.LAYER)
+        write_whole(DOCS / "three-methods.jpg", three_methods(subject))
+    if "--three" in sys.argv:
+        return
     subject = ExplainedModel("demo", layer=demo.EXPLAINED_LAYER)
     picture = demo.load_picture()
     target = int(subject.confidences(subject.input_and_baseline(subject.shown(picture))[0])[0].argmax())
