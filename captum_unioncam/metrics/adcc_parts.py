@@ -121,6 +121,8 @@ def adcc(attr: JudgedAttributions, *, explanation_func: ExplanationFunction | No
 
     Examples::
 
+        >>> cam = LayerUnionCam(model, layer)
+        >>> attr = cam.attribute(images, target=labels)
         >>> score = adcc(model, images, attr, labels, explanation_func=lambda x: cam.attribute(x, target=labels))
     """
     coherent, simple, kept = _coherency(attr, explanation_func), 1 - _complexity(attr), 1 - share_lost(attr)

@@ -44,6 +44,7 @@ def box_ious(attributions: Tensor, objects: Tensor, thresholds: Sequence[float] 
 
     Examples::
 
+        >>> images, labels, masks = demo.generate(4, seed=0)
         >>> ious = box_ious(attr, masks)  # (N, 20)
         >>> max_box_acc = (ious >= 0.5).double().mean(0).max()
     """
@@ -91,6 +92,7 @@ def localization_iou(attributions: Tensor, objects: Tensor, thresholds: Sequence
 
     Examples::
 
+        >>> images, labels, masks = demo.generate(4, seed=0)
         >>> overlap = localization_iou(attr, masks)  # (N,)
         >>> at_a_fifth = localization_iou(attr, masks, thresholds=[0.2])
     """
@@ -133,6 +135,7 @@ def localization_accuracy(
 
     Examples::
 
+        >>> images, labels, masks = demo.generate(4, seed=0)
         >>> hits = localization_accuracy(attr, masks, thresholds=[0.2])  # (N,)
     """
     check_number("least_iou", least_iou, 0, 1, "a number from 0 to 1")
@@ -176,6 +179,7 @@ def pixel_average_precision(attributions: Tensor, objects: Tensor) -> Tensor:
 
     Examples::
 
+        >>> images, labels, masks = demo.generate(4, seed=0)
         >>> precision = pixel_average_precision(attr, masks)  # (N,)
     """
     attributions, objects = fitted(attributions, objects)

@@ -44,6 +44,7 @@ def relevance_mass(attributions: Tensor, objects: Tensor) -> Tensor:
 
     Examples::
 
+        >>> images, labels, masks = demo.generate(4, seed=0)
         >>> share = relevance_mass(attr, masks)  # (N,)
     """
     attributions, objects = fitted(attributions, objects)
@@ -82,6 +83,7 @@ def relevance_rank(attributions: Tensor, objects: Tensor) -> Tensor:
 
     Examples::
 
+        >>> images, labels, masks = demo.generate(4, seed=0)
         >>> share = relevance_rank(attr, masks)  # (N,)
     """
     attributions, objects = fitted(attributions, objects)

@@ -66,7 +66,7 @@ def methods_table() -> str:
 def metrics_table() -> str:
     """The metrics that evaluations compute, as the table of metrics has them."""
     found = all_metrics().values()
-    rows = [f"| `{m.name}` | {m.heading} | {m.description} |" for m in found]
+    rows = [f"| `{m.name}` | {m.heading} | {m.description}{' On request.' if m.on_request else ''} |" for m in found]
     return "\n".join(["| name | heading | what it says |", "| --- | --- | --- |", *rows])
 
 

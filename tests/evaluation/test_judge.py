@@ -14,6 +14,7 @@ from captum_unioncam.engine.sharing import kept
 from captum_unioncam.evaluation.judge import Judge
 from captum_unioncam.methods.settings import MethodSettings
 from captum_unioncam.metrics import table
+from captum_unioncam.metrics.attributions import one_channel
 from captum_unioncam.models.preprocessing import Preprocessing, squeezed_to
 from captum_unioncam.models.subject import ExplainedModel
 from captum_unioncam.system.errors import WrongArgument
@@ -234,6 +235,25 @@ def test_a_metric_of_ones_own_is_judged(subject, picture, own_metric, is_random)
     alone = judge_one(judge_of(subject, "grad_cam", metric_names=["own"]), "grad_cam", shown, target, objects)
     assert judged.values["own"] == alone.values["own"]
     assert is_random or judged.values["own"] == (judged.attribution * objects).sum().item()
+
+
+@pytest.mark.parametrize("method", ["grad_cam", "score_cam", "gradient_shap"])
+def test_metrics_may_run_the_method_again(subject, picture, own_metric, method):
+    shown, target, _ = picture
+
+    @own_metric("again", "the change of the explanation", larger_is_better=False)
+    def change(inputs, attributions, explanation_func):
+        # What draws random numbers draws the same again.
+        again = one_channel(explanation_func(inputs), inputs.shape[2:])
+        other = one_channel(explanation_func(inputs.flip(3)), inputs.shape[2:])
+        assert not torch.allclose(other, attributions, atol=1e-3)
+        return (again - attributions).abs().flatten(1).amax(1)
+
+    judge = judge_of(subject, method, metric_names=["again", "coherency", "sensitivity_max"])
+    judged = judge_one(judge, method, shown, target)
+    assert judged.values["again"] < 1e-6
+    assert 0.5 < judged.values["coherency"] <= 1
+    assert judged.values["sensitivity_max"] > 0
 
 
 def test_numbers_that_are_none_are_refused(subject, picture, own_metric):
