@@ -60,7 +60,8 @@ def openvino(path: str | Path, device: str = "CPU") -> Scorer:
     """
     import openvino as runtime
 
-    compiled = runtime.Core().compile_model(str(path), device)
+    # Its default is 16 bits where the processor has such arithmetic.
+    compiled = runtime.Core().compile_model(str(path), device, {"INFERENCE_PRECISION_HINT": "f32"})
     return _on_cpu(lambda array: compiled(array)[0])
 
 

@@ -28,7 +28,9 @@ NETWORKS = {
     "ConvNextV2": (_STAGES, None, "maps"),
     "ResNet": ({**_STAGES, "embedding_size": 8, "layer_type": "basic"}, None, "maps"),
     "Segformer": (
-        {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 3, 4]}, "stages.3", "maps"
+        {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 3, 4]},
+        "stages.3",
+        "maps",
     ),
     "MobileViT": ({"image_size": 64}, "conv_1x1_exp", "maps"),
     "MobileNetV2": ({}, None, "maps"),
