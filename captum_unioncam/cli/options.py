@@ -36,8 +36,9 @@ PhotoModelOption = Annotated[
     typer.Option(
         "--model",
         metavar="NAME",
-        help="demo, the embedded network; a torchvision classification model; efficientnet_lite0, of the extra "
-        "[imagenet]; or package.module:function, a function that returns your own, a module or a Classifier.",
+        help="demo, the embedded network; a torchvision classification model; timm:NAME or hf:NAME; "
+        "efficientnet_lite0, of the extra [imagenet]; or package.module:function, a function that returns your own, "
+        "a module or a Classifier.",
         show_default="demo; for photos resnet18",
     ),
 ]
