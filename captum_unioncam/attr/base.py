@@ -395,7 +395,7 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
             )
             passes = self._passes(call, targets, score_func, **of_passes)
             captured = self._captured(call, targets, **of_capture)
-            if examples > 1:
+            if examples > 1 or isinstance(self, PerturbationAttribution):
                 check_independent_rows(forward_func, tensors, additional_forward_args or (), (ROWS, examples))
             check_maps(call)
             return [

@@ -17,9 +17,13 @@ from captum_unioncam.engine.model_state import EvaluatedFunction, not_compiled
 
 ROWS = 4
 """Of a trial: two copies of an example at the ends, since recurrent layers pass values on in one direction."""
-_TOLERANCE, _NOISES = 1e-2, 4.0
+_SHARE = 0.25
+"""Not the mean of the example and a black one, which a mean of rows would leave as it is."""
+_OF_OTHERS, _OF_PLACE = 1e-3, 1e-2
+"""What may be left: as a share of how much outputs vary among examples, and as a share of the largest output."""
+_LEAST_VARIED, _NOISES = 1e-3, 4.0
 _OF_DYNAMIC_RANGES = 1e-1
-"""Where values are quantised in the range of all rows: measured, 0.03 in VGG11's output."""
+"""In place of the first, where values are quantised in the range of all rows: measured, 0.02 in VGG11's output."""
 
 _independent: WeakKeyDictionary[Any, set[Hashable]] = WeakKeyDictionary()
 """The functions that have been tried, and for which modules, inputs and arguments."""
@@ -33,7 +37,7 @@ def check_independent_rows(
 ) -> None:
     """Raises ``ValueError`` if what a model gives for a row depends on the other rows, or on its place among them.
 
-    The first example, half as bright, is run amid copies of itself, and with the example as it is and a black one
+    The first example, a quarter as bright, is run amid copies of itself, and with the example as it is and a black one
     between: in the same places of as many rows, where kernels round alike. The outputs may differ by no more than those
     of two equal passes. Nothing is run for a model that has been tried with its present modules and such inputs.
 
@@ -57,7 +61,7 @@ def check_independent_rows(
             is_dynamic = any(
                 "quantized.dynamic" in type(module).__module__ for module in forward_func.found.modules.values()
             )
-            _require_small(*distances, _OF_DYNAMIC_RANGES if is_dynamic else _TOLERANCE)
+            _require_small(*distances, _OF_DYNAMIC_RANGES if is_dynamic else _OF_OTHERS)
             tried.add(key)
             return
 
@@ -81,14 +85,14 @@ def _kind(value: Any) -> Any:
     return value if isinstance(value, (bool, int, float, str)) else type(value)
 
 
-def _require_small(of_others: float, of_place: float, tolerance: float) -> None:
-    if of_others > tolerance:
+def _require_small(of_others: float, of_place: float, most_of_others: float) -> None:
+    if of_others > most_of_others:
         raise ValueError(
             "forward_func: what it gives for an example depends on the other rows of its pass, as by functional "
             "batch_norm with training=True, x - x.mean(0), or attention without batch_first=True; give a model that "
             "treats each row alone."
         )
-    if of_place > tolerance:
+    if of_place > _OF_PLACE:
         raise ValueError(
             "forward_func: gives copies of an example different outputs in one pass, as by functional dropout without "
             "training=self.training; give a model that draws no random numbers in evaluation mode."
@@ -112,17 +116,22 @@ def _distances(
         return full_precision(output) if output.shape[0] == rows else output.new_empty(0)
 
     ends = [0, rows - 1] if rows > 2 else [0]
-    others = [0.5 if row in ends else float(row % 2) for row in range(rows)]
+    alike, others = [_SHARE] * rows, [_SHARE if row in ends else float(row % 2) for row in range(rows)]
     try:
         with torch.no_grad(), not_compiled():
-            copies, amid = outputs(*[0.5] * rows), outputs(*others)
-            of_others, of_place = _distance(copies[ends], amid[ends]), _distance(copies[:-1], copies[1:])
-            suspicious = max(of_others, of_place) > _TOLERANCE
-            noise = _distance(copies, outputs(*[0.5] * rows)) if suspicious else 0.0
+            copies, amid = outputs(*alike), outputs(*others)
+            # What an example's output has in common with any other's, such as the last bias, tells nothing of others.
+            largest = torch.maximum(copies.abs(), amid.abs()).nan_to_num(0, 0).amax()
+            varied = torch.maximum(amid.nan_to_num(0, 0).diff(dim=0).abs().amax(), _LEAST_VARIED * largest)
+            of_others = _largest(copies[ends], amid[ends]) / varied
+            of_place = _largest(copies[:-1], copies[1:]) / largest
+            noise = _largest(copies, outputs(*alike)) if of_others > _OF_OTHERS or of_place > _OF_PLACE else 0.0
     except Exception:
         # A model may refuse such rows in any way; its own passes tell why.
         return None
-    return tuple(one if one > _NOISES * noise else 0.0 for one in (of_others, of_place))  # type: ignore[return-value]
+    return tuple(
+        float(one) if one * unit > _NOISES * noise else 0.0 for one, unit in ((of_others, varied), (of_place, largest))
+    )  # type: ignore[return-value]
 
 
 def _bright(x: Tensor) -> Tensor:
@@ -134,10 +143,7 @@ def _dimmed(x: Tensor, share: float) -> Tensor:
     return x if not x.is_floating_point() and x.dim() < 3 else (x * share).to(x)
 
 
-def _distance(one: Tensor, other: Tensor) -> float:
-    """The largest difference, as a share of the largest value."""
+def _largest(one: Tensor, other: Tensor) -> float:
+    """The largest difference."""
     differs = (one != other) & ~(one.isnan() & other.isnan())
-    if not differs.any():
-        return 0.0
-    largest = torch.maximum(one.abs(), other.abs()).amax()
-    return float(((one - other)[differs].abs() / largest).nan_to_num(torch.inf).amax())
+    return float((one - other)[differs].abs().nan_to_num(torch.inf).amax()) if differs.any() else 0.0

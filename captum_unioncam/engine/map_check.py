@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from math import ceil, floor
+from math import ceil, floor, prod
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AvgPoolNd, _MaxPoolNd
 
 from captum_unioncam.engine.capture import LayerCall, LayerMaps
 from captum_unioncam.engine.layouts.base import channels_last_to_maps
-from captum_unioncam.engine.layouts.probe import MapProbe
+from captum_unioncam.engine.layouts.probe import MapProbe, grids
 from captum_unioncam.engine.layouts.with_maps import Maps
 from captum_unioncam.engine.seen import OTHER_LAYER, LayerError
 
 # What attention and channels-last networks are made of, and convolutional ones are not, where there is space.
 _OF_TOKENS = (nn.Linear, nn.LayerNorm, nn.Identity, nn.Dropout, nn.Softmax)
 _OF_CHANNELS_LAST = (nn.Linear, nn.LayerNorm)
+# Of a module of another library, what it is made of tells: these work on maps.
+_OF_MAPS = (_ConvNd, _BatchNorm, _InstanceNorm, nn.GroupNorm, _MaxPoolNd, _AvgPoolNd, _AdaptiveAvgPoolNd)
 # Positions that convolutions without padding leave out of a map, and that padding adds.
 _LEFT_OUT, _ADDED = 3, 1
 
@@ -77,13 +83,29 @@ def _is_doubtful(one: LayerMaps, inputs: tuple[Tensor, ...]) -> bool:
     if isinstance(one.layer, Maps) or one.transform(one.value) is not one.value:
         return False
     fits = any(_may_have_one_stride(sizes) for sizes in _sizes(one, inputs))
-    return not fits or _is_cube(one) or isinstance(one.layer, _OF_TOKENS)
+    return not fits or _is_cube(one) or isinstance(one.layer, _OF_TOKENS) or _is_unknown(one.layer)
+
+
+def _is_unknown(layer: nn.Module) -> bool:
+    """Whether neither the layer's type nor what it is made of tells that it works on maps."""
+    is_own = type(layer).__module__.split(".")[0] != "torch"
+    return is_own and not any(isinstance(module, _OF_MAPS) for module in layer.modules())
 
 
 def _is_likely(one: LayerMaps, inputs: tuple[Tensor, ...]) -> bool:
     """Whether doubtful activations count as maps if the model takes inputs of one size only."""
     fits = any(_has_one_stride(sizes) for sizes in _sizes(one, inputs))
-    return fits and not _is_cube(one) and not isinstance(one.layer, _OF_CHANNELS_LAST)
+    refused = _is_cube(one) or isinstance(one.layer, _OF_CHANNELS_LAST) or _may_be_attention(one, inputs)
+    return fits and not refused
+
+
+def _may_be_attention(one: LayerMaps, inputs: tuple[Tensor, ...]) -> bool:
+    """Whether both sides are as long as an input has patches, perhaps with a class token, and there are fewer heads."""
+    sides = {*one.maps.shape[2:]}
+    if one.maps.dim() != 4 or len(sides) > 1 or one.maps.shape[1] >= max(sides):
+        return False
+    patches = {prod(grid) for x in inputs if x.dim() == 4 for grid in grids(tuple(x.shape[2:]))}
+    return not patches.isdisjoint({*sides, *(side - 1 for side in sides)})
 
 
 def _is_cube(one: LayerMaps) -> bool:

@@ -258,6 +258,7 @@ def test_examples_do_not_depend_on_their_batch():
         assert of_some.forward_passes.tolist() == details.forward_passes[rows].tolist()
 
 
+@pytest.mark.usefixtures("rows_tried")
 def test_targets_share_the_rows_of_the_groups():
     net, inputs, rows = WideNet(), tiny_inputs(), []
     net.head.register_forward_pre_hook(lambda _module, args: rows.append(len(args[0])))

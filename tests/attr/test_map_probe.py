@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from captum_unioncam import LayerLayerCam, LayerUnionCam, channels_last_to_maps, find_spatial_layer
+from captum_unioncam import LayerLayerCam, LayerScoreCam, LayerUnionCam, channels_last_to_maps, find_spatial_layer
 from captum_unioncam.attr.find_layer import layer_names, spatial_layers
 
 
@@ -230,3 +230,44 @@ def test_what_a_linear_layer_makes_is_no_map_at_two_positions_either():
         nn.Linear(24, 4),
     )
     assert find_spatial_layer(net, torch.rand(2, 3, 16, 12))[0] == "0"
+
+
+class Weights(nn.Module):
+    """A module of no library around weights of attention."""
+
+    def forward(self, weights):
+        return weights
+
+
+@pytest.mark.parametrize("kind", [Weights, nn.Identity, nn.Dropout])
+@pytest.mark.parametrize("fixed_size", [False, True])
+def test_weights_of_attention_whose_sides_fit_a_stride_are_no_maps(kind, fixed_size):
+    # 16 patches: weights of 16 x 16 look like maps of a picture 32 x 32 at a stride of 2.
+    net = Transformer(class_token=False, fixed_size=fixed_size).eval()
+    net.blocks[1].weights = kind()
+    for cls in (LayerUnionCam, LayerLayerCam, LayerScoreCam):
+        with pytest.raises(ValueError, match=r"^layer: 'blocks.1.weights' .* that is no maps .*place by place"):
+            cls(net, "blocks.1.weights").attribute(torch.rand(2, 3, 32, 32), 1)
+
+
+class ToMaps(nn.Module):
+    def forward(self, t):
+        return t.transpose(1, 2).unflatten(2, (4, 4))
+
+
+def test_maps_that_a_model_of_one_size_makes_of_tokens_itself_are_maps():
+    class WithMaps(Transformer):
+        def __init__(self):
+            super().__init__(class_token=False, fixed_size=True)
+            self.made = ToMaps()
+
+        def forward(self, x):
+            if x.shape[-1] != self.side:
+                raise AssertionError("size of the input does not match that of the model")
+            t = self.patches(x).flatten(2).transpose(1, 2) + self.positions
+            for block in self.blocks:
+                t = t + block(self.norm(t))
+            return self.head(self.made(t).mean((2, 3)))
+
+    net = WithMaps().eval()
+    assert LayerUnionCam(net, "made").attribute(torch.rand(2, 3, 32, 32), 1).shape == (2, 1, 4, 4)
