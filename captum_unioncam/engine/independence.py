@@ -14,6 +14,7 @@ from captum_unioncam.engine._captum import run_forward
 from captum_unioncam.engine.confidence import output_tensor
 from captum_unioncam.engine.maps import full_precision
 from captum_unioncam.engine.model_state import EvaluatedFunction, not_compiled
+from captum_unioncam.engine.seen import SeenLayer
 
 ROWS = 4
 """Of a trial: two copies of an example at the ends, since recurrent layers pass values on in one direction."""
@@ -70,7 +71,9 @@ def _key(
     forward_func: EvaluatedFunction, inputs: tuple[Tensor, ...], additional: tuple[Any, ...]
 ) -> tuple[Any, Hashable]:
     """The function itself, and what else its rows may depend on."""
-    modules = frozenset((number, type(module)) for number, module in forward_func.found.modules.items())
+    found = forward_func.found.modules.items()
+    # What looks at layers is called within a function, and is another in each call.
+    modules = frozenset((number, type(module)) for number, module in found if not isinstance(module, SeenLayer))
     kinds = map(_kind, (*inputs, *additional))
     function = forward_func.function
     if inspect.ismethod(function):
