@@ -91,9 +91,9 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
             Default: None
         reshape_transform (Callable or None): The layer's output, each tensor of it, to (N, K, \*spatial). Gradients
             pass through it as well, so it may only move values and leave some out: ``tokens_to_maps(14, 14)``,
-            ``channels_last_to_maps``, or your own, whose result is taken for maps. Default: None, the known one where
-            the layer is within torchvision's ViT, Swin transformer or ConvNeXt, and the output as it is elsewhere: if
-            its sizes are not those of the input at one stride, a few passes more tell whether it is maps
+            ``channels_last_to_maps``, or your own, whose result is taken for maps. Default: None, found for
+            tokens and channels last, and the output as it is elsewhere: if its sizes are not those of the input at one
+            stride, a few passes more tell whether it is maps
     """
 
     name: ClassVar[str]

@@ -34,8 +34,9 @@ def find_spatial_layer(model: Module, inputs: Tensor | tuple[Tensor, ...]) -> tu
     A layer's output has space if it has as many spatial dimensions as an input, and more than one position in them; if
     it grows with the input, or answers to each half of it in that half, as tokens, heads of attention and biases do
     not; and if the model's output depends on it. One that is called several times in a pass is not taken.
-    Of nested modules that end with the same output, the outermost is taken. So are the tokens that enter the last
-    attention of torchvision's vision transformers, the usual ones to explain: behind it, the class token alone counts.
+    Outputs with their channels last and tokens are maps too, where they show it: of transformers with a class token,
+    the tokens that enter the last attention are taken, since behind it the class token alone counts. Of nested modules
+    that end with the same output, the outermost is taken.
 
     Args:
         model (torch.nn.Module): Left as it was found; runs in evaluation mode.
@@ -63,8 +64,8 @@ def find_spatial_layer(model: Module, inputs: Tensor | tuple[Tensor, ...]) -> tu
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
         raise ValueError(
             f"model: for inputs of shape {shapes} no layer has an output of shape (N, K, *spatial) with more than one "
-            "position, nor of tokens (N, T, K) that follow the inputs place by place; name the layer to explain, with "
-            "a reshape_transform that makes maps of its output, or give larger inputs."
+            "position; name the layer to explain, with a reshape_transform where its output is tokens or has its "
+            "channels last, or give larger inputs."
         )
     return found[-1]
 
