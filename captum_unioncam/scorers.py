@@ -55,6 +55,7 @@ def openvino(path: str | Path, device: str = "CPU") -> Scorer:
 
     Examples::
 
+        >>> torch.onnx.export(model, (images,), "model.onnx", dynamic_shapes=({0: torch.export.Dim("n")},))
         >>> score_func = scorers.openvino("model.onnx")
         >>> attr = LayerScoreCam(model, layer, score_func=score_func).attribute(images, target=3)
     """

@@ -18,9 +18,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 import captum_unioncam
-from captum_unioncam import demo
+from captum_unioncam import demo, scorers
 from captum_unioncam.metrics import table
 from tests.attr import OWN
 from tests.blocks import blocks, commands, run_commands, run_python
@@ -101,14 +102,48 @@ EXAMPLES = {
 }
 
 
+def networks_of_tasks():
+    """Small networks that are called as those of segmentation, detection, classification and CLIP are."""
+    layers = OrderedDict(layer3=nn.Conv2d(3, 4, 3, 8, 1), relu=nn.ReLU(), layer4=nn.Conv2d(4, 4, 3, 2, 1))
+
+    class Task(nn.Sequential):
+        def __init__(self, outputs, answer):
+            super().__init__(
+                layers | {"pool": nn.AdaptiveAvgPool2d(1), "flat": nn.Flatten(), "fc": nn.Linear(4, outputs)}
+            )
+            self.backbone = SimpleNamespace(layer4=self.layer4, body=SimpleNamespace(layer4=self.layer4))
+            self.answer = answer
+
+        def forward(self, images):
+            return self.answer(super().forward(images))
+
+    def places(logits):
+        """The class 15 everywhere."""
+        return {"out": (logits + 9 * torch.eye(21)[15])[..., None, None].expand(-1, -1, 7, 7)}
+
+    def boxes(logits):
+        box = torch.tensor([[8.0, 8.0, 40.0, 48.0]])
+        return [{"boxes": box, "scores": one.sigmoid(), "labels": torch.tensor([3])} for one in logits]
+
+    embedder = Task(16, lambda embeddings: embeddings)
+    embedder.get_image_features = embedder.forward
+    embedder.get_text_features = lambda **tokens: torch.ones(1, 16)
+    return {
+        "SegmentationTarget": {"model": Task(21, places)},
+        "DetectionTarget": {"detector": Task(1, boxes)},
+        "PairTarget": {"model": Task(300, lambda logits: logits)},
+        "EmbeddingTarget": {"clip": embedder, "tokens": {}, "layer": embedder.layer4},
+    }
+
+
 @pytest.fixture
-def example_names(monkeypatch):
+def example_names(monkeypatch, tmp_path):
     """What the docstrings' examples take for granted: networks with such layers, pictures, labels and a map."""
     import captum
     from captum.attr import LayerAttribution
-    from torch import nn
     from torchvision.models import SwinTransformer, VisionTransformer, vgg
 
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("captum_unioncam.methods.registry._registered", {})
     monkeypatch.setattr("captum_unioncam.metrics.table._metrics", dict(table._metrics))
     torch.manual_seed(0)
@@ -125,13 +160,15 @@ def example_names(monkeypatch):
             return {"model": VisionTransformer(224, 16, 1, 2, 12, 16, num_classes=3).eval()}
         if example.endswith("LayerVitReciproCam.attribute"):
             return {"model": VisionTransformer(112, 16, 2, 2, 12, 16, num_classes=8).eval()}
+        if ".targets." in example:
+            return networks_of_tasks()[example.rpartition(".")[2]]
         return {"model": model, "layer": model.layer4, "attr": torch.rand(4, 1, 7, 7)}
 
     package = {name: getattr(captum_unioncam, name) for name in captum_unioncam.__all__}
-    names_of_modules = ("metrics", "methods", "demo", "evaluation.sanity", "quantus")
+    names_of_modules = ("metrics", "methods", "demo", "evaluation.sanity", "quantus", "targets")
     modules = [importlib.import_module(f"captum_unioncam.{name}") for name in names_of_modules]
     package |= {name: value for module in modules for name, value in vars(module).items() if name[0] != "_"}
-    shared = {"torch": torch, "captum": captum, "LayerAttribution": LayerAttribution, "demo": demo}
+    shared = {"torch": torch, "captum": captum, "LayerAttribution": LayerAttribution, "demo": demo, "scorers": scorers}
     return lambda example: {**package, **shared, "images": images, "labels": labels, **names(example)}
 
 

@@ -31,9 +31,10 @@ def load(name: str = "demo", weights: str | None = None, **options: Any) -> Expl
     Examples::
 
         >>> from captum_unioncam import models
-        >>> subject = models.load("timm:vit_small_patch16_224")
-        >>> inputs, black = subject.input_and_baseline(subject.shown(picture))
-        >>> attr = LayerUnionCam(subject.model, subject.layer).attribute(inputs, 281, baselines=black)
+        >>> subject = models.load("timm:vit_tiny_patch16_224", weights="random")  # else they are downloaded
+        >>> inputs, black = subject.input_and_baseline(subject.shown(demo.load_picture()))
+        >>> union_cam = LayerUnionCam(subject.model, subject.layer)
+        >>> attr = union_cam.attribute(inputs, target=281, baselines=black, max_channels=32)  # (1, 1, 14, 14)
     """
     from captum_unioncam.models.subject import ExplainedModel
 
