@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+__all__ = ["onnx", "openvino"]
+
 Scorer = Callable[[Tensor], Tensor]
 
 

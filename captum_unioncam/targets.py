@@ -14,6 +14,8 @@ from torch import Tensor
 
 from captum_unioncam.engine.confidence import output_tensor
 
+__all__ = ["DetectionTarget", "EmbeddingTarget", "PairTarget", "SegmentationTarget"]
+
 Forward = Callable[..., Tensor]
 
 

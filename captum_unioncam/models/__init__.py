@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+__all__ = ["load"]
+
 if TYPE_CHECKING:
     from captum_unioncam.models.subject import ExplainedModel
 
