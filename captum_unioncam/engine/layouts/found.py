@@ -103,7 +103,8 @@ def _fits_last(output: Tensor, inputs: tuple[Tensor, ...]) -> bool:
     """
     size = tuple(output.shape[1:-1])
     sizes = {grid for x in inputs if x.dim() == output.dim() > 3 for grid in grids(tuple(x.shape[2:]))}
-    return min(size) > 1 and size in sizes
+    # An output without space has no size.
+    return size in sizes and min(size) > 1
 
 
 def _in_layouts(outputs: Mapping[str, Tensor], inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
