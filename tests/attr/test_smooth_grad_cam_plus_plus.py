@@ -90,6 +90,7 @@ def test_each_layer_and_target_gets_the_same_samples_in_the_same_passes(net):
             assert same(of_layer[:, t], alone)
 
 
+@pytest.mark.usefixtures("rows_tried")
 def test_noise_goes_on_inputs_with_space_alone_each_with_its_deviation(net):
     seen, vector = [], torch.ones(3, 4, dtype=torch.float64)
 

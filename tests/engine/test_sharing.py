@@ -101,12 +101,14 @@ NOT_SHARING = {
 }
 
 
+@pytest.mark.usefixtures("rows_tried")
 @pytest.mark.parametrize("arguments", SHARING.values(), ids=list(SHARING))
 def test_what_differs_in_the_reading_is_read_from_the_same_passes(arguments):
     shared, alone = rows_of_two(score_cam, lambda model=None: score_cam(model, **arguments))
     assert shared == alone - 3 * CHANNELS
 
 
+@pytest.mark.usefixtures("rows_tried")
 @pytest.mark.parametrize("arguments", NOT_SHARING.values(), ids=list(NOT_SHARING))
 def test_what_differs_in_the_passes_has_its_own(arguments):
     shared, alone = rows_of_two(score_cam, lambda model=None: score_cam(model, **arguments))
