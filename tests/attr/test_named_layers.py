@@ -108,9 +108,11 @@ def test_as_many_examples_as_another_dimension_has(examples):
 
 
 def test_several_windows_have_no_row_for_each_example():
-    said = refusal(LayerUnionCam, Windows().eval(), "split", torch.rand(2, 3, 32, 16))
+    net, pictures = Windows().eval(), torch.rand(2, 3, 32, 16)
+    said = refusal(LayerUnionCam, net, "split", pictures)
     assert "hold 4 examples where the inputs hold 2" in said
-    assert "such as 'stem'" in said
+    assert "such as 'norm'" in said
+    assert LayerUnionCam(net, "norm").attribute(pictures, 1).shape == (2, 1, 8, 4)
 
 
 @pytest.mark.parametrize(
