@@ -265,11 +265,12 @@ class LayerCall:
             return unchanged
         found = remembered_transform(layer, values[0], self.inputs, self.attribute_to_layer_input, run)
         if found is None and values[0].dim() == 3:
+            shapes = ", ".join(str(tuple(x.shape)) for x in self.inputs)
             raise LayerError(
-                f"layer: {self.name(layer)} has an {'input' if self.attribute_to_layer_input else 'output'} of shape "
-                f"{tuple(values[0].shape)} that does not follow the inputs place by place, as tokens row by row do; "
-                f"{OTHER_LAYER}, or give a reshape_transform that makes maps of it, such as "
-                "tokens_to_maps(14, 14, class_tokens=1)."
+                f"inputs: none of the shapes {shapes} has the 1 spatial dimension of {self.name(layer)}, whose "
+                f"{'input' if self.attribute_to_layer_input else 'output'} of shape {tuple(values[0].shape)} does not "
+                f"follow them place by place, as tokens row by row do; {OTHER_LAYER}, or give a reshape_transform that "
+                "makes maps of it, such as tokens_to_maps(14, 14, class_tokens=1)."
             )
         return found or unchanged
 

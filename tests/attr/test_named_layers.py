@@ -115,6 +115,13 @@ def test_several_windows_have_no_row_for_each_example():
     assert LayerUnionCam(net, "norm").attribute(pictures, 1).shape == (2, 1, 8, 4)
 
 
+def test_channels_of_flat_pictures_are_no_tokens():
+    net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten(2), nn.Linear(196, 4), nn.Flatten(), nn.Linear(20, 5)).eval()
+    said = r"^inputs: none of the shapes \(2, 3, 16, 16\) has the 1 spatial dimension of '1' \(Flatten\), whose output "
+    with pytest.raises(ValueError, match=rf"{said}of shape \(2, 5, 196\) .* choose another, such as '0', or give a"):
+        LayerUnionCam(net, "1").attribute(torch.rand(2, 3, 16, 16), 1)
+
+
 @pytest.mark.parametrize(
     ("table", "size"), [((1, 2, 49, 49), (16, 16)), ((1, 2, 8, 8), (16, 16)), ((2, 2, 8, 8), (16, 16))]
 )
