@@ -109,21 +109,28 @@ def pictures_in(given: Sequence[Path]) -> tuple[list[Path], list[Failure]]:
     found: list[Path] = []
     problems = []
     for path in given:
-        if path.is_dir():
-            inside = [
-                file for file in sorted(path.iterdir()) if file.suffix.lower() in _SUFFIXES and file.name[0] != "."
-            ]
-            if not inside:
-                problems.append(Failure(f"{path}: is a folder without pictures; give another."))
-            found += inside
-        elif path.exists():
-            found.append(path)
-        elif matching := sorted(glob(str(path))):
-            # A shell expands most patterns itself; not in quotes, and not on Windows.
-            found += map(Path, matching)
-        else:
-            problems.append(Failure(f"{path}: does not exist; check the path."))
+        try:
+            found += _pictures_of(path)
+        except OSError as error:
+            problems.append(Failure(f"{path}: {error.strerror or error}; check the path."))
+        except Failure as error:
+            problems.append(error)
     return list(dict.fromkeys(found)), problems
+
+
+def _pictures_of(path: Path) -> list[Path]:
+    if path.is_dir():
+        inside = [file for file in sorted(path.iterdir()) if file.suffix.lower() in _SUFFIXES and file.name[0] != "."]
+        if not inside:
+            raise Failure(f"{path}: is a folder without pictures; give another.")
+        return inside
+    if path.exists():
+        return [path]
+    # A shell expands most patterns itself; not in quotes, and not on Windows.
+    matching = sorted(glob(str(path)))
+    if not matching:
+        raise Failure(f"{path}: does not exist; check the path.")
+    return [Path(name) for name in matching]
 
 
 def use_threads(number: int | None) -> None:

@@ -42,6 +42,8 @@ from captum_unioncam.cli.main import main
 sys.exit(main())
 """
 COMMAND = [sys.executable, "-m", "captum_unioncam"]
+# Photos have a model of their own, which is downloaded.
+DEMO = ["--model", "demo"]
 EVALUATE = ["evaluate", "--methods", "grad_cam", "--limit", "1", "--steps", "2", "--workers", "0", "--device", "cpu"]
 
 pytestmark = pytest.mark.usefixtures("one_thread", "in_a_folder_of_its_own")
@@ -119,7 +121,7 @@ def test_names_that_are_too_long_are_told_in_a_line(capsys, arguments):
 
 @pytest.mark.parametrize("stem", ["a" * 250, "ä" * 120, "\u2606" * 80])
 def test_files_about_pictures_of_long_names_have_names_that_fit(capsys, tmp_path, stem):
-    code, _, errors = run(capsys, "explain", picture(tmp_path / f"{stem}.png"), "--method", "grad_cam")
+    code, _, errors = run(capsys, "explain", picture(tmp_path / f"{stem}.png"), *DEMO, "--method", "grad_cam")
     assert (code, errors) == (0, [])
     (name,) = output_files()
     assert name.startswith(stem[:40])
@@ -139,7 +141,7 @@ def test_a_pipe_is_explained(tmp_path):
     reader, writer = os.pipe()
     os.write(writer, (Path(demo.__file__).parent / "picture.png").read_bytes())
     os.close(writer)
-    assert main(["explain", f"/dev/fd/{reader}", "--method", "grad_cam"]) == 0
+    assert main(["explain", f"/dev/fd/{reader}", *DEMO, "--method", "grad_cam"]) == 0
     os.close(reader)
     assert output_files() == [f"{reader}-star-grad_cam.png".replace("_", "-")]
 
