@@ -48,8 +48,9 @@ from captum_unioncam.evaluation.records import (
     read_settings,
 )
 from captum_unioncam.evaluation.transfers import IMAGES_AHEAD, RESULTS_BEHIND, Mark, Uploads, queued, to_host
-from captum_unioncam.methods.registry import PEER_PACKAGES
+from captum_unioncam.methods.registry import PEER_PACKAGES, factory_of
 from captum_unioncam.methods.settings import MethodSettings
+from captum_unioncam.metrics.table import find_metrics
 from captum_unioncam.models.preprocessing import Preprocessing
 from captum_unioncam.models.subject import AUTO, ExplainedModel
 from captum_unioncam.models.weights import fingerprint
@@ -197,6 +198,10 @@ def evaluate(
     data_set = open_data_set(evaluation.data, subject.classifier.class_names, subject.classes, evaluation.classes)
     if metric_names is None and (begun := read_settings(folder)) is not None:
         metric_names = begun.get("metrics", FIRST_METRICS)
+    # Before the targets are read, for which the demo's 1000 pictures are drawn.
+    for name in method_names:
+        factory_of(name)
+    find_metrics(metric_names)
     chosen = evaluation.names_and_targets(data_set)
     if subject.confidence == AUTO:
         _settle_confidence(subject, data_set, chosen)

@@ -114,7 +114,7 @@ def create(name: str, model: Module, layer: Module, settings: MethodSettings | N
         >>> attribute = create("torchcam:LayerCAM", model, model.layer4)
         >>> maps = attribute(images, labels, torch.zeros_like(images[:1]))  # (N, 1, 224, 224)
     """
-    factory = _factory(name)
+    factory = factory_of(name)
     settings = settings or MethodSettings()
     with _failing_as(name):
         run = factory(model, layer, settings)
@@ -134,7 +134,7 @@ def describe(name: str) -> str:
     Args:
         name (str): One of ``names()``.
     """
-    return (inspect.getdoc(_factory(name)) or "").partition("\n")[0]
+    return (inspect.getdoc(factory_of(name)) or "").partition("\n")[0]
 
 
 def with_defaults(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,7 +206,16 @@ def _classes() -> dict[str, type[CamAttribution[Any]] | type[Rise]]:
     return {**CAMS, Rise.name: Rise}
 
 
-def _factory(name: str) -> Factory:
+def factory_of(name: str) -> Factory:
+    """The function that makes the method of that name.
+
+    Args:
+        name (str): As ``create`` takes it.
+
+    Raises:
+        WrongArgument: There is no such method.
+        Failure: The package it belongs to is not installed.
+    """
     if ":" in name:
         peer = PEERS.get(name.partition(":")[0])
         return peer.factory(name) if peer else imported_function(name, name)
