@@ -343,7 +343,7 @@ def test_outputs_that_are_confidences_are_judged_as_such_and_not_taken_for_logit
 
 
 def test_the_papers_protocol_takes_all_of_vocs_test_set(capsys, monkeypatch):
-    Path("VOCdevkit", "VOC2007").mkdir(parents=True)
+    Path("VOCdevkit", "VOC2007", "Annotations").mkdir(parents=True)
     seen = []
     monkeypatch.setattr("captum_unioncam.evaluation.explain.ExplainedModel", lambda *_: type(
         "Subject", (), {"layer_name": "features.29", "layer_found": False}))  # fmt: skip
@@ -358,7 +358,7 @@ def test_the_papers_protocol_takes_all_of_vocs_test_set(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["evaluate", "nowhere"], "nowhere: does not exist; give demo, a folder that holds VOCdevkit/VOC2007"),
+        (["evaluate", "nowhere"], "nowhere: does not exist; give demo, a table .csv of path,label,x0,y0,x1,y1"),
         (["evaluate", "own_code.py"], "own_code.py: is not a folder"),
         (["evaluate", "--methods", ","], "--methods: is empty; give names with commas between."),
         (["evaluate", "--methods", "saliencyy"], "there is no method 'saliencyy'; did you mean saliency"),

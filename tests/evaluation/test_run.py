@@ -125,12 +125,11 @@ def beside_the_data(data, tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def unbroken_folder(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("unbroken")
-    here = os.getcwd()
-    os.chdir(data)
-    try:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(data)
+        # Another file's tests may have theirs.
+        monkeypatch.delitem(sys.modules, "own_code", raising=False)
         assert main(command(data, out)) == 0
-    finally:
-        os.chdir(here)
     return out
 
 
@@ -763,7 +762,7 @@ def test_workers_may_be_started_without_a_copy_of_the_process(capsys, data, unbr
     assert records_in(OUT) == unbroken
 
 
-@pytest.mark.parametrize("model", ["demo", "resnet18", "inception_v3", "vit_b_16", "own:model"])
+@pytest.mark.parametrize("model", ["demo", "resnet18", "inception_v3", "vit_b_16", "own_code:of_rank"])
 def test_every_models_preprocessing_can_be_sent_to_a_worker(model):
     picture = Image.effect_noise((70, 50), 90).convert("RGB")
     preprocessing = preprocessing_of(model)
@@ -799,8 +798,11 @@ def test_a_record_is_the_judgement_of_its_picture(data, subject, unbroken):
     name = "JPEGImages/000005.jpg"
     sample = data_set.sample(name)
     fit = subject.classifier.preprocessing.fit
-    for target, mask in sample.objects.items():
-        objects = fit(mask.convert("RGB"))[0] > 0.5
+    # The model sees 224x112 pixels as 112x112: the centre of its column x is at 2x + 1 in the picture.
+    across, down = 2 * torch.arange(112) + 1, (torch.arange(112) + 0.5)[:, None]
+    for target, boxes in sample.boxes.items():
+        ((left, top, right, bottom),) = boxes
+        objects = (left <= across) & (across < right) & (top <= down) & (down < bottom)
         (judged,) = judge.judge("grad_cam", fit(sample.picture), [target], {target: objects}, name)
         record = unbroken[name, target, "grad_cam"]
         assert record["confidence"] == pytest.approx(judged.confidence, rel=1e-5)
