@@ -22,6 +22,7 @@ from torch import nn
 
 import captum_unioncam
 from captum_unioncam import demo, scorers
+from captum_unioncam.evaluation.records import Record
 from captum_unioncam.metrics import table
 from tests.attr import OWN
 from tests.blocks import blocks, commands, run_commands, run_python
@@ -154,6 +155,11 @@ def example_names(monkeypatch, tmp_path):
     images, labels = torch.rand(4, 3, 112, 112), torch.arange(4)
 
     def names(example):
+        if example.endswith("evaluation.load"):
+            (tmp_path / "evaluation" / "records").mkdir(parents=True)
+            (tmp_path / "evaluation" / "settings.json").write_text('{"metrics": ["drop"]}')
+            record = Record("a.png", 0, "star", "grad_cam", confidence=0.5, values={"drop": 0.25})
+            (tmp_path / "evaluation" / "records" / "one.jsonl").write_bytes(record.line())
         if example.endswith("channels_last_to_maps"):
             return {"model": SwinTransformer([4, 4], 8, [1, 1], [1, 2], [7, 7], num_classes=3).eval()}
         if example.endswith("tokens_to_maps"):
@@ -165,7 +171,7 @@ def example_names(monkeypatch, tmp_path):
         return {"model": model, "layer": model.layer4, "attr": torch.rand(4, 1, 7, 7)}
 
     package = {name: getattr(captum_unioncam, name) for name in captum_unioncam.__all__}
-    names_of_modules = ("metrics", "methods", "demo", "evaluation.sanity", "quantus", "targets")
+    names_of_modules = ("metrics", "methods", "demo", "evaluation", "evaluation.sanity", "quantus", "targets")
     modules = [importlib.import_module(f"captum_unioncam.{name}") for name in names_of_modules]
     package |= {name: value for module in modules for name, value in vars(module).items() if name[0] != "_"}
     shared = {"torch": torch, "captum": captum, "LayerAttribution": LayerAttribution, "demo": demo, "scorers": scorers}

@@ -121,7 +121,7 @@ class Rise(RemembersPasses, PerturbationAttribution):
 
         Examples::
 
-            >>> attr = Rise(model).attribute(images, target=3)  # (N, 1, 224, 224)
+            >>> attr = Rise(model).attribute(images, target=3, n_masks=400)  # (N, 1, 224, 224), a coarse one
         """
         return self._explain(
             [target],
@@ -167,7 +167,7 @@ class Rise(RemembersPasses, PerturbationAttribution):
         Examples::
 
             >>> top = model(images).topk(5).indices  # (N, 5)
-            >>> attr = Rise(model).attribute_targets(images, top)  # (N, 5, 1, 224, 224)
+            >>> attr = Rise(model).attribute_targets(images, top, n_masks=400)  # (N, 5, 1, 224, 224)
         """
         examples = check_inputs(format_tensor_into_tuples(inputs))[0].shape[0]
         given = signature(self.attribute).bind(inputs, None, baselines, additional_forward_args, **kwargs)
