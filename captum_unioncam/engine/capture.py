@@ -187,13 +187,17 @@ class LayerCall:
         """As ``_run``, with a graph from the first layer on, or of all where that could make a difference."""
         # Of a layer whose input has no gradient, PyTorch runs these hooks in another way.
         if not has_backward_hooks(self.forward_func):
-            # Whatever is wrong shows with the whole graph too.
-            with suppress(Exception), without_graph_before(seen):
-                made, output = self._run(seen)
-                # Off again: the model has set the mode around the layer.
-                as_set = torch.is_grad_enabled()
-                if as_set and output.requires_grad and not has_backward_hooks(self.forward_func):
-                    return made, output
+            try:
+                with without_graph_before(seen):
+                    made, output = self._run(seen)
+                    # Off again: the model has set the mode around the layer.
+                    as_set = torch.is_grad_enabled()
+                    if as_set and output.requires_grad and not has_backward_hooks(self.forward_func):
+                        return made, output
+            except RuntimeError as error:
+                # Models that differentiate in front of the layer need the whole graph; other errors come with it too.
+                if "grad" not in str(error):
+                    raise
         return self._run(seen)
 
     def _run(self, seen: list[SeenLayer]) -> tuple[OnDevices, Tensor]:

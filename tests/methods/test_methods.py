@@ -348,6 +348,7 @@ def test_model_and_inputs_are_left_as_found(name):
         torch.testing.assert_close(maps, run(name, net.eval(), *arguments))
 
 
+@pytest.mark.usefixtures("rows_tried")
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("fails_at", [1, 2, 3])
 def test_model_is_left_as_found_when_a_pass_raises(name, fails_at):
