@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch import nn
+from torchvision.models import ResNet18_Weights
+from torchvision.models.resnet import BasicBlock, ResNet
 
 from captum_unioncam.cli.main import main
 
@@ -58,24 +61,36 @@ def run_commands(lines: list[str], folder: Path) -> None:
         _WRITTEN[arguments[0]](arguments, _files(folder) - before)
 
 
+class ThinResNet(ResNet):
+    """ResNet with a quarter of the channels in its four layers: a pass costs a tenth."""
+
+    def __init__(self, block, layers, num_classes=1000, **arguments):
+        super().__init__(block, layers, num_classes, **arguments)
+        self.fc = nn.Linear(self.inplanes, num_classes)
+
+    def _make_layer(self, block, planes, *arguments, **options):
+        return super()._make_layer(block, planes // 4, *arguments, **options)
+
+
 @pytest.fixture(scope="session")
 def torch_home(tmp_path_factory):
-    """A download folder that already holds "torchvision's" ResNet-18: random weights under the real name."""
-    from torchvision.models import ResNet18_Weights, resnet18
-
+    """A download folder that already holds "torchvision's" ResNet-18: random weights, of a thin one, under the name."""
     folder = tmp_path_factory.mktemp("torch_home")
     checkpoints = folder / "hub" / "checkpoints"
     checkpoints.mkdir(parents=True)
-    torch.save(resnet18().state_dict(), checkpoints / ResNet18_Weights.DEFAULT.url.rsplit("/", 1)[1])
+    torch.save(
+        ThinResNet(BasicBlock, [2, 2, 2, 2]).state_dict(), checkpoints / ResNet18_Weights.DEFAULT.url.rsplit("/", 1)[1]
+    )
     return folder
 
 
 @pytest.fixture
 def working_folder(tmp_path, torch_home, monkeypatch):
-    """An empty folder but for ``photo.jpg``, to work in, with ResNet-18's weights downloaded."""
+    """An empty folder but for ``photo.jpg``, to work in, with a thin ResNet-18's weights downloaded."""
     Image.linear_gradient("L").resize((300, 240)).convert("RGB").save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCH_HOME", str(torch_home))
+    monkeypatch.setattr("torchvision.models.resnet.ResNet", ThinResNet)
     monkeypatch.setattr("captum_unioncam.methods.registry._registered", {})
     return tmp_path
 

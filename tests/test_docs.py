@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 import captum_unioncam
-from captum_unioncam import demo, scorers
+from captum_unioncam import demo, evaluation, scorers
 from captum_unioncam.evaluation.records import Record
 from captum_unioncam.metrics import table
 from tests.attr import OWN
@@ -160,6 +160,7 @@ def example_names(monkeypatch, tmp_path):
             (tmp_path / "evaluation" / "settings.json").write_text('{"metrics": ["drop"]}')
             record = Record("a.png", 0, "star", "grad_cam", confidence=0.5, values={"drop": 0.25})
             (tmp_path / "evaluation" / "records" / "one.jsonl").write_bytes(record.line())
+            return {"load": evaluation.load}
         if example.endswith("channels_last_to_maps"):
             return {"model": SwinTransformer([4, 4], 8, [1, 1], [1, 2], [7, 7], num_classes=3).eval()}
         if example.endswith("tokens_to_maps"):
@@ -171,7 +172,7 @@ def example_names(monkeypatch, tmp_path):
         return {"model": model, "layer": model.layer4, "attr": torch.rand(4, 1, 7, 7)}
 
     package = {name: getattr(captum_unioncam, name) for name in captum_unioncam.__all__}
-    names_of_modules = ("metrics", "methods", "demo", "evaluation", "evaluation.sanity", "quantus", "targets")
+    names_of_modules = ("metrics", "methods", "demo", "evaluation.sanity", "quantus", "targets")
     modules = [importlib.import_module(f"captum_unioncam.{name}") for name in names_of_modules]
     package |= {name: value for module in modules for name, value in vars(module).items() if name[0] != "_"}
     shared = {"torch": torch, "captum": captum, "LayerAttribution": LayerAttribution, "demo": demo, "scorers": scorers}
