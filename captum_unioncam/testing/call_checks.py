@@ -137,18 +137,20 @@ def targets_in_one_call(subject: Subject) -> None:
 @layer_check
 def lists_of_layers(subject: Subject) -> None:
     """A list of layers gives a list of what each layer alone gives."""
-    for ndim, relu in product(subject.traits.spatial_dims, (nn.ReLU(), nn.ReLU(inplace=True))):
-        net, plain, inputs = subject.net(ndim, relu), subject.net(ndim), tiny_inputs(ndim)
-        for numbers in ([0, 2, 1], [4], [4, 4], [3, 4]):
-            forms = [{"attr_dim_summation": summed} for summed in subject.summations]
-            for settings in ({"attribute_to_layer_input": True}, *forms):
+    forms = [{"attr_dim_summation": summed} for summed in subject.summations]
+    for ndim, settings in product(subject.traits.spatial_dims, ({"attribute_to_layer_input": True}, *forms)):
+        plain, inputs = subject.net(ndim), tiny_inputs(ndim)
+        with given(f"{ndim}-D inputs, {settings}"):
+            alone = [subject.explain(plain, plain.features[n], inputs, TARGETS, **settings) for n in range(5)]
+        for relu in (nn.ReLU(), nn.ReLU(inplace=True)):
+            net = subject.net(ndim, relu)
+            for numbers in ([0, 2, 1], [4], [4, 4], [3, 4]):
                 with given(f"{ndim}-D inputs, the list of features {numbers}, {relu}, {settings}"):
                     made = subject.explain(net, [net.features[n] for n in numbers], inputs, TARGETS, **settings)
                     require(isinstance(made, list), f"a {type(made).__name__} came back, not a list")
                     require(len(made) == len(numbers), f"{len(made)} results came back for {len(numbers)} layers")
                     for n, of_layer in zip(numbers, made, strict=True):
-                        alone = subject.explain(plain, plain.features[n], inputs, TARGETS, **settings)
-                        require_same(of_layer, alone, f"of features[{n}] alone")
+                        require_same(of_layer, alone[n], f"of features[{n}] alone")
     _refused("a list of no layers", "layer", lambda: subject.explain(net, [], inputs, 1))
 
 
