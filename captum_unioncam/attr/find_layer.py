@@ -129,7 +129,11 @@ def _layers_with_maps(model: Module, inputs: tuple[Tensor, ...]) -> dict[str, _F
     known = KnownTransforms([model])
     dims = {x.dim() for x in inputs if x.dim() > 2}
     with evaluation_mode(model) as (forward,):
-        outputs, gradients = _outputs_that_count(forward, model, inputs)
+        try:
+            outputs, gradients = _outputs_that_count(forward, model, inputs)
+        except Exception as error:
+            inputs = _twice(inputs, error)
+            outputs, gradients = _outputs_that_count(forward, model, inputs)
         wanted = {
             name: output
             for name, output in outputs.items()
@@ -151,6 +155,13 @@ def _layers_with_maps(model: Module, inputs: tuple[Tensor, ...]) -> dict[str, _F
         for name, output in wanted.items()
         if name in transforms and transforms[name](output).shape[2:].numel() > 1
     }
+
+
+def _twice(inputs: tuple[Tensor, ...], error: Exception) -> tuple[Tensor, ...]:
+    """The only example twice, since some models need two; of several examples, raises the model's error."""
+    if any(x.shape[:1] != (1,) for x in inputs):
+        raise error
+    return tuple(torch.cat([x, x]) for x in inputs)
 
 
 def _outputs_that_count(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from captum_unioncam import LayerDenoisedGradCam, LayerScoreCam, LayerUnionCam, metrics
+from captum_unioncam import LayerDenoisedGradCam, LayerScoreCam, LayerUnionCam, find_spatial_layer, metrics
 from captum_unioncam.attr.base import CAMS, PerturbationCam
 from captum_unioncam.engine import independence
 from captum_unioncam.engine.model_state import evaluation_mode
@@ -258,6 +258,16 @@ def test_one_example_of_a_model_that_needs_two_rows(method, way):
         assert all(getattr(made, n).shape == getattr(expected, n).shape for n in vars(expected))
     of_targets = CAMS[method](net, net.features).attribute_targets(inputs, [[1, 2]], **few_passes(method))
     assert torch.allclose(of_targets[:, 0], explain(plain), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("way", ["raises", "squeezes"])
+def test_its_layers_are_found_by_one_example(way):
+    net, plain = NeedsTwo(way), NeedsTwo(None)
+    name, layer = find_spatial_layer(net, tiny_inputs(examples=1))
+    assert name == find_spatial_layer(plain, tiny_inputs(examples=1))[0]
+    assert layer is net.get_submodule(name)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        find_spatial_layer(nn.Sequential(net.features, nn.Flatten(), nn.Linear(1, 2).double()), tiny_inputs(examples=1))
 
 
 class TogetherAlone(NeedsTwo):
