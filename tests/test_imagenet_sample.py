@@ -40,9 +40,9 @@ def average_drop(model, images, labels, attributions):
 def test_average_drop_is_below_grad_cams_and_not_above_score_cams(sample):
     model = sample.load_model()
     layer = model[1].features[18]
-    images, labels, _ = sample.load_samples(8)
+    images, labels, _ = sample.load_samples(16)
     grad_cam = LayerGradCam(model, layer).attribute(images, labels, relu_attributions=True).detach()
-    union_cam, details = LayerUnionCam(model, layer).attribute(images, labels, return_details=True)
+    union_cam, details = LayerUnionCam(model, layer).attribute(images, labels, return_details=True, max_channels=128)
     score_cam = details.region_map  # LayerScoreCam's, without running its passes again
     maps = {"grad_cam": grad_cam, "score_cam": score_cam, "union_cam": union_cam}
     drop = {name: average_drop(model, images, labels, attr) for name, attr in maps.items()}
