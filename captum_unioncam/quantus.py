@@ -47,7 +47,7 @@ def explain_func(
 
     Args:
         name (str): As ``captum_unioncam.methods`` knows it.
-        layer (str or None): Dotted name of the layer to explain. Default: None, the last whose output has space
+        layer (str or None): Dotted name of the layer to explain. Default: None, the last layer with a spatial output
         baselines (float, numpy.ndarray or Tensor): What the method takes for black, a number or (1 or N, C, H, W).
             Default: 0
         settings (MethodSettings or None): The method's settings. Default: None, the defaults

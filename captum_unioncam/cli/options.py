@@ -159,7 +159,7 @@ def _model_options(
             "--layer",
             metavar="NAME",
             help="Layer to explain, such as features.28.",
-            show_default="the last whose output has space",
+            show_default="the last layer with a spatial output",
         ),
     ] = None,
     preprocess: Annotated[

@@ -155,7 +155,7 @@ def opened(path: Path | None) -> tuple[str, str, Image.Image]:
 
 def layer_line(subject: ExplainedModel) -> str:
     """The explained layer, and whether it was found by itself."""
-    found = " (found: the last whose output has space)" if subject.layer_found else ""
+    found = " (found: the last layer with a spatial output)" if subject.layer_found else ""
     return f"layer: {subject.layer_name}{found}"
 
 

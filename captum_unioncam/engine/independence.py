@@ -135,9 +135,10 @@ def _distances(
     except Exception:
         # A model may refuse such rows in any way; its own passes tell why.
         return None
-    return tuple(
-        float(one) if one * unit > _NOISES * noise else 0.0 for one, unit in ((of_others, varied), (of_place, largest))
-    )  # type: ignore[return-value]
+    return (
+        float(of_others) if of_others * varied > _NOISES * noise else 0.0,
+        float(of_place) if of_place * largest > _NOISES * noise else 0.0,
+    )
 
 
 def _bright(x: Tensor) -> Tensor:

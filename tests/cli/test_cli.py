@@ -213,7 +213,7 @@ def test_a_torchvision_model_with_a_file_of_weights(capsys, photo):
     weights = ["--model", "squeezenet1_1", "--weights", "weights.safetensors", "--max-channels", "2"]
     code, lines, errors = run(capsys, "explain", photo, *weights, "--format", "json", "--target", "1")
     assert (code, errors) == (0, [])
-    assert lines[0] == "layer: classifier.2 (found: the last whose output has space)"
+    assert lines[0] == "layer: classifier.2 (found: the last layer with a spatial output)"
     record = json.loads((OUTPUT / "photo-class-1.json").read_text())
     # The baseline is black as the weights' transforms make it.
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
