@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import io
 import json
 import os
@@ -12,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from benchmarks.samples import sample_in
 from captum_unioncam.system.files import make_folder, write_whole
 
 LAYERS = ("features.29", "features.30")
@@ -20,14 +20,7 @@ LAYERS = ("features.29", "features.30")
 
 def sample() -> Any:
     """The module that loads them, or None where the variable is not set."""
-    if not os.environ.get("BRAIN_MRI"):
-        return None
-    spec = importlib.util.spec_from_file_location("brain_mri_model", folder() / "model.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return sample_in("BRAIN_MRI")
 
 
 def folder() -> Path:

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from benchmarks.samples import sample_in
+
 LAYER = "1.features.18"
 
 
 def sample() -> Any:
     """The module that loads them, or None where the variable is not set."""
-    if not os.environ.get("IMAGENET_SAMPLE"):
-        return None
-    spec = importlib.util.spec_from_file_location("imagenet_sample", folder() / "model.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return sample_in("IMAGENET_SAMPLE")
 
 
 def folder() -> Path:
