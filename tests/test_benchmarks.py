@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import machine, speed
-from benchmarks.ablation import THETAS, Variants, variants
+from benchmarks.ablation import THETAS, Variants, theta_variants, variants
 from benchmarks.faithfulness import Experiment, main, summary_of, tables
 from captum_unioncam import LayerUnionCam, demo, methods
 from captum_unioncam.evaluation.records import read_records
@@ -84,6 +84,25 @@ def test_theta_has_an_effect_where_gradients_differ_over_space(network, has_no_e
     ]
     assert all(torch.equal(maps[0], other) for other in maps) == has_no_effect
     assert isinstance(found, Variants)
+
+
+@pytest.mark.parametrize("weights", ["score", "softmax"])
+def test_selections_are_made_of_one_call_as_two_calls_make_them(weights):
+    theta_variants()
+    net, images, target = TinyNet(seed=3), tiny_inputs(examples=6, seed=5), torch.tensor([3, 0, 2, 1, 0, 3])
+    cam, differs = LayerUnionCam(net, net.features), False
+    for theta in (0, 90):
+        maps = {}
+        for selection in ("paper", "best"):
+            made = methods.create(f"{weights}, {selection}, theta {theta}", net, net.features)
+            maps[selection] = made(images, target, torch.zeros_like(images[:1]))
+            given = {"theta": float(theta), "channel_weights": weights, "selection": selection}
+            expected = torch.nn.functional.interpolate(
+                cam.attribute(images, target, **given), images.shape[2:], mode="bilinear"
+            )
+            torch.testing.assert_close(maps[selection], expected, rtol=0, atol=1e-12)
+        differs |= not torch.equal(*maps.values())
+    assert differs
 
 
 def embedded(name, device):
