@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from inspect import Parameter, signature
 from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, overload
 
@@ -38,7 +38,7 @@ from captum_unioncam.engine.map_check import check_maps
 from captum_unioncam.engine.maps import clipped, weighted
 from captum_unioncam.engine.model_state import evaluation_mode
 from captum_unioncam.engine.outputs import Outputs
-from captum_unioncam.engine.rows import check_model_rows
+from captum_unioncam.engine.rows import DependentRows, check_model_rows
 from captum_unioncam.engine.scoring import MaskedScorer, TargetPasses
 from captum_unioncam.engine.tail import TailPasses, TailScorer
 from captum_unioncam.engine.tuning import PassTuner, out_of_memory
@@ -70,6 +70,12 @@ class CamDetails:
     def of_target(self, t: int) -> Self:
         """The details of target ``t``, where they are of several."""
         return replace(self, **{f.name: getattr(self, f.name)[:, t] for f in fields(self)})
+
+
+def _attribute(given: dict[str, Any]) -> Any:
+    """A method's ``attribute``, of all its arguments by name."""
+    method, target = given.pop("self"), given.pop("target")
+    return method._explain([target], lambda of_targets: of_targets[0], **given)
 
 
 class CamAttribution(LayerAttribution, Generic[LayerT]):
@@ -137,12 +143,9 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
             parts: list[Callable[..., Any]] = [cls._captured, equations, cls._passes]
             shared = [template, *(method._equations() for method in cls.made_of), cls._captured, cls._passes]
             hidden = () if cls.gives_details else ("return_details",)
-            own = specialised(template, lambda given: template(**given), parts, [*shared, equations], hidden)
-            own.__module__, own.__name__, own.__qualname__ = (
-                cls.__module__,
-                "attribute",
-                f"{cls.__qualname__}.attribute",
-            )
+            own = specialised(template, _attribute, parts, [*shared, equations], hidden)
+            own.__module__, own.__qualname__ = cls.__module__, f"{cls.__qualname__}.attribute"
+            own.__name__ = "attribute"
             # NoiseTunnel needs what Captum's decorator leaves.
             cls.attribute = log_usage(part_of_slo=True)(own)  # type: ignore[method-assign]
         cls.__doc__ = class_document(cls)
@@ -224,17 +227,7 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
                 layer's, an empty batch or list of layers, activations that are not finite.
             AssertionError: A target that does not fit the output, as in Captum.
         """
-        return self._explain(
-            [target],
-            lambda each: each[0],
-            inputs=inputs,
-            additional_forward_args=additional_forward_args,
-            attribute_to_layer_input=attribute_to_layer_input,
-            relu_attributions=relu_attributions,
-            attr_dim_summation=attr_dim_summation,
-            return_details=return_details,
-            **options,
-        )
+        raise NotImplementedError("Each method has its own, of these arguments and further ones.")
 
     @overload
     def attribute_targets(
@@ -283,11 +276,8 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
             >>> top = model(images).topk(5).indices  # (N, 5)
             >>> attr = LayerUnionCam(model, model.features[28]).attribute_targets(images, top)  # (N, 5, 1, 14, 14)
         """
-        examples = check_inputs(format_tensor_into_tuples(inputs))[0].shape[0]
-        given = signature(self.attribute).bind(inputs, additional_forward_args=additional_forward_args, **kwargs)
-        given.apply_defaults()
-        del given.arguments["target"]
-        return self._explain(by_target(targets, examples), _stacked, argument="targets", **given.arguments)
+        kwargs["additional_forward_args"] = additional_forward_args
+        return explain_targets(self, _stacked, inputs, targets, kwargs)
 
     def check(self, *args: Any, **kwargs: Any) -> None:
         """Raises ``ValueError`` for arguments of the method's own that it cannot take, before any forward pass."""
@@ -321,45 +311,37 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
         *,
         inputs: Inputs,
         additional_forward_args: Any,
-        attribute_to_layer_input: bool,
-        relu_attributions: bool,
-        attr_dim_summation: bool,
-        return_details: bool = False,
         argument: str = "target",
-        **options: Any,
+        **given: Any,
     ) -> Any:
         """The template: each layer output explained for each target, in the form in which Captum returns it."""
-        flags = {
-            "attribute_to_layer_input": attribute_to_layer_input,
-            "relu_attributions": relu_attributions,
-            "attr_dim_summation": attr_dim_summation,
-            "return_details": return_details,
-        }
         for name, parameter in _parameters(type(self).attribute).items():
             if isinstance(parameter.default, bool):
-                check_flag(name, {**flags, **options}[name])
-        check_grad_kwargs(options.get("grad_kwargs"))
+                check_flag(name, given[name])
+        check_grad_kwargs(given.get("grad_kwargs"))
         own, of_passes, of_capture = (
-            _taken(f, options) for f in (self._equations(), type(self)._passes, type(self)._captured)
+            _taken(f, given) for f in (self._equations(), type(self)._passes, type(self)._captured)
         )
         self.check(**own)
-        if not attr_dim_summation and not self.has_terms:
+        if not given["attr_dim_summation"] and not self.has_terms:
             raise ValueError(f"attr_dim_summation: {self.get_name()} has no terms by channel; leave it True.")
         tensors = check_inputs(format_tensor_into_tuples(inputs))
         self.check_for(inputs=tensors, **own)
-        own["summed"] = attr_dim_summation
-        given = tensors, targets, format_additional_forward_args(additional_forward_args)
-        parts: dict[str, Any] = {"of_input": attribute_to_layer_input, "of_passes": of_passes, "of_capture": of_capture}
-        parts |= {"own": own, "join": join}
+        own["summed"] = given["attr_dim_summation"]
+        asked = tensors, targets, format_additional_forward_args(additional_forward_args)
+        parts: dict[str, Any] = {"of_passes": of_passes, "of_capture": of_capture, "own": own, "join": join}
+        parts["of_input"] = given["attribute_to_layer_input"]
         outputs = Outputs(targets, tensors[0].shape[0], argument)
         try:
-            explained = self._explained(*given, outputs, **parts)
+            explained = self._explained(*asked, outputs, **parts)
         except Exception as error:
+            # A model may refuse a single row by any error, in its first pass.
             if tensors[0].shape[0] > 1 or outputs.form is not None or outputs.misses_target or out_of_memory(error):
                 raise
-            explained = self._explained_of_two(error, *given, argument, **parts)
-        attributions = self._formed(explained, lambda one: one[0].relu() if relu_attributions else one[0])
-        return (attributions, self._formed(explained, lambda one: one[1])) if return_details else attributions
+            explained = self._explained_of_two(error, *asked, argument, **parts)
+        attributions = self._formed(explained, lambda one: one[0].relu() if given["relu_attributions"] else one[0])
+        with_details = given.get("return_details", False)
+        return (attributions, self._formed(explained, lambda one: one[1])) if with_details else attributions
 
     def _explained(
         self,
@@ -420,8 +402,7 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
         try:
             explained = self._explained(two, of_two, args, outputs, **parts)
         except Exception as other:
-            # With two rows, it is known whether they depend on each other.
-            raise other if outputs.form is not None or str(other).startswith("forward_func: ") else error from None
+            raise (other if outputs.form is not None or isinstance(other, DependentRows) else error) from None
         return [
             [(maps[:1], None if details is None else details.of_example(0)) for maps, details in of_layer]
             for of_layer in explained
@@ -481,9 +462,13 @@ class GradientCam(CamAttribution[LayerT], GradientAttribution):
 class RemembersPasses:
     """A method that remembers in ``_tuners`` what it learnt of its passes; copies and pickles do not have it."""
 
+    @cached_property
+    def _tuners(self) -> dict[Hashable, PassTuner]:
+        return {}
+
     def __getstate__(self) -> dict[str, Any]:
-        # It belongs to this process and device.
-        return {**self.__dict__, "_tuners": {}}
+        # What was learnt belongs to this process and device.
+        return {name: value for name, value in self.__dict__.items() if name != "_tuners"}
 
 
 class PerturbationCam(RemembersPasses, CamAttribution[LayerT], PerturbationAttribution):
@@ -514,7 +499,6 @@ class PerturbationCam(RemembersPasses, CamAttribution[LayerT], PerturbationAttri
         check_function("score_func", score_func)
         self.confidence_fn = confidence_fn
         self.score_func = score_func
-        self._tuners: dict[Hashable, PassTuner] = {}
 
     def default_baselines(self, inputs: tuple[Tensor, ...]) -> BaselineType:
         """What masked-out places show where ``baselines`` is None: 0, unless the method says otherwise."""
@@ -591,17 +575,6 @@ class TailCam(RemembersPasses, CamAttribution[LayerT], PerturbationAttribution):
     gives_details = True
     confidence_fn: ConfidenceFunction | None = None
 
-    def __init__(
-        self,
-        forward_func: Callable[..., Any],
-        layer: LayerT,
-        device_ids: list[int] | None = None,
-        *,
-        reshape_transform: ReshapeTransform | None = None,
-    ) -> None:
-        super().__init__(forward_func, layer, device_ids, reshape_transform=reshape_transform)
-        self._tuners: dict[Hashable, PassTuner] = {}
-
     def details(self, activations: Tensor, tail: TailPasses, **_: Any) -> TailDetails:
         return TailDetails(*tail.details(activations))
 
@@ -658,6 +631,17 @@ class ConfidenceTailCam(TailCam[LayerT]):
         super().__init__(forward_func, layer, device_ids, reshape_transform=reshape_transform)
         check_function("confidence_fn", confidence_fn)
         self.confidence_fn = confidence_fn
+
+
+def explain_targets(
+    method: Any, join: Callable[[Any], Any], inputs: Inputs, targets: Targets, arguments: Mapping[str, Any]
+) -> Any:
+    """A method's ``attribute_targets``, by its ``_explain``, with what else ``attribute`` takes."""
+    examples = check_inputs(format_tensor_into_tuples(inputs))[0].shape[0]
+    given = signature(method.attribute).bind(inputs, None, **arguments)
+    given.apply_defaults()
+    del given.arguments["target"]
+    return method._explain(by_target(targets, examples), join, argument="targets", **given.arguments)
 
 
 def _of_two(value: Any) -> Any:

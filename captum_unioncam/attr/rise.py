@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from inspect import signature
+from collections.abc import Callable, Iterator, Sequence
 from math import ceil
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from captum_unioncam.attr.base import Inputs, RemembersPasses, Targets, by_target
+from captum_unioncam.attr.base import Inputs, RemembersPasses, Targets, explain_targets
 from captum_unioncam.engine._captum import (
     BaselineType,
     NullProgress,
@@ -29,7 +28,6 @@ from captum_unioncam.engine.model_state import evaluation_mode
 from captum_unioncam.engine.outputs import Outputs
 from captum_unioncam.engine.perturbations import Chunk, Masks, drawing
 from captum_unioncam.engine.scoring import MaskedScorer
-from captum_unioncam.engine.tuning import PassTuner
 
 MASKS_AT_ONCE = 64
 """Masks that are drawn and held at a time. Part of the definition: another number draws other masks."""
@@ -72,7 +70,6 @@ class Rise(RemembersPasses, PerturbationAttribution):
         check_function("confidence_fn", confidence_fn)
         super().__init__(forward_func)
         self.confidence_fn = confidence_fn
-        self._tuners: dict[Hashable, PassTuner] = {}
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
     def attribute(
@@ -169,12 +166,8 @@ class Rise(RemembersPasses, PerturbationAttribution):
             >>> top = model(images).topk(5).indices  # (N, 5)
             >>> attr = Rise(model).attribute_targets(images, top, n_masks=400)  # (N, 5, 1, 224, 224)
         """
-        examples = check_inputs(format_tensor_into_tuples(inputs))[0].shape[0]
-        given = signature(self.attribute).bind(inputs, None, baselines, additional_forward_args, **kwargs)
-        given.apply_defaults()
-        del given.arguments["target"]
-        of_targets = by_target(targets, examples)
-        return self._explain(of_targets, lambda sums: sums.transpose(0, 1), argument="targets", **given.arguments)
+        kwargs |= {"baselines": baselines, "additional_forward_args": additional_forward_args}
+        return explain_targets(self, lambda sums: sums.transpose(0, 1), inputs, targets, kwargs)
 
     def _explain(
         self,

@@ -14,6 +14,7 @@ from captum_unioncam.engine._captum import run_forward
 from captum_unioncam.engine.confidence import output_tensor
 from captum_unioncam.engine.maps import full_precision
 from captum_unioncam.engine.model_state import EvaluatedFunction, not_compiled
+from captum_unioncam.engine.rows import DependentRows
 from captum_unioncam.engine.seen import SeenLayer
 
 ROWS = 4
@@ -36,7 +37,7 @@ def check_independent_rows(
     additional_forward_args: tuple[Any, ...],
     rows: Sequence[int] = (ROWS,),
 ) -> None:
-    """Raises ``ValueError`` if what a model gives for a row depends on the other rows, or on its place among them.
+    """Raises ``DependentRows`` if what a model gives for a row depends on the other rows, or on its place among them.
 
     The first example, a quarter as bright, is run amid copies of itself, and with the example as it is and a black one
     between: in the same places of as many rows, where kernels round alike. The outputs may differ by no more than those
@@ -93,13 +94,13 @@ def _kind(value: Any) -> Any:
 
 def _require_small(of_others: float, of_place: float, most_of_others: float) -> None:
     if of_others > most_of_others:
-        raise ValueError(
+        raise DependentRows(
             "forward_func: what it gives for an example depends on the other rows of its pass, as by functional "
             "batch_norm with training=True, x - x.mean(0), or attention without batch_first=True; give a model that "
             "treats each row alone."
         )
     if of_place > _OF_PLACE:
-        raise ValueError(
+        raise DependentRows(
             "forward_func: gives copies of an example different outputs in one pass, as by functional dropout without "
             "training=self.training; give a model that draws no random numbers in evaluation mode."
         )

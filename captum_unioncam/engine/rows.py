@@ -32,6 +32,10 @@ _LAYOUT_NAMES = (
 _TOLERANCE = 1e-2  # half precision too; a row that meets another's argument is out by more
 
 
+class DependentRows(ValueError):
+    """What a model gives for a row of a pass depends on the other rows, or on its place among them."""
+
+
 def takes_any_format(forward_func: Callable[..., Any]) -> bool:
     """Whether pictures with their channels last in memory are safe: in a module of convolutions in known code.
 
@@ -87,7 +91,7 @@ def check_model_rows(
     """Raises ``ValueError`` for models that the rows of a pass cannot be given to."""
     for module in _modules(forward_func, score_func):
         if isinstance(module, _BatchNorm) and module.running_mean is None:
-            raise ValueError(
+            raise DependentRows(
                 f"forward_func: {module} normalises over the batch, in evaluation mode too, so what is found for "
                 "an example would depend on the other rows of its pass; give track_running_stats=True, or layers that "
                 "normalise each example."
