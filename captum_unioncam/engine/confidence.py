@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 ConfidenceFunction = Callable[[Tensor], Tensor]
+OutputFunction = Callable[[Any], Any]
+"""What a model returns to the tensor of which targets choose."""
 
 # Nodes of the graph of gradients, by how their names begin: those that leave values as they are, that scale or add, and
 # that make logits.
@@ -174,8 +176,8 @@ def output_tensor(output: Any, rows: int, function: str = "forward_func") -> Ten
     if len(found) != 1:
         held = ", ".join(f"{name}: {tuple(part.shape)}" for name, part in tensors.items()) or "no tensor"
         raise ValueError(
-            f"{function}: returned {type(output).__name__} ({held}) for {rows} rows; give a function that returns the "
-            "tensor to explain, such as lambda x: model(x)[0], or lambda x: model(x).logits."
+            f"{function}: returned {type(output).__name__} ({held}) for {rows} rows; give output_fn, a function of it "
+            "to the tensor to explain, such as lambda output: output[0], or a model that returns the tensor alone."
         )
     tensor = found[0].dequantize() if found[0].is_quantized else found[0].to_dense()
     # Of one example, a sum over all that was computed has no dimension.

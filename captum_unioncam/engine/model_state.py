@@ -27,7 +27,9 @@ _NO_TENSORS = {bool, int, float, str, tuple, set, dict, OrderedDict, _NONE}
 
 
 @contextmanager
-def evaluation_mode(*functions: Callable[..., Any] | None) -> Iterator[list[Any]]:
+def evaluation_mode(
+    *functions: Callable[..., Any] | None, output_fn: Callable[[Any], Any] | None = None
+) -> Iterator[list[Any]]:
     """Runs the modules behind ``functions`` in evaluation mode, and leaves all as it was found, after Ctrl-C too.
 
     In training mode, thousands of masked images would go into the running statistics of batch normalisation, and
@@ -39,6 +41,7 @@ def evaluation_mode(*functions: Callable[..., Any] | None) -> Iterator[list[Any]
         functions (Callable or None): Modules, methods of modules, or any functions that call modules. What a plain
             function calls cannot be known beforehand: its modules are switched when it is first called, and no other
             thread has a turn meanwhile.
+        output_fn (Callable or None): Called on what they return. Default: None
 
     Yields:
         *list[Callable or None]*: What to call in place of each.
@@ -55,7 +58,7 @@ def evaluation_mode(*functions: Callable[..., Any] | None) -> Iterator[list[Any]
                 for function in given:
                     for root in modules_behind(function):
                         found.evaluate(root)
-                yield [None if function is None else EvaluatedFunction(function, found) for function in functions]
+                yield [None if f is None else EvaluatedFunction(f, found, output_fn) for f in functions]
         finally:
             found.give_back()
             turn.end()
@@ -229,12 +232,16 @@ class EvaluatedFunction:
     Args:
         function (Callable): A module or any function.
         found (_Found): Of which each pass finds buffers and random generators as they were.
+        output_fn (Callable or None): Called on what ``function`` returns. Default: None
     """
 
-    def __init__(self, function: Callable[..., Any], found: _Found) -> None:
+    def __init__(
+        self, function: Callable[..., Any], found: _Found, output_fn: Callable[[Any], Any] | None = None
+    ) -> None:
         functools.update_wrapper(self, function, updated=())
         self.function = function
         self.found = found
+        self.output_fn = output_fn
         self.modules_called: list[Module] = []
         self.called = _is_known(function)
 
@@ -243,7 +250,8 @@ class EvaluatedFunction:
         self.found.random = _random_state()
         try:
             # No hook later on: it would keep a compiled model within the function from being compiled.
-            return self.function(*args, **kwargs) if self.called else self._first_call(*args, **kwargs)
+            output = self.function(*args, **kwargs) if self.called else self._first_call(*args, **kwargs)
+            return output if self.output_fn is None else self.output_fn(output)
         finally:
             self.found.reset_random_state()
 

@@ -86,7 +86,7 @@ def is_shared() -> bool:
 
 def _same(one: Any, other: Any) -> bool:
     if isinstance(one, EvaluatedFunction) and isinstance(other, EvaluatedFunction):
-        return _same(one.function, other.function)
+        return _same((one.function, one.output_fn), (other.function, other.output_fn))
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         alike = one.dtype == other.dtype and one.device == other.device and one.shape == other.shape
         return one is other or (alike and torch.equal(one, other))

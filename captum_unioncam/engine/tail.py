@@ -163,7 +163,8 @@ class TailScorer(MaskedScorer):
             return None
         last = maps.value.dim() == 4 and graph.convolves and takes_any_format(self.forward_func)
         formats = (True, False) if last else (False,)
-        tail = Tail(maps, _is_view(maps), EvaluatedFunction(graph, found), around, formats)
+        function = EvaluatedFunction(graph, found, self.forward_func.output_fn)
+        tail = Tail(maps, _is_view(maps), function, around, formats)
         return tail if self._reproduces(tail) else None
 
     def _reproduces(self, tail: Tail) -> bool:

@@ -29,7 +29,7 @@ from captum_unioncam.engine.checks import (
     check_positive,
     described,
 )
-from captum_unioncam.engine.confidence import ConfidenceFunction
+from captum_unioncam.engine.confidence import ConfidenceFunction, OutputFunction
 from captum_unioncam.engine.maps import full_precision, minmax, up
 from captum_unioncam.engine.model_state import AUTOCAST, evaluation_mode
 from captum_unioncam.engine.perturbations import Chunk, Masks, check_dense, masked_as
@@ -91,6 +91,9 @@ class JudgedAttributions:
             shape. Default: softmax over dimension 1 where there are several classes, of which probabilities that sum to
             1 are taken as they are; the output itself otherwise; an error where the outputs are other confidences
             already, or the only one is negative
+        output_fn (Callable or None): What ``forward_func`` returns to the tensor of which ``target`` chooses, such as
+            ``lambda output: output[0]``. Default: None, the tensor itself; of a tuple, dict or dataclass the one named
+            "logits" or "out", or else the only one with a row for each example
         internal_batch_size (int, "auto" or None): Batch size of the forward passes. Halved automatically when memory
             runs out. "auto" is the fastest, learnt from the passes and remembered for ``forward_func`` and inputs of
             this shape. Default: None, by a fixed rule of the inputs' size and the device
@@ -113,10 +116,12 @@ class JudgedAttributions:
         additional_forward_args: Any = None,
         *,
         confidence_fn: ConfidenceFunction | None = None,
+        output_fn: OutputFunction | None = None,
         internal_batch_size: int | Literal["auto"] | None = None,
     ) -> None:
         check_function("forward_func", forward_func, optional=False)
         check_function("confidence_fn", confidence_fn)
+        check_function("output_fn", output_fn)
         self.forward_func = forward_func
         self.is_tuple = isinstance(inputs, tuple)
         self.inputs = check_inputs(format_tensor_into_tuples(inputs))
@@ -124,6 +129,7 @@ class JudgedAttributions:
         self.baselines = baselines
         self.additional_forward_args = format_additional_forward_args(additional_forward_args)
         self.confidence_fn = confidence_fn
+        self.output_fn = output_fn
         self.internal_batch_size = internal_batch_size
         self.dims, self.attributions = self._at_inputs(attributions)
         check_dense(tuple(self.inputs[i] for i in self.attributions))
@@ -279,12 +285,12 @@ class JudgedAttributions:
 
     def key(self) -> tuple[Any, ...]:
         """What confidences depend on, besides masks and baselines."""
-        arguments = self.additional_forward_args, self.target, self.confidence_fn, self.internal_batch_size
-        return self.forward_func, self.inputs, *arguments
+        functions = self.forward_func, self.output_fn, self.confidence_fn
+        return *functions, self.inputs, self.additional_forward_args, self.target, self.internal_batch_size
 
     def run(self, masks: Masks, count: int, baselines: BaselineType) -> Tensor:
         """The class confidences of what ``count`` masks for each example show, (N, count)."""
-        with evaluation_mode(self.forward_func) as (forward_func,):
+        with evaluation_mode(self.forward_func, output_fn=self.output_fn) as (forward_func,):
             scorer = MaskedScorer(
                 forward_func,
                 self.inputs,
