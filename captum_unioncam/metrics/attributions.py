@@ -304,22 +304,18 @@ class JudgedAttributions:
             return scorer.masked_confidences(masks, count)
 
 
-def judged(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes a function of ``JudgedAttributions`` one of their arguments, called as ``captum.metrics`` are; a decorator.
-
-    The function's keyword-only arguments come last, and its docstring is completed by the shared arguments'.
-    """
+def judged_with(*shared: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """As ``judged``, for a function that hands on what it is given to others, whose arguments these are."""
     names = [parameter.name for parameter in parameters(JudgedAttributions)]
 
-    def call(given: dict[str, Any]) -> Any:
-        own = {name: given.pop(name) for name in list(given) if name not in names}
-        with undisturbed():
+    def decorated(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(given: dict[str, Any]) -> Any:
+            own = {name: given.pop(name) for name in list(given) if name not in names}
             return function(JudgedAttributions(**given), **own)
 
-    public = specialised(JudgedAttributions, call, [function], [JudgedAttributions, function])
-    public.__module__, public.__name__, public.__qualname__ = function.__module__, function.__name__, function.__name__
-    metric: Callable[..., Any] = log_usage(part_of_slo=True)(public)
-    return metric
+        return published(JudgedAttributions, call, *shared, function)
+
+    return decorated
 
 
 @contextmanager
@@ -333,6 +329,22 @@ def undisturbed() -> Iterator[None]:
                 stack.enter_context(torch.autocast(device_type, enabled=False))
         stack.enter_context(torch.no_grad())
         yield
+
+
+def published(template: Callable[..., Any], call: Callable[[dict[str, Any]], Any], *parts: Any) -> Callable[..., Any]:
+    """A metric, named as the last of ``parts``, that takes a template's arguments and theirs, and does ``call``."""
+    public = specialised(template, undisturbed()(call), parts, [template, *parts])
+    named = parts[-1]
+    public.__module__, public.__name__, public.__qualname__ = named.__module__, named.__name__, named.__name__
+    metric: Callable[..., Any] = log_usage(part_of_slo=True)(public)
+    return metric
+
+
+judged = judged_with()
+"""Makes a function of ``JudgedAttributions`` one of their arguments, called as ``captum.metrics`` are; a decorator.
+
+The function's keyword-only arguments come last, and its docstring is completed by the shared arguments'.
+"""
 
 
 def _tuners_of(forward_func: Callable[..., Any]) -> dict[Hashable, PassTuner]:

@@ -8,18 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_unioncam.engine._captum import log_usage
 from captum_unioncam.engine.checks import check_number
 from captum_unioncam.engine.maps import divide_or_zero, minmax
-from captum_unioncam.metrics.attributions import undisturbed
-from captum_unioncam.metrics.localization import fitted
+from captum_unioncam.metrics.localization import located
 from captum_unioncam.metrics.table import metric
 
 THRESHOLDS = tuple(step / 20 for step in range(20))
 
 
-@log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
-@undisturbed()
+@located
 def box_ious(attributions: Tensor, objects: Tensor, thresholds: Sequence[float] = THRESHOLDS) -> Tensor:
     r"""
     How well the box around the attribution's largest region fits the object's, at each of several thresholds.
@@ -31,16 +28,13 @@ def box_ious(attributions: Tensor, objects: Tensor, thresholds: Sequence[float] 
     right*, CVPR 2020, https://arxiv.org/abs/2001.07437), as in the example.
 
     Args:
-        attributions (Tensor): (N, K, H, W), upsampled to the objects' size; channels are summed.
-        objects (Tensor): Where the object is, bool, (N, 1, H, W) or (N, H, W), of the inputs' size. :func:`box_masks`
-            makes it of boxes.
         thresholds (Sequence[float]): :math:`\tau`, T numbers from 0 to below 1. Default: 0, 0.05, ..., 0.95
 
     Returns:
         *Tensor* (N, T), intersection over union, in [0, 1]; 0 where there is no object or no region.
 
     Raises:
-        ValueError: The shapes do not fit, attributions are not finite, or a threshold is not in [0, 1).
+        ValueError: Attributions of other than two spatial dimensions, or a threshold that is not in [0, 1).
 
     Examples::
 
@@ -49,7 +43,6 @@ def box_ious(attributions: Tensor, objects: Tensor, thresholds: Sequence[float] 
         >>> max_box_acc = (ious >= 0.5).double().mean(0).max()
     """
     _check_thresholds(thresholds)
-    attributions, objects = fitted(attributions, objects)
     if attributions.dim() != 4:
         raise ValueError(f"attributions: got the shape {tuple(attributions.shape)}; give (N, K, H, W).")
     levels = torch.as_tensor(thresholds, dtype=attributions.dtype, device=attributions.device)
@@ -73,8 +66,7 @@ def box_ious(attributions: Tensor, objects: Tensor, thresholds: Sequence[float] 
     description="The overlap (intersection over union) of the object's box and the box around the map's largest region "
     "at the best threshold.",
 )
-@log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
-@undisturbed()
+@located
 def localization_iou(attributions: Tensor, objects: Tensor, thresholds: Sequence[float] = THRESHOLDS) -> Tensor:
     r"""
     The largest of :func:`box_ious` over the thresholds: how well the attribution's box can fit the object's.
@@ -82,7 +74,7 @@ def localization_iou(attributions: Tensor, objects: Tensor, thresholds: Sequence
     Larger is better. The threshold is the best for each example; give one threshold for a fixed one.
 
     Args:
-        attributions, objects, thresholds: As for :func:`box_ious`.
+        thresholds (Sequence[float]): As for :func:`box_ious`.
 
     Returns:
         *Tensor* (N,), in [0, 1].
@@ -111,8 +103,7 @@ def localization_iou(attributions: Tensor, objects: Tensor, thresholds: Sequence
     on_request=True,
     description="1 where the localization IoU is at least a half.",
 )
-@log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
-@undisturbed()
+@located
 def localization_accuracy(
     attributions: Tensor, objects: Tensor, thresholds: Sequence[float] = THRESHOLDS, least_iou: float = 0.5
 ) -> Tensor:
@@ -124,14 +115,14 @@ def localization_accuracy(
     :func:`box_ious` gives.
 
     Args:
-        attributions, objects, thresholds: As for :func:`box_ious`.
+        thresholds (Sequence[float]): As for :func:`box_ious`.
         least_iou (float): Intersection over union that counts as a hit, in [0, 1]. Default: 0.5
 
     Returns:
         *Tensor* (N,), 1 or 0.
 
     Raises:
-        ValueError: As :func:`box_ious`; ``least_iou`` is not in [0, 1].
+        ValueError: As :func:`box_ious`, or ``least_iou`` is not in [0, 1].
 
     Examples::
 
@@ -153,8 +144,7 @@ def localization_accuracy(
     on_request=True,
     description="How well the map tells the object's places from the others: the mean of the precision over recalls.",
 )
-@log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
-@undisturbed()
+@located
 def pixel_average_precision(attributions: Tensor, objects: Tensor) -> Tensor:
     r"""
     The average precision of the places that the attribution marks, over all thresholds of the attribution.
@@ -166,23 +156,14 @@ def pixel_average_precision(attributions: Tensor, objects: Tensor) -> Tensor:
     values. Larger is better. Choe et al. (CVPR 2020, https://arxiv.org/abs/2001.07437) pool the places of all examples
     for their PxAP: give the scaled maps and the masks as one example, ``maps.reshape(1, 1, -1)``.
 
-    Args:
-        attributions (Tensor): (N, K, \*spatial), upsampled to the objects' size; channels are summed.
-        objects (Tensor): Where the object is, bool, (N, 1, \*spatial) or (N, \*spatial), of the inputs' size.
-            :func:`box_masks` makes it of boxes.
-
     Returns:
         *Tensor* (N,), in [0, 1]; 0 where there is no object.
-
-    Raises:
-        ValueError: The shapes do not fit, or attributions are not finite.
 
     Examples::
 
         >>> images, labels, masks = demo.generate(4, seed=0)
         >>> precision = pixel_average_precision(attr, masks)  # (N,)
     """
-    attributions, objects = fitted(attributions, objects)
     values, order = attributions.flatten(1).sort(1, descending=True)
     on_object = objects.flatten(1).gather(1, order).to(values.dtype)
     count = values.shape[1]

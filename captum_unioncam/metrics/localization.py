@@ -3,20 +3,61 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from captum_unioncam.engine._captum import log_usage
 from captum_unioncam.engine.checks import check_number, check_size, described
 from captum_unioncam.engine.maps import MAX_SPATIAL_DIMS, divide_or_zero
-from captum_unioncam.metrics.attributions import check_map, one_channel, undisturbed
+from captum_unioncam.metrics.attributions import check_map, one_channel, published
 from captum_unioncam.metrics.table import metric
 
 # Pixels; no picture is as large, and no number larger fits everywhere.
 _FAR = 1e9
+
+
+def fitted(attributions: Tensor, objects: Tensor) -> tuple[Tensor, Tensor]:
+    r"""
+    Attributions of one channel at the objects' size, and the objects, both (N, 1, \*spatial).
+
+    Args:
+        attributions (Tensor): (N, K, \*spatial), upsampled to the objects' size; channels are summed.
+        objects (Tensor): Where the object is, bool, (N, 1, \*spatial) or (N, \*spatial), of the inputs' size.
+            :func:`box_masks` makes it of boxes.
+
+    Raises:
+        ValueError: The shapes do not fit, or attributions are not finite.
+    """
+    check_map("attributions", attributions)
+    check_map("objects", objects)
+    if not 3 <= attributions.dim() <= 2 + MAX_SPATIAL_DIMS:
+        raise ValueError(f"attributions: got the shape {tuple(attributions.shape)}; give (N, K, *spatial).")
+    if objects.dtype != torch.bool and not ((objects == 0) | (objects == 1)).all():
+        raise ValueError(
+            f"objects: got {described(objects)} with other values than 0 and 1; give bool, as masks > 0 is."
+        )
+    if objects.dim() == attributions.dim() - 1:
+        objects = objects.unsqueeze(1)
+    if objects.dim() != attributions.dim() or objects.shape[:2] != (attributions.shape[0], 1):
+        raise ValueError(
+            f"objects: got the shape {tuple(objects.shape)} for attributions of shape {tuple(attributions.shape)}; "
+            "give bool (N, 1, *spatial) or (N, *spatial), of the inputs' size."
+        )
+    return one_channel(attributions, objects.shape[2:]), objects.to(attributions.device, torch.bool)
+
+
+def located(function: Callable[..., Tensor]) -> Callable[..., Any]:
+    """Makes a function of ``fitted`` attributions and objects one of any; a decorator.
+
+    Its docstring is completed by that of the two.
+    """
+
+    def call(given: dict[str, Any]) -> Tensor:
+        return function(*fitted(given.pop("attributions"), given.pop("objects")), **given)
+
+    return published(fitted, call, function)
 
 
 @metric(
@@ -29,8 +70,7 @@ _FAR = 1e9
     is_yes_or_no=True,
     description="1 where the map's maximum lies on the object.",
 )
-@log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
-@undisturbed()
+@located
 def pointing_game(attributions: Tensor, objects: Tensor, tolerance: float = 0) -> Tensor:
     r"""
     Whether the attribution's maximum lies on the object.
@@ -40,9 +80,6 @@ def pointing_game(attributions: Tensor, objects: Tensor, tolerance: float = 0) -
     counts as a miss.
 
     Args:
-        attributions (Tensor): (N, K, \*spatial), upsampled to the objects' size; channels are summed.
-        objects (Tensor): Where the object is, bool, (N, 1, \*spatial) or (N, \*spatial), of the inputs' size.
-            :func:`box_masks` makes it of boxes.
         tolerance (float): Distance in pixels from the object that still counts, at least 0. The paper takes 15 at its
             photos' full size. Default: 0
 
@@ -50,7 +87,7 @@ def pointing_game(attributions: Tensor, objects: Tensor, tolerance: float = 0) -
         *Tensor* (N,), 1 or 0.
 
     Raises:
-        ValueError: The shapes do not fit, attributions are not finite, or the tolerance is negative.
+        ValueError: The tolerance is negative.
 
     Examples::
 
@@ -58,7 +95,6 @@ def pointing_game(attributions: Tensor, objects: Tensor, tolerance: float = 0) -
         >>> hit = pointing_game(attr, masks)  # (4,)
     """
     check_number("tolerance", tolerance, 0, math.inf, "a distance of at least 0 pixels")
-    attributions, objects = fitted(attributions, objects)
     size = attributions.shape[2:]
     axes = [torch.arange(length, device=attributions.device) for length in size]
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)
@@ -78,31 +114,21 @@ def pointing_game(attributions: Tensor, objects: Tensor, tolerance: float = 0) -
     needs_objects=True,
     description="The share of the map that lies on the object.",
 )
-@log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
-@undisturbed()
+@located
 def energy_pointing_game(attributions: Tensor, objects: Tensor) -> Tensor:
     r"""
     The share of the attribution that lies on the object: its sum there over its sum everywhere, negative values as 0.
 
     Larger is better (Wang et al., Score-CAM, CVPR Workshops 2020, https://arxiv.org/abs/1910.01279).
 
-    Args:
-        attributions (Tensor): (N, K, \*spatial), upsampled to the objects' size; channels are summed.
-        objects (Tensor): Where the object is, bool, (N, 1, \*spatial) or (N, \*spatial), of the inputs' size.
-            :func:`box_masks` makes it of boxes.
-
     Returns:
         *Tensor* (N,), in [0, 1]; 0 where nothing is positive.
-
-    Raises:
-        ValueError: The shapes do not fit, or attributions are not finite.
 
     Examples::
 
         >>> images, labels, masks = demo.generate(4, seed=0)
         >>> share = energy_pointing_game(attr, masks)  # (4,)
     """
-    attributions, objects = fitted(attributions, objects)
     energy = attributions.clamp(min=0).flatten(1)
     return divide_or_zero((energy * objects.flatten(1)).sum(1), energy.sum(1))
 
@@ -152,23 +178,3 @@ def _corners(box: Any) -> list[float]:
     if len(corners) != 4 or not (corners[0] <= corners[2] and corners[1] <= corners[3]):
         raise ValueError(f"boxes: got {described(box)}; give left, top, right and bottom, in this order.")
     return corners
-
-
-def fitted(attributions: Tensor, objects: Tensor) -> tuple[Tensor, Tensor]:
-    """Attributions of one channel at the objects' size, and the objects, both (N, 1, *spatial)."""
-    check_map("attributions", attributions)
-    check_map("objects", objects)
-    if not 3 <= attributions.dim() <= 2 + MAX_SPATIAL_DIMS:
-        raise ValueError(f"attributions: got the shape {tuple(attributions.shape)}; give (N, K, *spatial).")
-    if objects.dtype != torch.bool and not ((objects == 0) | (objects == 1)).all():
-        raise ValueError(
-            f"objects: got {described(objects)} with other values than 0 and 1; give bool, as masks > 0 is."
-        )
-    if objects.dim() == attributions.dim() - 1:
-        objects = objects.unsqueeze(1)
-    if objects.dim() != attributions.dim() or objects.shape[:2] != (attributions.shape[0], 1):
-        raise ValueError(
-            f"objects: got the shape {tuple(objects.shape)} for attributions of shape {tuple(attributions.shape)}; "
-            "give bool (N, 1, *spatial) or (N, *spatial), of the inputs' size."
-        )
-    return one_channel(attributions, objects.shape[2:]), objects.to(attributions.device, torch.bool)

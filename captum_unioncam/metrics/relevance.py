@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from captum_unioncam.engine._captum import log_usage
 from captum_unioncam.engine.maps import divide_or_zero
-from captum_unioncam.metrics.attributions import undisturbed
-from captum_unioncam.metrics.localization import fitted
+from captum_unioncam.metrics.localization import located
 from captum_unioncam.metrics.table import metric
 
 
@@ -21,33 +19,24 @@ from captum_unioncam.metrics.table import metric
     on_request=True,
     description="The share of the map's absolute values that lies on the object.",
 )
-@log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
-@undisturbed()
+@located
 def relevance_mass(attributions: Tensor, objects: Tensor) -> Tensor:
     r"""
     The share of the relevance that lies on the object, :math:`\sum_{p \in \text{object}} R_p / \sum_p R_p`.
 
     Larger is better (Arras et al., *CLEVR-XAI: A benchmark dataset for the ground truth evaluation of neural network
     explanations*, Information Fusion 2022, https://arxiv.org/abs/2003.07258). :math:`R_p` is the absolute value of the
-    attributions' sum over the channels; :func:`energy_pointing_game` takes negative ones for 0.
-
-    Args:
-        attributions (Tensor): (N, K, \*spatial), upsampled to the objects' size; channels are summed.
-        objects (Tensor): Where the object is, bool, (N, 1, \*spatial) or (N, \*spatial), of the inputs' size.
-            :func:`box_masks` makes it of boxes.
+    attributions' sum over the channels. :func:`energy_pointing_game` takes negative ones for 0: of maps that are not
+    negative, the two are equal.
 
     Returns:
         *Tensor* (N,), in [0, 1]; 0 where no attribution differs from 0.
-
-    Raises:
-        ValueError: The shapes do not fit, or attributions are not finite.
 
     Examples::
 
         >>> images, labels, masks = demo.generate(4, seed=0)
         >>> share = relevance_mass(attr, masks)  # (N,)
     """
-    attributions, objects = fitted(attributions, objects)
     relevance = attributions.abs().flatten(1)
     return divide_or_zero((relevance * objects.flatten(1)).sum(1), relevance.sum(1))
 
@@ -62,8 +51,7 @@ def relevance_mass(attributions: Tensor, objects: Tensor) -> Tensor:
     on_request=True,
     description="Of as many places as the object has, the most relevant first, the share that lies on it.",
 )
-@log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
-@undisturbed()
+@located
 def relevance_rank(attributions: Tensor, objects: Tensor) -> Tensor:
     r"""
     The share of the K most relevant places that lie on the object, which has K places.
@@ -71,22 +59,14 @@ def relevance_rank(attributions: Tensor, objects: Tensor) -> Tensor:
     Larger is better (Arras et al., CLEVR-XAI, Information Fusion 2022, https://arxiv.org/abs/2003.07258). The relevance
     is that of :func:`relevance_mass`; of equal ones the first in row-major order comes first.
 
-    Args:
-        attributions (Tensor): (N, K, \*spatial), upsampled to the objects' size; channels are summed.
-        objects (Tensor): Where the object is, as for :func:`relevance_mass`.
-
     Returns:
         *Tensor* (N,), in [0, 1]; 0 where there is no object.
-
-    Raises:
-        ValueError: The shapes do not fit, or attributions are not finite.
 
     Examples::
 
         >>> images, labels, masks = demo.generate(4, seed=0)
         >>> share = relevance_rank(attr, masks)  # (N,)
     """
-    attributions, objects = fitted(attributions, objects)
     order = attributions.abs().flatten(1).argsort(dim=1, descending=True, stable=True)
     # Of each place, the most relevant first, whether it is on the object.
     on_object = objects.flatten(1).gather(1, order)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from captum_unioncam.engine.checks import check_generator, check_number
 from captum_unioncam.engine.maps import full_precision
 from captum_unioncam.engine.perturbations import Chunk, Masks, as_inputs, drawing
 from captum_unioncam.engine.sharing import kept
-from captum_unioncam.metrics.attributions import WHOLE, JudgedAttributions, judged, ranked
+from captum_unioncam.metrics.attributions import WHOLE, JudgedAttributions, judged_with, ranked
 from captum_unioncam.metrics.imputation import impute
 from captum_unioncam.metrics.table import metric
 
@@ -23,33 +24,16 @@ NOISE = 0.01
 _VALUES_AT_ONCE = 2**24
 
 
-@metric(
-    "road",
-    "ROAD",
-    larger_is_better=True,
-    on_request=True,
-    description="Half of how much more confident the model is once the least relevant pixels are imputed than once the "
-    "most relevant ones are.",
-)
-@judged
-def road(
+def _after(
     attr: JudgedAttributions,
+    is_most: bool,
     *,
     percentiles: Sequence[float] = PERCENTILES,
     noise: float = NOISE,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    r"""
-    ROAD's two curves in one number: half their difference, averaged over the percentiles.
-
-    .. math::
-        \frac{1}{2 |P|} \sum_{p \in P} \big(o^\text{least}_p - o^\text{most}_p\big)
-
-    with :math:`o_p` the confidence once the share :math:`1 - p / 100` of the pixels is removed, those of largest
-    attribution ("most") or of smallest ("least"). Larger is better. A removed pixel becomes the weighted mean of its
-    neighbours, the removed ones among them included, plus noise, which tells the model less of the shape of what is
-    removed than black does (Rong et al., *A consistent and efficient evaluation strategy for attribution methods*, ICML
-    2022, https://arxiv.org/abs/2202.00449). The number is grad-cam's ``ROADCombined``, of confidences.
+    """
+    The mean confidence once the most, or the least, relevant pixels are imputed, (N,).
 
     Args:
         percentiles (Sequence[float]): Of the attributions, those above which the most relevant pixels are removed; as
@@ -57,108 +41,12 @@ def road(
         noise (float): Standard deviation of the noise, at least 0, in the inputs' unit. Default: 0.01
         generator (torch.Generator or None): Draws the noise, on the CPU. Default: None, a new one with seed 0
 
-    Returns:
-        *Tensor* (N,), in [-0.5, 0.5].
-
     Raises:
         ValueError: Inputs that are no images (N, C, H, W), percentiles that are not above 0 and below 100, or ``noise``
             below 0.
         TypeError: ``generator`` is none.
-
-    Examples::
-
-        >>> score = road(model, images, attr, labels, percentiles=[50, 90])  # (N,)
     """
     _check(percentiles, noise, generator)
-    least, most = (_after(attr, is_most, percentiles, noise, generator) for is_most in (False, True))
-    return (least - most) / 2
-
-
-@metric(
-    "road_most_relevant_first",
-    "ROAD, most relevant first",
-    larger_is_better=False,
-    on_request=True,
-    description="How the confidence changes once the most relevant pixels are imputed.",
-)
-@judged
-def road_most_relevant_first(
-    attr: JudgedAttributions,
-    *,
-    percentiles: Sequence[float] = PERCENTILES,
-    noise: float = NOISE,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    r"""
-    How the confidence changes once the most relevant pixels are imputed, averaged over the percentiles.
-
-    Smaller is better, -1 the least. The pixels and what becomes of them are those of :func:`road`.
-
-    Args:
-        percentiles, noise, generator: As for :func:`road`.
-
-    Returns:
-        *Tensor* (N,), in [-1, 1].
-
-    Examples::
-
-        >>> change = road_most_relevant_first(model, images, attr, labels)  # (N,)
-    """
-    _check(percentiles, noise, generator)
-    return _after(attr, True, percentiles, noise, generator) - attr.of_uniform(WHOLE, None)
-
-
-@metric(
-    "road_least_relevant_first",
-    "ROAD, least relevant first",
-    larger_is_better=True,
-    on_request=True,
-    description="How the confidence changes once the least relevant pixels are imputed.",
-)
-@judged
-def road_least_relevant_first(
-    attr: JudgedAttributions,
-    *,
-    percentiles: Sequence[float] = PERCENTILES,
-    noise: float = NOISE,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    r"""
-    How the confidence changes once the least relevant pixels are imputed, averaged over the percentiles.
-
-    Larger is better. The pixels and what becomes of them are those of :func:`road`.
-
-    Args:
-        percentiles, noise, generator: As for :func:`road`.
-
-    Returns:
-        *Tensor* (N,), in [-1, 1].
-
-    Examples::
-
-        >>> change = road_least_relevant_first(model, images, attr, labels)  # (N,)
-    """
-    _check(percentiles, noise, generator)
-    return _after(attr, False, percentiles, noise, generator) - attr.of_uniform(WHOLE, None)
-
-
-def _check(percentiles: Sequence[float], noise: float, generator: torch.Generator | None) -> None:
-    if not len(percentiles):
-        raise ValueError("percentiles: got none; give numbers above 0 and below 100.")
-    for percentile in percentiles:
-        check_number("percentiles", percentile, 1e-9, 100 - 1e-9, "numbers above 0 and below 100")
-    check_number("noise", noise, 0, float("inf"), "a number of at least 0")
-    check_generator(generator)
-
-
-def _after(
-    attr: JudgedAttributions,
-    is_most: bool,
-    percentiles: Sequence[float],
-    noise: float,
-    generator: torch.Generator | None,
-) -> Tensor:
-    """The mean confidence once the most, or the least, relevant pixels are imputed, (N,)."""
     if attr.dims != 4:
         raise ValueError(f"inputs: have {attr.dims - 2} spatial dimensions; give images (N, C, H, W).")
 
@@ -174,6 +62,96 @@ def _after(
         return compute()
     parts = is_most, tuple(percentiles), noise, tuple(attr.attributions.values())
     return kept(lambda: ("road", attr.key(), *parts), compute)
+
+
+@metric(
+    "road",
+    "ROAD",
+    larger_is_better=True,
+    on_request=True,
+    description="Half of how much more confident the model is once the least relevant pixels are imputed than once the "
+    "most relevant ones are.",
+)
+@judged_with(_after)
+def road(attr: JudgedAttributions, **how: Any) -> Tensor:
+    r"""
+    ROAD's two curves in one number: half their difference, averaged over the percentiles.
+
+    .. math::
+        \frac{1}{2 |P|} \sum_{p \in P} \big(o^\text{least}_p - o^\text{most}_p\big)
+
+    with :math:`o_p` the confidence once the share :math:`1 - p / 100` of the pixels is removed, those of largest
+    attribution ("most") or of smallest ("least"). Larger is better. A removed pixel becomes the weighted mean of its
+    neighbours, the removed ones among them included, plus noise, which tells the model less of the shape of what is
+    removed than black does (Rong et al., *A consistent and efficient evaluation strategy for attribution methods*, ICML
+    2022, https://arxiv.org/abs/2202.00449). The number is grad-cam's ``ROADCombined``, of confidences.
+
+    Returns:
+        *Tensor* (N,), in [-0.5, 0.5].
+
+    Examples::
+
+        >>> score = road(model, images, attr, labels, percentiles=[50, 90])  # (N,)
+    """
+    least, most = (_after(attr, is_most, **how) for is_most in (False, True))
+    return (least - most) / 2
+
+
+@metric(
+    "road_most_relevant_first",
+    "ROAD, most relevant first",
+    larger_is_better=False,
+    on_request=True,
+    description="How the confidence changes once the most relevant pixels are imputed.",
+)
+@judged_with(_after)
+def road_most_relevant_first(attr: JudgedAttributions, **how: Any) -> Tensor:
+    r"""
+    How the confidence changes once the most relevant pixels are imputed, averaged over the percentiles.
+
+    Smaller is better, -1 the least. The pixels and what becomes of them are those of :func:`road`.
+
+    Returns:
+        *Tensor* (N,), in [-1, 1].
+
+    Examples::
+
+        >>> change = road_most_relevant_first(model, images, attr, labels)  # (N,)
+    """
+    return _after(attr, True, **how) - attr.of_uniform(WHOLE, None)
+
+
+@metric(
+    "road_least_relevant_first",
+    "ROAD, least relevant first",
+    larger_is_better=True,
+    on_request=True,
+    description="How the confidence changes once the least relevant pixels are imputed.",
+)
+@judged_with(_after)
+def road_least_relevant_first(attr: JudgedAttributions, **how: Any) -> Tensor:
+    r"""
+    How the confidence changes once the least relevant pixels are imputed, averaged over the percentiles.
+
+    Larger is better. The pixels and what becomes of them are those of :func:`road`.
+
+    Returns:
+        *Tensor* (N,), in [-1, 1].
+
+    Examples::
+
+        >>> change = road_least_relevant_first(model, images, attr, labels)  # (N,)
+    """
+    return _after(attr, False, **how) - attr.of_uniform(WHOLE, None)
+
+
+def _check(percentiles: Sequence[float], noise: float, generator: torch.Generator | None) -> None:
+    if not len(percentiles):
+        raise ValueError("percentiles: got none; give numbers above 0 and below 100.")
+    for percentile in percentiles:
+        check_number("percentiles", percentile, 1e-9, 100 - 1e-9, "numbers above 0 and below 100")
+    check_number("noise", noise, 0, float("inf"), "a number of at least 0")
+    check_generator(generator)
 
 
 def _copies(
