@@ -30,7 +30,7 @@ from captum_unioncam.engine._captum import (
 )
 from captum_unioncam.engine.capture import LayerCall
 from captum_unioncam.engine.checks import check_flag, check_function, check_grad_kwargs, check_inputs, check_layer
-from captum_unioncam.engine.confidence import ConfidenceFunction
+from captum_unioncam.engine.confidence import ConfidenceFunction, OutputFunction
 from captum_unioncam.engine.copies import CopyPasses, GradientCopies
 from captum_unioncam.engine.independence import ROWS, check_independent_rows
 from captum_unioncam.engine.layouts.base import ReshapeTransform
@@ -100,6 +100,9 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
             ``channels_last_to_maps``, or your own, whose result is taken for maps. Default: None, found for
             tokens and channels last, and the output as it is elsewhere: if its sizes are not those of the input at one
             stride, a few passes more tell whether it is maps
+        output_fn (Callable or None): What ``forward_func`` returns to the tensor of which ``target`` chooses, such as
+            ``lambda output: output[0]``. Default: None, the tensor itself; of a tuple, dict or dataclass the one named
+            "logits" or "out", or else the only one with a row for each example
     """
 
     name: ClassVar[str]
@@ -123,15 +126,18 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
         device_ids: list[int] | None = None,
         *,
         reshape_transform: ReshapeTransform | None = None,
+        output_fn: OutputFunction | None = None,
     ) -> None:
         check_function("forward_func", forward_func, optional=False)
         check_function("reshape_transform", reshape_transform)
+        check_function("output_fn", output_fn)
         check_layer(layer)
         LayerAttribution.__init__(self, forward_func, named_layers(layer, forward_func), device_ids)
         for kind in (GradientAttribution, PerturbationAttribution):
             if isinstance(self, kind):
                 kind.__init__(self, forward_func)
         self.reshape_transform = reshape_transform
+        self.output_fn = output_fn
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -359,7 +365,7 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
         """Each output of each layer explained, in evaluation mode."""
         if "inputs" in _parameters(self._equations()):
             own = {**own, "inputs": tensors}
-        functions = evaluation_mode(self.forward_func, getattr(self, "score_func", None))
+        functions = evaluation_mode(self.forward_func, getattr(self, "score_func", None), output_fn=self.output_fn)
         named = other_layer_named(self.forward_func, tensors)
         with named, functions as (forward_func, score_func), torch.no_grad():
             examples = tensors[0].shape[0]
@@ -480,8 +486,8 @@ class PerturbationCam(RemembersPasses, CamAttribution[LayerT], PerturbationAttri
             Default: softmax over dimension 1 where there are several classes, of which probabilities that sum to 1 are
             taken as they are; the output itself otherwise
         score_func (Callable or None): Run in place of ``forward_func`` in the channels' masked passes, always with
-            ``internal_batch_size`` rows: a compiled copy of the model, or one exported in evaluation mode.
-            Default: None
+            ``internal_batch_size`` rows: a compiled copy of the model, or one exported in evaluation mode. Returns
+            what ``forward_func`` does. Default: None
     """
 
     def __init__(
@@ -493,8 +499,9 @@ class PerturbationCam(RemembersPasses, CamAttribution[LayerT], PerturbationAttri
         confidence_fn: ConfidenceFunction | None = None,
         score_func: Callable[..., Any] | None = None,
         reshape_transform: ReshapeTransform | None = None,
+        output_fn: OutputFunction | None = None,
     ) -> None:
-        super().__init__(forward_func, layer, device_ids, reshape_transform=reshape_transform)
+        super().__init__(forward_func, layer, device_ids, reshape_transform=reshape_transform, output_fn=output_fn)
         check_function("confidence_fn", confidence_fn)
         check_function("score_func", score_func)
         self.confidence_fn = confidence_fn
@@ -627,8 +634,9 @@ class ConfidenceTailCam(TailCam[LayerT]):
         *,
         confidence_fn: ConfidenceFunction | None = None,
         reshape_transform: ReshapeTransform | None = None,
+        output_fn: OutputFunction | None = None,
     ) -> None:
-        super().__init__(forward_func, layer, device_ids, reshape_transform=reshape_transform)
+        super().__init__(forward_func, layer, device_ids, reshape_transform=reshape_transform, output_fn=output_fn)
         check_function("confidence_fn", confidence_fn)
         self.confidence_fn = confidence_fn
 

@@ -14,6 +14,7 @@ from captum_unioncam.attr.find_layer import named_layers
 from captum_unioncam.engine._captum import TargetType, select_targets
 from captum_unioncam.engine.capture import LayerCall
 from captum_unioncam.engine.checks import described
+from captum_unioncam.engine.confidence import OutputFunction
 from captum_unioncam.engine.layouts.base import ReshapeTransform
 from captum_unioncam.engine.model_state import modules_behind
 from captum_unioncam.engine.outputs import Outputs
@@ -54,8 +55,9 @@ class LayerLinearCam(CamAttribution[LayerT]):
         *,
         fc: Module | str | None = None,
         reshape_transform: ReshapeTransform | None = None,
+        output_fn: OutputFunction | None = None,
     ) -> None:
-        super().__init__(forward_func, layer, device_ids, reshape_transform=reshape_transform)
+        super().__init__(forward_func, layer, device_ids, reshape_transform=reshape_transform, output_fn=output_fn)
         if fc is not None and not isinstance(fc, (Module, str)):
             raise TypeError(f"fc: got {described(fc)}; give a linear layer, its dotted name, or None.")
         self.fc: Any = None if fc is None else named_layers(fc, forward_func, "fc")

@@ -22,7 +22,7 @@ from captum_unioncam.engine._captum import (
     progress,
 )
 from captum_unioncam.engine.checks import check_count, check_function, check_generator, check_inputs, check_number
-from captum_unioncam.engine.confidence import ConfidenceFunction
+from captum_unioncam.engine.confidence import ConfidenceFunction, OutputFunction
 from captum_unioncam.engine.maps import MAX_SPATIAL_DIMS, full_precision
 from captum_unioncam.engine.model_state import evaluation_mode
 from captum_unioncam.engine.outputs import Outputs
@@ -57,6 +57,8 @@ class Rise(RemembersPasses, PerturbationAttribution):
         confidence_fn (Callable or None): The output of ``forward_func`` to confidences of the same shape. Give
             ``torch.sigmoid`` for several labels, ``lambda output: output`` for a model that ends in a softmax.
             Default: softmax over dimension 1 where there are several classes, the output itself otherwise
+        output_fn (Callable or None): What ``forward_func`` returns to the tensor of which ``target`` chooses, as
+            ``LayerScoreCam`` takes it. Default: None
     """
 
     name: ClassVar = "rise"
@@ -65,11 +67,19 @@ class Rise(RemembersPasses, PerturbationAttribution):
     has_own_baselines: ClassVar = True
     """The mean colour of normalised images, as in the published code."""
 
-    def __init__(self, forward_func: Callable[..., Any], *, confidence_fn: ConfidenceFunction | None = None) -> None:
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        *,
+        confidence_fn: ConfidenceFunction | None = None,
+        output_fn: OutputFunction | None = None,
+    ) -> None:
         check_function("forward_func", forward_func, optional=False)
         check_function("confidence_fn", confidence_fn)
+        check_function("output_fn", output_fn)
         super().__init__(forward_func)
         self.confidence_fn = confidence_fn
+        self.output_fn = output_fn
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
     def attribute(
@@ -190,7 +200,8 @@ class Rise(RemembersPasses, PerturbationAttribution):
         sums = {i: _zeros(len(targets), len(x), 1, *x.shape[2:], like=x) for i, x in masked.items()}
         n_masks = drawing["n_masks"]
         bar = progress(desc=f"{self.get_name()} masks", total=n_masks) if show_progress else NullProgress()
-        with evaluation_mode(self.forward_func) as (forward_func,), torch.no_grad(), bar:
+        functions = evaluation_mode(self.forward_func, output_fn=self.output_fn)
+        with functions as (forward_func,), torch.no_grad(), bar:
             scorer = MaskedScorer(
                 forward_func,
                 tensors,
