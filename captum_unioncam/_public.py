@@ -1,0 +1,36 @@
+"""The public names: those of ``captum_unioncam`` itself."""
+
+from captum_unioncam.attr.ablation_cam import LayerAblationCam as LayerAblationCam
+from captum_unioncam.attr.ablation_cam_plus_plus import LayerAblationCamPlusPlus as LayerAblationCamPlusPlus
+from captum_unioncam.attr.augmented_grad_cam import LayerAugmentedGradCam as LayerAugmentedGradCam
+from captum_unioncam.attr.base import TailDetails as TailDetails
+from captum_unioncam.attr.cam import LayerLinearCam as LayerLinearCam
+from captum_unioncam.attr.denoised_grad_cam import LayerDenoisedGradCam as LayerDenoisedGradCam
+from captum_unioncam.attr.eigen_cam import LayerEigenCam as LayerEigenCam
+from captum_unioncam.attr.fd_cam import LayerFDCam as LayerFDCam
+from captum_unioncam.attr.feature_cam import LayerFeatureCam as LayerFeatureCam
+from captum_unioncam.attr.fimf_score_cam import LayerFimfScoreCam as LayerFimfScoreCam
+from captum_unioncam.attr.find_layer import find_spatial_layer as find_spatial_layer
+from captum_unioncam.attr.fuse import fuse as fuse
+from captum_unioncam.attr.grad_cam_plus_plus import LayerGradCamPlusPlus as LayerGradCamPlusPlus
+from captum_unioncam.attr.grad_plus_plus_score_cam import LayerGradPlusPlusScoreCam as LayerGradPlusPlusScoreCam
+from captum_unioncam.attr.group_cam import LayerGroupCam as LayerGroupCam
+from captum_unioncam.attr.hires_cam import LayerHiResCam as LayerHiResCam
+from captum_unioncam.attr.integrated_grad_cam import LayerIntegratedGradCam as LayerIntegratedGradCam
+from captum_unioncam.attr.is_cam import LayerISCam as LayerISCam
+from captum_unioncam.attr.layer_cam import LayerLayerCam as LayerLayerCam
+from captum_unioncam.attr.recipro_cam import LayerReciproCam as LayerReciproCam
+from captum_unioncam.attr.rise import Rise as Rise
+from captum_unioncam.attr.score_cam import LayerScoreCam as LayerScoreCam
+from captum_unioncam.attr.smooth_grad_cam_plus_plus import LayerSmoothGradCamPlusPlus as LayerSmoothGradCamPlusPlus
+from captum_unioncam.attr.ss_cam import LayerSSCam as LayerSSCam
+from captum_unioncam.attr.union_cam import LayerUnionCam as LayerUnionCam
+from captum_unioncam.attr.union_cam import UnionCamDetails as UnionCamDetails
+from captum_unioncam.attr.upsampled import UpsampledAttribution as UpsampledAttribution
+from captum_unioncam.attr.vit_recipro_cam import LayerVitReciproCam as LayerVitReciproCam
+from captum_unioncam.attr.x_grad_cam import LayerXGradCam as LayerXGradCam
+from captum_unioncam.engine.layouts.base import channels_last_to_maps as channels_last_to_maps
+from captum_unioncam.engine.layouts.base import tokens_to_maps as tokens_to_maps
+from captum_unioncam.engine.sharing import shared_passes as shared_passes
+from captum_unioncam.report.notebooks import explain as explain
+from captum_unioncam.report.notebooks import show as show
