@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, cast
@@ -94,7 +94,7 @@ class LayerCall:
 
     def activations(self) -> OfLayers:
         """The outputs (or inputs) of each layer, each (N, K, *spatial), checked, half precision as float32."""
-        with torch.no_grad(), watched(self.layers, self.attribute_to_layer_input, differentiable=False) as seen:
+        with torch.no_grad(), self._watched(differentiable=False) as seen:
             made, _ = self._run(seen)
         return self._as_maps(self._gathered(made, seen), "activations")
 
@@ -121,6 +121,14 @@ class LayerCall:
                 made, activations = self._differentiated(targets, grad_kwargs or {})
         return [self._as_maps(of_target, "gradients") for of_target in made], self._as_maps(activations, "activations")
 
+    @property
+    def dims(self) -> set[int]:
+        """The inputs' dimensions."""
+        return {x.dim() for x in self.inputs}
+
+    def _watched(self, differentiable: bool) -> AbstractContextManager[list[SeenLayer]]:
+        return watched(self.layers, self.attribute_to_layer_input, differentiable, self.dims)
+
     def reached(self, inputs: tuple[Tensor, ...]) -> dict[tuple[Module, int], Tensor]:
         """The layers' tensors for other inputs, by layer and number: of the layers that run before the model raises.
 
@@ -133,7 +141,7 @@ class LayerCall:
             # What comes after the layer may write into what it gets.
             made.setdefault(cast(SeenLayer, one), {})[tensors[0].device] = tuple(x.clone() for x in tensors)
 
-        with torch.no_grad(), watched(self.layers, self.attribute_to_layer_input, differentiable=False) as seen:
+        with torch.no_grad(), self._watched(differentiable=False) as seen:
             for one in seen:
                 one.register_forward_hook(keep)
             # What ran before the model raises is known.
@@ -157,7 +165,7 @@ class LayerCall:
         self, targets: Sequence[TargetType], grad_kwargs: dict[str, Any]
     ) -> tuple[list[OfLayers], OfLayers]:
         # Until the backward pass has run, which runs a checkpointed layer once more.
-        with torch.enable_grad(), watched(self.layers, self.attribute_to_layer_input, differentiable=True) as seen:
+        with torch.enable_grad(), self._watched(differentiable=True) as seen:
             made, output = self._run_with_graph(seen)
             if len(targets) > 1:
                 grad_kwargs = {**grad_kwargs, "retain_graph": True}

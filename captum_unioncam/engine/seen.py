@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from captum_unioncam.engine.maps import MAX_SPATIAL_DIMS
 from captum_unioncam.engine.model_state import not_compiled
 
 USUAL_LAYER = "the one that captum_unioncam.find_spatial_layer finds"
@@ -28,20 +29,21 @@ class LayerError(ValueError):
 class SeenLayer(Module):
     """Stands in for a layer in Captum's helpers, which take all that a module returns for tensors.
 
-    A hook of the layer calls it with the tensors of real numbers in the layer's output or input, and passes on the
-    copies that Captum returns: what comes after the layer may write into what it gets.
+    A hook of the layer calls it with the tensors in the layer's output or input that are ``looked_at``, and passes on
+    the copies that Captum returns: what comes after the layer may write into what it gets.
 
     Args:
         layer (Module): Has the hook as long as it is ``watched``.
         of_input (bool): Look at its input in place of its output.
         differentiable (bool): Gradients of the tensors will be taken.
+        dims (Collection[int]): The inputs' dimensions.
     """
 
     layer: Module
 
-    def __init__(self, layer: Module, of_input: bool, differentiable: bool) -> None:
+    def __init__(self, layer: Module, of_input: bool, differentiable: bool, dims: Collection[int]) -> None:
         super().__init__()
-        self.layer, self.of_input, self.differentiable = layer, of_input, differentiable
+        self.layer, self.of_input, self.differentiable, self.dims = layer, of_input, differentiable, dims
         self.watching = True
         self.before_first: list[SeenLayer] = []
         """All layers, in a pass without a graph that has reached none of them yet."""
@@ -80,7 +82,7 @@ class SeenLayer(Module):
             torch.set_grad_enabled(True)
         several = isinstance(value, (tuple, list))
         parts = list(value) if several else [value]
-        taken = [i for i, x in enumerate(parts) if isinstance(x, Tensor) and (x.is_floating_point() or x.is_quantized)]
+        taken = looked_at(parts, self.dims)
         tensors = [parts[i] for i in taken]
         self.problem = self.problem or self._problem(parts, tensors)
         if self.problem:
@@ -119,10 +121,29 @@ class SeenLayer(Module):
             raise LayerError(f"layer: {name(self.layer)} {problem}.")
 
 
+def looked_at(parts: Sequence[Any], dims: Collection[int]) -> list[int]:
+    """Which of the values that a layer makes, or is given: of its tensors of real numbers those that may be maps.
+
+    These are the ones of as many dimensions as an input; else, for tokens, those of any dimensions that maps may have;
+    else all. The weights of attention, (..., T, T) behind tokens (N, T, K), are left out.
+
+    Args:
+        parts (Sequence): The values.
+        dims (Collection[int]): The inputs' dimensions.
+    """
+    real = [i for i, x in enumerate(parts) if isinstance(x, Tensor) and (x.is_floating_point() or x.is_quantized)]
+    tokens = [(i, parts[i].shape[1]) for i in real if parts[i].dim() == 3]
+    heads = {i for i in real for j, number in tokens if j < i and parts[i].shape[-2:] == (number, number)}
+    spatial = [i for i in real if 3 <= parts[i].dim() <= 2 + MAX_SPATIAL_DIMS and i not in heads]
+    return [i for i in spatial if parts[i].dim() in dims] or spatial or real
+
+
 @contextmanager
-def watched(layers: Sequence[Module], of_input: bool, differentiable: bool) -> Iterator[list[SeenLayer]]:
+def watched(
+    layers: Sequence[Module], of_input: bool, differentiable: bool, dims: Collection[int]
+) -> Iterator[list[SeenLayer]]:
     """Has each layer seen by its hook meanwhile, compiled code run as it was written."""
-    seen = [SeenLayer(layer, of_input, differentiable) for layer in layers]
+    seen = [SeenLayer(layer, of_input, differentiable, dims) for layer in layers]
     handles: list[Any] = []
 
     def end() -> None:

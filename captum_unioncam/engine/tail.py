@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,10 +20,11 @@ from captum_unioncam.engine.model_state import EvaluatedFunction, not_compiled
 from captum_unioncam.engine.perturbations import Chunk, Placed
 from captum_unioncam.engine.rows import takes_any_format
 from captum_unioncam.engine.scoring import AUTO, MaskedScorer
+from captum_unioncam.engine.seen import looked_at
 from captum_unioncam.engine.traced import TracedTail, UntraceableError
 from captum_unioncam.engine.tuning import PassTuner, fixed_rows
 
-_WRONG_GRAPH = (UntraceableError, RuntimeError, TypeError, ValueError, AttributeError)
+_WRONG_GRAPH = (UntraceableError, RuntimeError, TypeError, ValueError, AttributeError, LookupError)
 """What a graph that is not quite the model's raises."""
 
 Replace = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -222,7 +223,8 @@ class TailScorer(MaskedScorer):
     def _of_model(self, tail: Tail, replaced: Tensor, chunk: Chunk, channels_last: bool) -> Tensor:
         inputs = tuple(_in_format(self._rows_of(x, chunk), channels_last) for x in self.inputs)
         additional = tuple(self._rows_of(argument, chunk) for argument in self.additional_forward_args)
-        with _with_hook(_Replacing(tail.maps, self.call.attribute_to_layer_input, replaced)):
+        call = self.call
+        with _with_hook(_Replacing(tail.maps, call.attribute_to_layer_input, replaced, call.dims)):
             return self._output(self.forward_func, inputs, additional)
 
 
@@ -251,8 +253,8 @@ class _Rows:
 class _Replacing:
     """A hook that puts ``replaced`` in place of one of the tensors that a layer makes or is given."""
 
-    def __init__(self, maps: LayerMaps, of_input: bool, replaced: Tensor) -> None:
-        self.maps, self.of_input, self.replaced = maps, of_input, replaced
+    def __init__(self, maps: LayerMaps, of_input: bool, replaced: Tensor, dims: Collection[int]) -> None:
+        self.maps, self.of_input, self.replaced, self.dims = maps, of_input, replaced, dims
         self.active = True
 
     def watch(self) -> Any:
@@ -266,10 +268,9 @@ class _Replacing:
         if not self.active:
             return None
         parts = list(value) if isinstance(value, (tuple, list)) else [value]
-        real = [i for i, part in enumerate(parts) if isinstance(part, Tensor) and part.is_floating_point()]
-        if self.maps.part >= len(real):
+        place = looked_at(parts, self.dims)[self.maps.part]
+        if parts[place].is_quantized:
             raise ValueError("layer: is quantised, so nothing can be put in its place; choose another.")
-        place = real[self.maps.part]
         if parts[place].shape != self.replaced.shape:
             raise ValueError(
                 f"forward_func: its layer has the shape {tuple(parts[place].shape)} in a pass of "
