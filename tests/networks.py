@@ -24,6 +24,7 @@ __all__ = [
     "PooledNet",
     "TinyNet",
     "TwoOutputs",
+    "counting",
     "same",
     "tiny_inputs",
 ]
@@ -32,3 +33,14 @@ __all__ = [
 def same(one: Tensor, other: Tensor) -> bool:
     """Equal to float rounding, which the number of rows in a pass changes."""
     return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=1e-12)
+
+
+def counting(net):
+    """The network as a function, and the list to which each pass appends its number of rows."""
+    rows: list[int] = []
+
+    def forward(x: Tensor) -> Tensor:
+        rows.append(len(x))
+        return net(x)
+
+    return forward, rows

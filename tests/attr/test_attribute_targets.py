@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from captum_unioncam import LayerUnionCam
-from tests.networks import CHANNELS, CLASSES, TinyNet, same, tiny_inputs
+from tests.networks import CHANNELS, CLASSES, TinyNet, counting, same, tiny_inputs
 
 TARGETS = [[0, 3, 1], [2, 2, 0], [1, 0, 3]]
 
@@ -36,12 +36,8 @@ def test_equals_a_call_for_each_target(ndim, channel_weights, as_tensor):
 
 @pytest.mark.usefixtures("rows_tried")
 def test_the_channels_are_swept_once():
-    net, rows = TinyNet(activation=nn.SiLU()), []
-
-    def forward(x):
-        rows.append(x.shape[0])
-        return net(x)
-
+    net = TinyNet(activation=nn.SiLU())
+    forward, rows = counting(net)
     method, inputs = LayerUnionCam(forward, net.features), tiny_inputs()
     _, details = method.attribute_targets(inputs, TARGETS, internal_batch_size=1000, return_details=True)
     assert rows == [3, 3 * CHANNELS] + [9, 3] * 3

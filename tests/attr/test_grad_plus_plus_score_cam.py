@@ -5,7 +5,7 @@ from torch import nn
 from captum_unioncam import LayerGradPlusPlusScoreCam
 from captum_unioncam.testing import Traits
 from tests.attr.reference import activation_and_gradient, blend, default_confidence, is_constant, mask_of, select
-from tests.networks import PooledNet, TinyNet, tiny_inputs
+from tests.networks import PooledNet, TinyNet, counting, tiny_inputs
 
 TRAITS = Traits()
 
@@ -47,17 +47,12 @@ def test_arguments_agree_with_the_reference(normalize_alpha):
 def test_channels_without_positive_gradients_cost_no_pass():
     # Behind global average pooling, the gradient of a channel is its weight in the head.
     net, inputs = PooledNet(), tiny_inputs()
-    rows = []
-
-    def counting(x):
-        rows.append(len(x))
-        return net(x)
-
+    forward, rows = counting(net)
     positive = (net.head[2].weight[2] > 0).tolist()
     varies = (net.features(inputs).flatten(2).std(2) > 0).tolist()
     expected = sum(p and v for of_example in varies for p, v in zip(positive, of_example, strict=True))
     assert 0 < sum(positive) < len(positive)
-    LayerGradPlusPlusScoreCam(counting, net.features).attribute(inputs, 2)
+    LayerGradPlusPlusScoreCam(forward, net.features).attribute(inputs, 2)
     assert sum(rows) == 3 + expected
 
 

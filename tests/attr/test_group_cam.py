@@ -16,7 +16,7 @@ from tests.attr.reference import (
     mask_of,
     select,
 )
-from tests.networks import TinyNet, same, tiny_inputs
+from tests.networks import TinyNet, counting, same, tiny_inputs
 
 TRAITS = Traits()
 
@@ -86,13 +86,8 @@ def test_a_baseline_takes_the_place_of_the_blurred_input():
 @pytest.mark.usefixtures("rows_tried")
 def test_passes_are_those_of_the_groups_that_have_a_map():
     net, inputs = TinyNet(), tiny_inputs()
-    rows = []
-
-    def counting(x):
-        rows.append(len(x))
-        return net(x)
-
-    LayerGroupCam(counting, net.features).attribute(inputs, 1, groups=2)
+    forward, rows = counting(net)
+    LayerGroupCam(forward, net.features).attribute(inputs, 1, groups=2)
     groups = 0
     for example in inputs.split(1):
         activations, gradients = activation_and_gradient(lambda x=example: net(x), net.features, 1)

@@ -5,7 +5,7 @@ from torch import nn
 from captum_unioncam import LayerISCam
 from captum_unioncam.testing import Traits
 from tests.attr.reference import blend, default_confidence, is_constant, mask_of, select
-from tests.networks import TinyNet, same, tiny_inputs
+from tests.networks import TinyNet, counting, same, tiny_inputs
 
 TRAITS = Traits(uses_gradients=False, masked_passes=lambda live: 3 * live, arguments={"n_steps": 3})
 
@@ -58,14 +58,9 @@ def test_the_strongest_mask_of_the_default_is_far_above_one():
 @pytest.mark.usefixtures("rows_tried")
 def test_steps_and_targets_share_their_passes():
     net, inputs = TinyNet(), tiny_inputs()
-    rows = []
-
-    def counting(x):
-        rows.append(len(x))
-        return net(x)
-
+    forward, rows = counting(net)
     targets = torch.tensor([[0, 1], [2, 3], [1, 1]])
-    attr = LayerISCam(counting, net.features).attribute_targets(inputs, targets, n_steps=2, max_channels=3)
+    attr = LayerISCam(forward, net.features).attribute_targets(inputs, targets, n_steps=2, max_channels=3)
     assert sum(rows) == 3 + 3 * 2 * 3
     for t in range(2):
         alone = LayerISCam(net, net.features).attribute(inputs, targets[:, t], n_steps=2, max_channels=3)

@@ -13,7 +13,7 @@ from captum_unioncam import Rise
 from captum_unioncam.attr import rise
 from captum_unioncam.testing.state_checks import require_as_found, state_of, training_net
 from tests.attr.reference import default_confidence, select
-from tests.networks import SIZES, TinyNet, same, tiny_inputs
+from tests.networks import SIZES, TinyNet, counting, same, tiny_inputs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -99,14 +99,9 @@ def test_examples_and_batch_sizes_do_not_matter():
 @pytest.mark.usefixtures("rows_tried")
 def test_several_targets_are_those_of_several_calls_for_the_passes_of_one():
     net, inputs = TinyNet(), tiny_inputs()
-    rows = []
-
-    def counting(x):
-        rows.append(len(x))
-        return net(x)
-
+    forward, rows = counting(net)
     targets = torch.tensor([[0, 1], [2, 3], [1, 1]])
-    attr = Rise(counting).attribute_targets(inputs, targets, n_masks=10)
+    attr = Rise(forward).attribute_targets(inputs, targets, n_masks=10)
     assert sum(rows) == 30
     assert attr.shape == (3, 2, 1, *SIZES[2])
     for t in range(2):

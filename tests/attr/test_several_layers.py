@@ -9,7 +9,7 @@ from torch import nn
 
 from captum_unioncam import LayerDenoisedGradCam, LayerUnionCam, UpsampledAttribution, fuse
 from tests.attr import reference
-from tests.networks import SIZES, TinyNet, same, tiny_inputs
+from tests.networks import SIZES, TinyNet, counting, same, tiny_inputs
 
 
 def several(net):
@@ -35,13 +35,8 @@ def test_details_and_targets_come_in_lists_as_well():
 
 @pytest.mark.usefixtures("rows_tried")
 def test_one_gradient_pass_serves_all_layers():
-    net, rows = TinyNet(activation=nn.SiLU()), []
-
-    def forward(x):
-        rows.append(x.shape[0])
-        return net(x)
-
-    inputs = tiny_inputs()
+    net, inputs = TinyNet(activation=nn.SiLU()), tiny_inputs()
+    forward, rows = counting(net)
     LayerDenoisedGradCam(forward, several(net)).attribute(inputs, 1)
     assert rows == [3]
     rows.clear()

@@ -5,7 +5,7 @@ from torch import nn
 from captum_unioncam import LayerGradCamPlusPlus, LayerSmoothGradCamPlusPlus
 from captum_unioncam.testing import Traits
 from tests.attr.reference import activation_and_gradient
-from tests.networks import TinyNet, same, tiny_inputs
+from tests.networks import TinyNet, counting, same, tiny_inputs
 
 SAMPLES = 3
 TRAITS = Traits(
@@ -74,13 +74,8 @@ def test_a_generator_draws_on_and_none_begins_again(net):
 
 @pytest.mark.usefixtures("rows_tried")
 def test_each_layer_and_target_gets_the_same_samples_in_the_same_passes(net):
-    rows, inputs = [], tiny_inputs()
+    inputs, (forward, rows) = tiny_inputs(), counting(net)
     net.head.insert(0, nn.Tanh())
-
-    def forward(x):
-        rows.append(len(x))
-        return net(x)
-
     layers = [net.features[2], net.features]
     made = LayerSmoothGradCamPlusPlus(forward, layers).attribute_targets(inputs, [[0, 3]] * 3, n_samples=2)
     assert rows == [3] * 3

@@ -5,7 +5,7 @@ from torch import nn
 from captum_unioncam import LayerScoreCam, LayerSSCam
 from captum_unioncam.testing import Traits
 from tests.attr.reference import blend, default_confidence, is_constant, mask_of, select
-from tests.networks import TinyNet, same, tiny_inputs
+from tests.networks import TinyNet, counting, same, tiny_inputs
 
 # Noise that is flipped is other noise.
 TRAITS = Traits(
@@ -100,15 +100,10 @@ def test_a_constant_input_gets_no_noise():
 @pytest.mark.usefixtures("rows_tried")
 def test_samples_and_targets_share_their_passes_and_draws():
     net, inputs = TinyNet(), tiny_inputs()
-    rows = []
-
-    def counting(x):
-        rows.append(len(x))
-        return net(x)
-
+    forward, rows = counting(net)
     targets = torch.tensor([[0, 1], [2, 3], [1, 1]])
     given = {"n_samples": 2, "max_channels": 3}
-    attr = LayerSSCam(counting, net.features).attribute_targets(inputs, targets, **given)
+    attr = LayerSSCam(forward, net.features).attribute_targets(inputs, targets, **given)
     assert sum(rows) == 3 + 3 * 2 * 3
     for t in range(2):
         assert same(attr[:, t], LayerSSCam(net, net.features).attribute(inputs, targets[:, t], **given))
@@ -117,13 +112,8 @@ def test_samples_and_targets_share_their_passes_and_draws():
 @pytest.mark.usefixtures("rows_tried")
 def test_no_more_than_a_pass_of_masked_inputs_is_held():
     net, inputs = TinyNet(), tiny_inputs()
-    rows = []
-
-    def counting(x):
-        rows.append(len(x))
-        return net(x)
-
-    LayerSSCam(counting, net.features).attribute(inputs, 0, n_samples=4, internal_batch_size=2)
+    forward, rows = counting(net)
+    LayerSSCam(forward, net.features).attribute(inputs, 0, n_samples=4, internal_batch_size=2)
     assert max(rows[1:]) == 2
 
 
