@@ -25,16 +25,21 @@ def render(template: str, **values: Any) -> bytes:
     return _templates().get_template(template).render(values).encode(errors="replace")
 
 
+def data_uri(media_type: str, content: bytes) -> str:
+    """The file as a ``data:`` URI."""
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+
+
 def png_uri(content: bytes) -> str:
     """The PNG file as a ``data:`` URI, for the ``src`` of an ``<img>``."""
-    return _data_uri("image/png", content)
+    return data_uri("image/png", content)
 
 
 def jpeg_uri(picture: Image.Image) -> str:
     """The picture, in mode RGB, as a ``data:`` URI of a JPEG file, smaller than PNG: a page may hold hundreds."""
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=85)
-    return _data_uri("image/jpeg", file.getvalue())
+    return data_uri("image/jpeg", file.getvalue())
 
 
 @cache
@@ -46,7 +51,3 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-
-
-def _data_uri(media_type: str, content: bytes) -> str:
-    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
