@@ -1,6 +1,9 @@
 """What the benchmarks take from the records: their tables are the README's."""
 
 import json
+import re
+from fnmatch import fnmatch
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,6 +106,28 @@ def test_selections_are_made_of_one_call_as_two_calls_make_them(weights):
             torch.testing.assert_close(maps[selection], expected, rtol=0, atol=1e-12)
         differs |= not torch.equal(*maps.values())
     assert differs
+
+
+HERE = Path(machine.__file__).parent
+README = (HERE / "README.md").read_text()
+
+
+def test_every_result_is_named_in_the_readme_which_names_no_other():
+    names = re.findall(r"`([\w*.-]+\.(?:md|png))`", README)
+    results = {path.name for path in (HERE / "results").iterdir()}
+    assert {name for name in results if not any(fnmatch(name, pattern) for pattern in names)} == set()
+    assert {name for name in names if "*" not in name and name not in results} == set()
+
+
+def test_every_command_of_the_readme_exists_with_its_options():
+    commands = re.findall(r"python (?:-m )?benchmarks[./](\w+)([^`\n]*)", README)
+    assert len(commands) > 12
+    for module, rest in commands:
+        source = (HERE / f"{module}.py").read_text()
+        assert '__name__ == "__main__"' in source
+        for option in re.findall(r"--([\w-]+)", rest):
+            parameter = f"\n    {option.replace('-', '_')}: "
+            assert parameter in source or f'"--{option}"' in source, (module, option)
 
 
 def embedded(name, device):
