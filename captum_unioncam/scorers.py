@@ -30,8 +30,10 @@ def onnx(path: str | Path, threads: int = 0) -> Scorer:
 
     Examples::
 
-        >>> torch.onnx.export(model, (images,), "model.onnx", dynamic_shapes=({0: torch.export.Dim("n")},))
-        >>> attr = LayerScoreCam(model, layer, score_func=scorers.onnx("model.onnx")).attribute(images, target=3)
+        >>> any_count = ({0: torch.export.Dim("n")},)
+        >>> torch.onnx.export(model, (images,), "model.onnx", dynamic_shapes=any_count)
+        >>> score_cam = LayerScoreCam(model, layer, score_func=scorers.onnx("model.onnx"))
+        >>> attr = score_cam.attribute(images, target=3)
     """
     import onnxruntime
 
@@ -57,9 +59,11 @@ def openvino(path: str | Path, device: str = "CPU") -> Scorer:
 
     Examples::
 
-        >>> torch.onnx.export(model, (images,), "model.onnx", dynamic_shapes=({0: torch.export.Dim("n")},))
+        >>> any_count = ({0: torch.export.Dim("n")},)
+        >>> torch.onnx.export(model, (images,), "model.onnx", dynamic_shapes=any_count)
         >>> score_func = scorers.openvino("model.onnx")
-        >>> attr = LayerScoreCam(model, layer, score_func=score_func).attribute(images, target=3)
+        >>> score_cam = LayerScoreCam(model, layer, score_func=score_func)
+        >>> attr = score_cam.attribute(images, target=3)
     """
     import openvino as runtime
 

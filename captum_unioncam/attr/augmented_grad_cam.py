@@ -1,4 +1,4 @@
-"""Augmented Grad-CAM: the maps of turned and shifted inputs made one at the input's size."""
+"""Augmented Grad-CAM: one map at the input's size from the maps of turned and shifted inputs."""
 
 from __future__ import annotations
 
@@ -30,30 +30,30 @@ SUPER_RESOLUTION, MEAN, MAX = AGGREGATIONS = ("super_resolution", "mean", "max")
 
 class LayerAugmentedGradCam(GradientCam[LayerT]):
     r"""
-    Augmented Grad-CAM: Grad-CAM's maps of turned and shifted inputs, made one map at the input's size.
+    Augmented Grad-CAM: one map at the input's size, from Grad-CAM's maps of turned and shifted inputs.
 
-    With :math:`\mathcal A_l` a turn about the centre and then a shift, the first being none, :math:`g_l` Grad-CAM's map
-    of the input :math:`\mathcal A_l I`, divided by its maximum, and :math:`D` the bilinear reduction to the layer's
-    size, the map is the :math:`h`, at the input's size, that 200 steps of Adam from 0 reach at minimising
+    With :math:`T_l` a rotation about the centre followed by a shift (none for the first), :math:`g_l` Grad-CAM's map of
+    the input :math:`T_l I`, divided by its maximum, :math:`D` the bilinear reduction to the layer's size, and
+    :math:`\text{TV}(h)` the sum of the absolute differences between neighbouring pixels, the map is the :math:`h` that
+    200 steps of Adam reach from 0 at minimising
 
     .. math::
-        \sum_{l=1}^{n} \| D \mathcal A_l h - g_l \|^2 + 0.002 \, n \sum (|\partial_x h| + |\partial_y h|)
-        + 0.0001 \, n \sum h^2
+        \sum_{l=1}^{n} \| D \, T_l h - g_l \|^2 + 0.002 \, n \, \text{TV}(h) + 0.0001 \, n \sum h^2
 
     (Morbidelli et al., *Augmented Grad-CAM: Heat-Maps Super Resolution Through Augmentation*, ICASSP 2020,
     https://doi.org/10.1109/ICASSP40776.2020.9054416, as in the authors' code). The steps do not converge and are part
-    of the method; a value is at most about 0.2, and may be negative. "mean" and "max", in the same code, are those of
-    Grad-CAM's maps upsampled and moved back. Turn and shift are one interpolation here, the code's two, and it resizes
-    without half-pixel centres, so that values differ a little from its own. On a GPU, sums run in any order, and total
-    variation makes more of it than the last digits.
+    of the method. Values are at most about 0.2 and can be negative. The aggregations "mean" and "max", from the same
+    code, combine Grad-CAM's maps, upsampled and moved back. Two details differ from that code and change values a
+    little: rotation and shift are one interpolation, and resizing uses half-pixel centres. On a GPU, the order of sums
+    varies, and total variation amplifies the differences beyond the last digits.
 
-    The map is (N, 1, H, W), of 2-D layers alone, and no sum over the channels, so that there are no terms:
-    ``attr_dim_summation=False`` is refused.
+    The map is (N, 1, H, W), for 2-D layers only. It is not a sum over channels, so ``attr_dim_summation=False`` is
+    refused.
 
-    Passes an image: n_augmentations + 1 forward, n_augmentations backward; memory does not grow with them. Take it to
-    have a coarse layer's map finer than interpolation makes it. The reduction reads four pixels for each position:
-    where positions and augmentations together are few for the input's size (7x7 and 100 for 224x224), the map is
-    spotty, and more augmentations, or "mean", are better.
+    Passes per image: n_augmentations + 1 forward, n_augmentations backward; memory does not grow with them. Use it for
+    a finer map than interpolation gives. The map is speckled if few pixels are read: each augmentation reads four
+    pixels per position of the layer. For 224x224 inputs, 100 augmentations read 94 % of the pixels with a layer of
+    14x14, as the paper's, and 53 % with one of 7x7. Then use more augmentations, an earlier layer, or "mean".
     """
 
     name = "augmented_grad_cam"
@@ -84,15 +84,15 @@ class LayerAugmentedGradCam(GradientCam[LayerT]):
     ) -> CamResult:
         """
         Args:
-            aggregation (str): "super_resolution"; or "mean" or "max", at each place, of the maps moved back, which is
-                faster. Default: "super_resolution", the paper's
-            n_augmentations (int): Turned and shifted inputs, the first being the input itself. Default: 100
-            baselines (number, Tensor, tuple or None): What is seen beyond the input's border, in the space of
-                ``inputs``: a number, a tensor of one or N examples, or a tuple of those for a tuple of inputs. The
-                paper's is black: for normalised inputs, that is the normalised black. Default: None, which is 0
-            generator (torch.Generator or None): Draws turns, of at most half a radian, and shifts, of at most 30 / 224
-                of height and width: the same for all examples, layers and targets. Default: None, a new one with seed
-                0, so that two calls give the same map
+            aggregation (str): "super_resolution"; or, faster, "mean" or "max" of the maps moved back, at each
+                position. Default: "super_resolution", the paper's
+            n_augmentations (int): Number of inputs, the first unchanged, the others rotated and shifted. Default: 100
+            baselines (number, Tensor, tuple or None): Values outside the input's border, in the space of ``inputs``: a
+                number, a tensor of one or N examples, or a tuple of those for a tuple of inputs. The paper uses black:
+                for normalised inputs, that is the normalised black. Default: None, which is 0
+            generator (torch.Generator or None): Draws the rotations, at most half a radian, and the shifts, at most
+                30 / 224 of height and width; the same for all examples, layers and targets. Default: None, a new one
+                with seed 0, so that two calls give the same map
 
         Returns:
             *Tensor*, *tuple[Tensor, ...]* or *list*: The maps (N, 1, H, W) at the input's size, float32 for

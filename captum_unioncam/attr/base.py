@@ -280,7 +280,8 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
         Examples::
 
             >>> top = model(images).topk(5).indices  # (N, 5)
-            >>> attr = LayerUnionCam(model, model.features[28]).attribute_targets(images, top)  # (N, 5, 1, 14, 14)
+            >>> cam = LayerUnionCam(model, model.features[28])
+            >>> attr = cam.attribute_targets(images, top)  # (N, 5, 1, 14, 14)
         """
         kwargs["additional_forward_args"] = additional_forward_args
         return explain_targets(self, _stacked, inputs, targets, kwargs)

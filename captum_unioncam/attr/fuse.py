@@ -32,7 +32,8 @@ def fuse(maps: Sequence[Tensor], size: torch.Size | tuple[int, ...]) -> Tensor:
 
     Examples::
 
-        >>> maps = LayerUnionCam(model, [model.layer3, model.layer4]).attribute(images, target=3)
+        >>> union_cam = LayerUnionCam(model, [model.layer3, model.layer4])
+        >>> maps = union_cam.attribute(images, target=3)
         >>> heat = fuse(maps, images.shape[2:])  # (N, 1, 224, 224)
     """
     size = check_size("size", size)

@@ -128,7 +128,8 @@ class Rise(RemembersPasses, PerturbationAttribution):
 
         Examples::
 
-            >>> attr = Rise(model).attribute(images, target=3, n_masks=400)  # (N, 1, 224, 224), a coarse one
+            >>> rise = Rise(model)
+            >>> attr = rise.attribute(images, target=3, n_masks=400)  # (N, 1, 224, 224)
         """
         return self._explain(
             [target],
@@ -174,7 +175,8 @@ class Rise(RemembersPasses, PerturbationAttribution):
         Examples::
 
             >>> top = model(images).topk(5).indices  # (N, 5)
-            >>> attr = Rise(model).attribute_targets(images, top, n_masks=400)  # (N, 5, 1, 224, 224)
+            >>> rise = Rise(model)
+            >>> attr = rise.attribute_targets(images, top, n_masks=400)  # (N, 5, 1, 224, 224)
         """
         kwargs |= {"baselines": baselines, "additional_forward_args": additional_forward_args}
         return explain_targets(self, lambda sums: sums.transpose(0, 1), inputs, targets, kwargs)

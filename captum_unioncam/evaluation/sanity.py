@@ -110,7 +110,8 @@ def model_randomization(
 
     Examples::
 
-        >>> rows = model_randomization(model, ["union_cam", "grad_cam"], images[:1], 3, layer, max_layers=2)
+        >>> names = ["union_cam", "grad_cam"]
+        >>> rows = model_randomization(model, names, images[:1], 3, layer, max_layers=2)
         >>> similarity_table(rows)  # a row for each step, a column for each method
     """
     explained = _Explained(model, inputs, target, layer, baselines, settings, seed)

@@ -47,7 +47,8 @@ def coherency(attr: JudgedAttributions, *, explanation_func: ExplanationFunction
 
         >>> cam = LayerUnionCam(model, layer)
         >>> attr = cam.attribute(images, target=labels)
-        >>> alike = coherency(model, images, attr, labels, explanation_func=lambda x: cam.attribute(x, target=labels))
+        >>> explain = lambda x: cam.attribute(x, target=labels)
+        >>> alike = coherency(model, images, attr, labels, explanation_func=explain)
     """
     return _coherency(attr, explanation_func)
 
@@ -123,7 +124,8 @@ def adcc(attr: JudgedAttributions, *, explanation_func: ExplanationFunction | No
 
         >>> cam = LayerUnionCam(model, layer)
         >>> attr = cam.attribute(images, target=labels)
-        >>> score = adcc(model, images, attr, labels, explanation_func=lambda x: cam.attribute(x, target=labels))
+        >>> explain = lambda x: cam.attribute(x, target=labels)
+        >>> score = adcc(model, images, attr, labels, explanation_func=explain)
     """
     coherent, simple, kept = _coherency(attr, explanation_func), 1 - _complexity(attr), 1 - share_lost(attr)
     pairs = coherent * simple + simple * kept + kept * coherent

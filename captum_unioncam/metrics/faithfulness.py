@@ -107,7 +107,8 @@ def insertion(attr: JudgedAttributions, *, steps: int = DEFAULT_STEPS, return_cu
 
     Examples::
 
-        >>> area, fractions, confidences = insertion(model, images, attr, labels, return_curve=True)
+        >>> curve = insertion(model, images, attr, labels, return_curve=True)
+        >>> area, fractions, confidences = curve
     """
     check_flag("return_curve", return_curve)
     curve = attr.curve(attr.blurred() if attr.baselines is None else attr.baselines, steps, torch.lt)

@@ -141,7 +141,9 @@ def sensitivity_max(
         >>> cam = LayerUnionCam(model, layer)
         >>> attr = cam.attribute(images, target=labels)
         >>> explain = lambda x: cam.attribute(x, target=labels)
-        >>> change = sensitivity_max(model, images, attr, labels, explanation_func=explain)  # (N,)
+        >>> change = sensitivity_max(
+        ...     model, images, attr, labels, explanation_func=explain
+        ... )  # (N,)
     """
     check_count("samples", samples)
     check_number("radius", radius, 0, float("inf"), "a number of at least 0")

@@ -21,7 +21,9 @@ def channels_last_to_maps(output: Tensor) -> Tensor:
 
     Examples::
 
-        >>> union_cam = LayerUnionCam(model, model.norm, reshape_transform=channels_last_to_maps)
+        >>> union_cam = LayerUnionCam(
+        ...     model, model.norm, reshape_transform=channels_last_to_maps
+        ... )
     """
     return output.movedim(-1, 1)
 
@@ -39,8 +41,9 @@ def tokens_to_maps(*grid: int, class_tokens: int = 1) -> ReshapeTransform:
 
     Examples::
 
-        >>> layer = model.encoder.layers[-1].ln_1  # behind it, only the class token has a gradient
-        >>> union_cam = LayerUnionCam(model, layer, reshape_transform=tokens_to_maps(14, 14))
+        >>> layer = model.encoder.layers[-1].ln_1  # the last with gradients of patches
+        >>> to_maps = tokens_to_maps(14, 14)
+        >>> union_cam = LayerUnionCam(model, layer, reshape_transform=to_maps)
     """
     count = class_tokens + math.prod(grid)
 
