@@ -88,8 +88,8 @@ VARIANTS = {
     ],
 }
 NOTES = """The floor is the time of as many bare forward passes as the method ran, in the same precision, at the best
-batch size and memory format (a compiled model has one), run before and after it. Seconds an image are of a batch of
-two; the peers, and what is compared with them, run on the first photo. Compiling is not counted.
+batch size and memory format (a compiled model has one), run before and after it. UnionCAM has its default, the fixed
+batch size. Seconds an image are of a batch of two; the peers, and what is compared with them, run on the first photo. Compiling is not counted.
 """
 
 
@@ -235,17 +235,14 @@ def measure(of: Subject, variant: Variant, repeats: int) -> Measurement:
     dtype = variant.settings.get("score_dtype")
 
     def run(n: int = 2) -> Any:
-        rows = None if score_func else "auto"
-        return method.attribute(
-            photos[:n], targets[:n], internal_batch_size=rows, return_details=True, **variant.settings
-        )
+        return method.attribute(photos[:n], targets[:n], return_details=True, **variant.settings)
 
     @torch.no_grad()
     def bare(batch: Tensor) -> Any:
         with torch.autocast(device.type, dtype=dtype) if dtype else nullcontext():
             return (of.model if score_func is None else score_func)(batch)
 
-    attr, details = run()  # compiles, and learns the batch size
+    attr, details = run()  # compiles
     rows = int(details.forward_passes.sum())
     sizes = (COMPILED_ROWS[device.type],) if variant.compiled else SIZES[device.type]
     floor = Floor(bare, photos[:1], sizes, variant.compiled)
