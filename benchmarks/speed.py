@@ -89,7 +89,8 @@ VARIANTS = {
 }
 NOTES = """The floor is the time of as many bare forward passes as the method ran, in the same precision, at the best
 batch size and memory format (a compiled model has one), run before and after it. UnionCAM has its default, the fixed
-batch size. Seconds an image are of a batch of two; the peers, and what is compared with them, run on the first photo. Compiling is not counted.
+batch size. Seconds an image are of a batch of two; the peers, and what is compared with them, run on the first photo.
+Compiling is not counted.
 """
 
 
