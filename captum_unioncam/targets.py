@@ -1,27 +1,63 @@
 """Functions of a model's output for tasks other than one class of a picture: one score for each example, to explain.
 
-Each is called on a model and returns what methods and metrics take as ``forward_func``, without a target.
+Each is called on a model and returns a function of inputs to scores (N, 1), which methods and metrics take as
+``forward_func``, without a target.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import Module
 
 from captum_unioncam.engine.confidence import output_tensor
 
 __all__ = ["DetectionTarget", "EmbeddingTarget", "PairTarget", "SegmentationTarget"]
 
-Forward = Callable[..., Tensor]
+
+Score = Callable[[Any, int], Tensor]
+"""What a model returned for N rows, and N, to scores (N,)."""
 
 
-class SegmentationTarget:
+class _Target:
+    def __call__(self, model: Callable[..., Any]) -> Callable[..., Tensor]:
+        """The model as a function of its inputs to scores (N, 1); a module if it is one.
+
+        Args:
+            model (Callable): A module or any function, with an output as the class names it.
+        """
+        return _Scored(model, self.score) if isinstance(model, Module) else partial(_scores, model, self.score)
+
+    def score(self, output: Any, rows: int) -> Tensor:
+        """The scores (N,) of what a model returned for N rows."""
+        raise NotImplementedError
+
+
+class _Scored(Module):
+    def __init__(self, model: Module, score: Score) -> None:
+        super().__init__()
+        # A name that errors leave out in front of a layer's.
+        self.module = model
+        self.score = score
+
+    def forward(self, *inputs: Any) -> Tensor:
+        return _scores(self.module, self.score, *inputs)
+
+
+def _scores(model: Callable[..., Any], score: Score, *inputs: Any) -> Tensor:
+    return score(model(*inputs), inputs[0].shape[0]).unsqueeze(1)
+
+
+class SegmentationTarget(_Target):
     r"""
-    How sure a model of segmentation is of a class, on average over a region: the mean of its softmax there.
+    How sure a model of segmentation is of a class, on average over a region: the mean of its softmax there, in [0, 1].
+
+    The model returns (N, classes, H, W), by itself or as ``output_fn`` of ``LayerUnionCam`` describes.
 
     Args:
         class_index (int): The class.
@@ -45,16 +81,11 @@ class SegmentationTarget:
             raise ValueError("mask: has no place that is True; give a region that is not empty.")
         self.class_index, self.mask = class_index, mask
 
-    def __call__(self, model: Callable[..., Any]) -> Forward:
-        """The model's output (N, classes, H, W) as a function of its inputs to scores (N,), in [0, 1]."""
-
-        def score(*inputs: Any) -> Tensor:
-            output = output_tensor(model(*inputs), inputs[0].shape[0])
-            confidences = output.softmax(1)[:, self.class_index]
-            region = self._region(output)
-            return (confidences * region).flatten(1).sum(1) / region.flatten(1).sum(1).clamp(min=1)
-
-        return score
+    def score(self, output: Any, rows: int) -> Tensor:
+        output = output_tensor(output, rows, "model")
+        region = self._region(output)
+        confidences: Tensor = output.softmax(1)[:, self.class_index] * region
+        return confidences.flatten(1).sum(1) / region.flatten(1).sum(1).clamp(min=1)
 
     def _region(self, output: Tensor) -> Tensor:
         if self.mask is None:
@@ -67,12 +98,16 @@ class SegmentationTarget:
         return self.mask.to(output.device).expand(output.shape[0], *output.shape[2:])
 
 
-class DetectionTarget:
+class DetectionTarget(_Target):
     r"""
-    How sure a detector is of a box: over all boxes, the largest score of the label times the overlap with the box.
+    How sure a detector is of a box: over all boxes, the largest score of the label times the overlap, in [0, 1].
 
     A masked picture has other boxes, in another order: what counts is one of the label in the same place (the
     similarity of D-RISE, Petsiuk et al., CVPR 2021, https://arxiv.org/abs/2006.03204).
+
+    The detector returns torchvision's form, a list of N dicts with "boxes" (M, 4), "scores" (M,) and "labels" (M,); or
+    DETR's, "logits" (N, M, classes + 1), the last of no object, and "pred_boxes" (N, M, 4) of centre and size in shares
+    of the picture, of which ``box`` is in shares too.
 
     Args:
         box (Tensor or sequence of 4): Left, top, right and bottom, as the detector gives them.
@@ -94,21 +129,9 @@ class DetectionTarget:
             raise ValueError(f"iou: got {iou}; give a number from 0 to below 1.")
         self.label, self.iou = label, iou
 
-    def __call__(self, model: Callable[..., Any]) -> Forward:
-        """The detector as a function of its inputs to scores (N,), in [0, 1].
-
-        Args:
-            model (Callable): Inputs to torchvision's form, a list of N dicts with "boxes" (M, 4), "scores" (M,) and
-                "labels" (M,); or to DETR's, "logits" (N, M, classes + 1), the last of no object, and "pred_boxes"
-                (N, M, 4) of centre and size in shares of the picture, of which ``box`` is in shares too.
-        """
-
-        def score(*inputs: Any) -> Tensor:
-            found = model(*inputs)
-            of_images = found if isinstance(found, (list, tuple)) else self._of_queries(found)
-            return torch.stack([self._score(*one) for one in map(self._of_label, of_images)])
-
-        return score
+    def score(self, output: Any, rows: int) -> Tensor:
+        of_images = output if isinstance(output, (list, tuple)) else self._of_queries(output)
+        return torch.stack([self._best(*self._of_label(found)) for found in of_images])
 
     def _of_label(self, found: Any) -> tuple[Tensor, Tensor]:
         """The boxes (M, 4) and what they have as the score of the label, (M,)."""
@@ -122,15 +145,17 @@ class DetectionTarget:
         parts = zip(boxes, scores, labels, strict=True)
         return [{"boxes": box, "scores": score, "labels": label} for box, score, label in parts]
 
-    def _score(self, boxes: Tensor, scores: Tensor) -> Tensor:
+    def _best(self, boxes: Tensor, scores: Tensor) -> Tensor:
         overlap = overlaps(boxes, self.box.to(boxes))
         made = scores * overlap * (overlap >= self.iou)
         # A picture without boxes has the score 0, with a gradient to nothing.
         return torch.cat([made, made.new_zeros(1)]).max()
 
 
-class PairTarget:
-    """Why one class and not another: the difference of two outputs.
+class PairTarget(_Target):
+    """Why one class and not another: the difference of two of a model's outputs (N, classes).
+
+    Give ``confidence_fn``: the sigmoid of the difference is the softmax of the two classes alone.
 
     Args:
         one (int): The class that is explained.
@@ -139,7 +164,8 @@ class PairTarget:
     Examples::
 
         >>> forward = PairTarget(281, 282)(model)  # a tabby and no tiger cat
-        >>> attr = LayerUnionCam(forward, model.layer4, confidence_fn=torch.sigmoid).attribute(images)
+        >>> pair = LayerUnionCam(forward, model.layer4, confidence_fn=torch.sigmoid)
+        >>> attr = pair.attribute(images)
     """
 
     def __init__(self, one: int, other: int) -> None:
@@ -147,21 +173,15 @@ class PairTarget:
             raise ValueError(f"other: is {other}, as one is; give two classes.")
         self.one, self.other = one, other
 
-    def __call__(self, model: Callable[..., Any]) -> Forward:
-        """The model, (N, classes), as a function of its inputs to differences (N, 1): give ``confidence_fn``.
-
-        Its sigmoid is the softmax of the two classes alone.
-        """
-
-        def difference(*inputs: Any) -> Tensor:
-            output = output_tensor(model(*inputs), inputs[0].shape[0])
-            return output[:, [self.one]] - output[:, [self.other]]
-
-        return difference
+    def score(self, output: Any, rows: int) -> Tensor:
+        tensor = output_tensor(output, rows, "model")
+        return tensor[:, self.one] - tensor[:, self.other]
 
 
-class EmbeddingTarget:
+class EmbeddingTarget(_Target):
     """How similar an embedding is to another, of a text (CLIP) or of a picture (retrieval): half of 1 plus the cosine.
+
+    The model returns (N, D), by itself or as ``output_fn`` of ``LayerUnionCam`` describes.
 
     Args:
         reference (Tensor): (D,).
@@ -178,14 +198,9 @@ class EmbeddingTarget:
             raise ValueError(f"reference: has shape {tuple(reference.shape)}; give one embedding (D,) that is not 0.")
         self.reference = reference.detach()
 
-    def __call__(self, model: Callable[..., Any]) -> Forward:
-        """The model, (N, D), as a function of its inputs to similarities (N,), in [0, 1]."""
-
-        def similarity(*inputs: Any) -> Tensor:
-            output = output_tensor(model(*inputs), inputs[0].shape[0])
-            return (1 + F.cosine_similarity(output, self.reference.to(output)[None], dim=1)) / 2
-
-        return similarity
+    def score(self, output: Any, rows: int) -> Tensor:
+        output = output_tensor(output, rows, "model")
+        return (1 + F.cosine_similarity(output, self.reference.to(output)[None], dim=1)) / 2
 
 
 def overlaps(boxes: Tensor, box: Tensor) -> Tensor:

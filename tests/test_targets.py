@@ -1,14 +1,19 @@
 """Tasks as targets: each score by plain numbers, and a map where the right answer is known."""
 
 import math
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from captum_unioncam import LayerScoreCam, LayerUnionCam, metrics
+from captum_unioncam import LayerScoreCam, LayerUnionCam, methods, metrics
+from captum_unioncam.methods import MethodSettings
+from captum_unioncam.methods.adapters.captum import CAPTUM_METHODS
+from captum_unioncam.metrics.table import all_metrics, find_metrics
 from captum_unioncam.targets import DetectionTarget, EmbeddingTarget, PairTarget, SegmentationTarget, overlaps
+from tests.attr import METHODS
 from tests.attr.test_tasks import OneShotDetector, bright_block, bright_features, is_within, peak
 
 BLOCK = (slice(8, 12), slice(4, 8))
@@ -21,10 +26,11 @@ def test_segmentation_by_numbers():
     mask = torch.tensor([[True, False], [True, True]])
     images = torch.zeros(1, 3, 2, 2)
     made = SegmentationTarget(0, mask)(lambda x: {"out": output, "aux": output})(images)
-    assert made.tolist() == pytest.approx([(of_first[0] + of_first[2] + of_first[3]) / 3])
+    assert made.shape == (1, 1)
+    assert made.item() == pytest.approx((of_first[0] + of_first[2] + of_first[3]) / 3)
     # Without a mask: where class 1 is the largest.
     made = SegmentationTarget(1)(lambda x: output)(images)
-    assert made.tolist() == pytest.approx([(2 - of_first[2] - of_first[3]) / 2])
+    assert made.item() == pytest.approx((2 - of_first[2] - of_first[3]) / 2)
 
 
 def test_detection_by_numbers():
@@ -40,22 +46,23 @@ def test_detection_by_numbers():
         {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.int64)},
     ]
     images = torch.zeros(2, 3, 4, 4)
-    assert DetectionTarget([0, 0, 2, 2], 3)(lambda x: found)(images).tolist() == pytest.approx([0.9 / 7, 0])
-    assert DetectionTarget([0, 0, 2, 2], 3, iou=0.5)(lambda x: found)(images).tolist() == pytest.approx([0.1, 0])
+    assert DetectionTarget([0, 0, 2, 2], 3)(lambda x: found)(images).flatten().tolist() == pytest.approx([0.9 / 7, 0])
+    above = DetectionTarget([0, 0, 2, 2], 3, iou=0.5)(lambda x: found)(images)
+    assert above.flatten().tolist() == pytest.approx([0.1, 0])
     queries = SimpleNamespace(
         logits=torch.tensor([[[0.0, 1.0, 0.0], [2.0, 0.0, 0.0]]]),
         pred_boxes=torch.tensor([[[0.5, 0.5, 1.0, 1.0], [0.25, 0.25, 0.5, 0.5]]]),
     )
     made = DetectionTarget([0, 0, 1, 1], 0)(lambda x: vars(queries))(images[:1])
     first, second = 1 / (2 + math.e), math.e**2 / (math.e**2 + 2)
-    assert made.tolist() == pytest.approx([max(first, second / 4)])
+    assert made.item() == pytest.approx(max(first, second / 4))
 
 
 def test_pairs_and_embeddings_by_numbers():
     output, images = torch.tensor([[1.0, 4.0, 2.0], [3.0, 0.0, 0.0]]), torch.zeros(2, 1)
     assert PairTarget(1, 2)(lambda x: {"logits": output})(images).tolist() == [[2], [0]]
     made = EmbeddingTarget(torch.tensor([1.0, 0.0, 0.0]))(lambda x: output)(images)
-    assert made.tolist() == pytest.approx([(1 + 1 / math.sqrt(21)) / 2, 1])
+    assert made.flatten().tolist() == pytest.approx([(1 + 1 / math.sqrt(21)) / 2, 1])
 
 
 def test_what_does_not_fit_is_refused():
@@ -72,6 +79,14 @@ def test_what_does_not_fit_is_refused():
     other = SegmentationTarget(0, torch.ones(2, 2, dtype=torch.bool))(lambda x: torch.zeros(1, 2, 3, 3))
     with pytest.raises(ValueError, match=r"^mask: has shape \(2, 2\)"):
         other(torch.zeros(1, 3, 3, 3))
+
+
+def bright_classes(pooled):
+    """Logits of three classes, of which class 1 is bright: of each place, or of the largest."""
+    features, head = bright_features(), nn.Conv2d(4, 3, 1).double()
+    with torch.no_grad():
+        head.weight[:, 0, 0, 0] = torch.tensor([0.0, 5.0, -5.0])
+    return nn.Sequential(features, head, *((nn.AdaptiveMaxPool2d(1), nn.Flatten()) if pooled else ()))
 
 
 class Labelled(OneShotDetector):
@@ -119,26 +134,119 @@ def test_the_box_of_a_detector(kind):
     assert metrics.deletion(forward, PICTURE, attr, None, steps=4).item() < forward(PICTURE).item()
 
 
-@pytest.mark.parametrize(
-    ("target", "confidence_fn"),
-    [
-        (SegmentationTarget(1), None),
-        (PairTarget(1, 2), torch.sigmoid),
-        (EmbeddingTarget(torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)), None),
-    ],
-)
-def test_maps_of_the_other_targets(target, confidence_fn):
-    features, head = bright_features(), nn.Conv2d(4, 3, 1).double()
-    with torch.no_grad():
-        head.weight[:, 0, 0, 0] = torch.tensor([0.0, 5.0, -5.0])  # class 1 is bright
-    segment = nn.Sequential(features, head)
-    model = (
-        segment
-        if isinstance(target, SegmentationTarget)
-        else nn.Sequential(segment, nn.AdaptiveMaxPool2d(1), nn.Flatten())
-    )
-    for method in (LayerScoreCam, LayerUnionCam):
-        attr = method(target(model), features, confidence_fn=confidence_fn).attribute(
-            PICTURE, None if confidence_fn is None else 0
-        )
-        assert is_within(tuple(2 * i for i in peak(attr)), BLOCK)
+# Every method and metric, with each target: as of a model whose own output is that number, which is written out here.
+
+REFERENCE = torch.tensor([0.1, 1.0, -0.2], dtype=torch.float64)
+ONLY = torch.zeros(1, dtype=torch.int64)
+EXPLAIN = "explanation_func", "randomized_func", "other_class_func"
+LEFT = torch.arange(6) < torch.tensor([[2]] * 8)  # bool (8, 6)
+
+
+def segmentation(output):
+    total = sum(output[:, :, y, x].softmax(1)[:, 1] for y in range(8) for x in range(2))
+    return total / 16
+
+
+def detection(found):
+    made = []
+    for one in found:
+        best = 0
+        for (left, top, right, bottom), score in zip(one["boxes"].tolist(), one["scores"], strict=True):
+            # Of the explained box, 4 to 8 by 8 to 12.
+            common = max(0, min(right, 8) - max(left, 4)) * max(0, min(bottom, 12) - max(top, 8))
+            overlap = common / (16 + (right - left) * (bottom - top) - common)
+            best = max(best, score * overlap) if overlap > 0 else best
+        made.append(best)
+    return torch.stack(made)
+
+
+def similarity(output):
+    lengths = output.square().sum(1).sqrt() * REFERENCE.square().sum().sqrt()
+    return (1 + (output * REFERENCE).sum(1) / lengths) / 2
+
+
+class WrittenOut(nn.Module):
+    def __init__(self, model, number):
+        super().__init__()
+        self.model, self.number = model, number
+
+    def forward(self, images):
+        return self.number(self.model(images))[:, None]
+
+
+TASKS = {
+    "segmentation": (SegmentationTarget(1, LEFT), segmentation, None),
+    "detection": (DetectionTarget([4, 8, 8, 12], 1), detection, None),
+    "pair": (PairTarget(1, 2), lambda output: output[:, 1] - output[:, 2], torch.sigmoid),
+    "embedding": (EmbeddingTarget(REFERENCE), similarity, None),
+}
+
+
+@pytest.fixture(params=TASKS)
+def task(request):
+    """The model by the target, and by the number written out; the layer, and what makes confidences."""
+    target, number, confidence_fn = TASKS[request.param]
+    if request.param == "detection":
+        model = Labelled().eval()
+        layer = model.backbone
+    else:
+        model = bright_classes(pooled=request.param != "segmentation").eval()
+        layer = model[0]
+    return target(model), WrittenOut(model, number), layer, confidence_fn
+
+
+# CAM needs the linear layer of classes. Those of a hundred passes and more have one target.
+NAMES = [*(cls.name for cls in METHODS if cls.name not in ("cam", "augmented_grad_cam")), *CAPTUM_METHODS]
+EACH = [*product(TASKS, NAMES), ("embedding", "augmented_grad_cam"), ("embedding", "rise")]
+
+
+@pytest.mark.parametrize(("task", "name"), EACH, indirect=["task"])
+def test_every_method_explains_every_target(name, task, one_thread):
+    scored, written_out, layer, confidence_fn = task
+
+    def explained(model):
+        torch.manual_seed(1)
+        method = methods.create(name, model, layer, MethodSettings(confidence_fn=confidence_fn))
+        return method(PICTURE, ONLY, torch.zeros_like(PICTURE), signed=True)
+
+    expected = explained(written_out)
+    assert expected.abs().max() > 0
+    assert torch.allclose(explained(scored), expected, rtol=0, atol=1e-9 * max(1, expected.abs().max().item()))
+    if name in ("score_cam", "union_cam"):
+        assert is_within(peak(expected), BLOCK)
+
+
+@pytest.mark.parametrize("metric", find_metrics(all_metrics()), ids=lambda metric: metric.name)
+def test_every_metric_judges_every_target(metric, task, one_thread):
+    scored, written_out, _, confidence_fn = task
+    given = {
+        "inputs": PICTURE,
+        "attributions": torch.rand(1, 1, 8, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)),
+        "objects": PICTURE > 0.5,
+        "steps": 4,
+        "return_curve": False,
+        "confidence_fn": confidence_fn,
+    }
+
+    def value(model):
+        torch.manual_seed(1)
+        saliency = methods.create("saliency", model, None)
+        explain = dict.fromkeys(EXPLAIN, lambda inputs: saliency(inputs, ONLY, torch.zeros_like(PICTURE)))
+        return metric.compute({**given, **explain, "forward_func": model})
+
+    values = value(scored)
+    assert values.isfinite().all()
+    assert torch.allclose(values, value(written_out), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", [LayerScoreCam, LayerUnionCam])
+def test_a_function_of_a_model_in_training_is_explained_in_evaluation(method):
+    features = bright_features()
+    model = nn.Sequential(features, nn.Dropout(0.5), nn.AdaptiveMaxPool2d(1), nn.Flatten())
+    target = EmbeddingTarget(torch.tensor([1.0, 0, 0, 0], dtype=torch.float64))
+    expected = method(target(model.eval()), "0").attribute(PICTURE)
+    model.train()
+    for given in (model, lambda images: model(images), model.forward):
+        assert torch.allclose(method(target(given), features).attribute(PICTURE), expected, rtol=0, atol=1e-9)
+    assert all(module.training for module in model.modules())
+    assert is_within(tuple(2 * i for i in peak(expected)), BLOCK)
