@@ -21,23 +21,23 @@ def check_layer_baseline(layer_baseline: float) -> None:
 
 class LayerAblationCam(TailCam[LayerT]):
     r"""
-    Ablation-CAM: a CAM without gradients, whose channel weights are what the output loses without the channel.
+    Ablation-CAM: a CAM without gradients. A channel's weight is the drop of the output if the channel is removed.
 
-    With :math:`A` the layer's output, :math:`y_c(A)` the target's output of what comes behind the layer, and
-    :math:`A^{(k)}` being :math:`A` with channel :math:`k` set to 0,
+    With :math:`A` the layer's output, :math:`y_c(A)` the target's output of the part of the model behind the
+    layer, and :math:`A^{(k)}` equal to :math:`A` with channel :math:`k` set to 0,
 
     .. math::
         w_k = y_c(A) - y_c(A^{(k)}), \qquad L = \text{ReLU}\Big(\sum_k w_k A_k\Big)
 
     (Ramaswamy and others, *Ablation-CAM: visual explanations for deep convolutional network via gradient-free
-    localization*, WACV 2020, https://doi.org/10.1109/WACV45572.2020.9093360). The paper's weight is this over
-    :math:`y_c(A)`, one number for all channels: the same map up to a factor where it is positive, and one of the wrong
-    sign where it is negative. ``normalize_weights`` gives the literal weight. No official code is known: the formula is
-    that of other implementations, and of papers that cite it.
+    localization*, WACV 2020, https://doi.org/10.1109/WACV45572.2020.9093360). The paper divides the
+    weights by :math:`y_c(A)`, which is the same for all channels: the map is equal up to a factor if it is positive,
+    and has the wrong sign if it is negative. ``normalize_weights=True`` divides too. No official code is known: the
+    formula is taken from other implementations, and from papers that cite it.
 
-    Choose it where gradients saturate or are not to be had. It costs 1 pass of the model and at most :math:`K + 1` of
-    what comes behind the layer, for any number of targets: a channel that is 0 everywhere costs none. An absent channel
-    holds 0, as it does behind a ReLU; for a layer with negative outputs another ``layer_baseline`` may stand for it.
+    Use it if gradients saturate or are not available. It needs 1 pass of the model and at most :math:`K + 1` passes of
+    the part behind the layer, for any number of targets. A channel that is 0 everywhere needs no pass. A removed
+    channel is 0, as after a ReLU; for a layer with negative outputs, another ``layer_baseline`` may be suitable.
     """
 
     name = "ablation_cam"
@@ -56,12 +56,12 @@ class LayerAblationCam(TailCam[LayerT]):
     ) -> Tensor:
         """
         Args:
-            normalize_weights (bool): Divide the weights by the output, as the paper's formula does; they are 0 where it
-                is 0. Default: False
-            layer_baseline (float): What an ablated channel holds, in the layer's own units. Default: 0
+            normalize_weights (bool): Divide the weights by the output, as in the paper; they are 0 if it is 0.
+                Default: False
+            layer_baseline (float): The value of a removed channel, in the layer's units. Default: 0
 
         Raises:
-            ValueError: A ``layer_baseline`` that is no finite number.
+            ValueError: A ``layer_baseline`` that is not a finite number.
 
         Examples::
 

@@ -102,7 +102,7 @@ class LayerAugmentedGradCam(GradientCam[LayerT]):
         Raises:
             ValueError: ``attr_dim_summation=False``, a layer that has not two spatial dimensions, an unknown
                 ``aggregation``, ``n_augmentations`` below 1.
-            TypeError: A ``generator`` that is none.
+            TypeError: A ``generator`` that is not a torch.Generator.
             AssertionError: A baseline that does not fit the inputs.
 
         Examples::

@@ -80,29 +80,28 @@ def _attribute(given: dict[str, Any]) -> Any:
 
 class CamAttribution(LayerAttribution, Generic[LayerT]):
     r"""
-    A class activation map: the sum over a layer's channels of terms, one a channel.
+    A class activation map: the sum of terms, one for each channel of a layer.
 
-    Each example is a problem of its own: its map does not depend on its batch. The model is left as it was found, and
-    runs in evaluation mode meanwhile: modes, hooks, gradients, random state, and the buffers and tensors that modules
-    keep, which every pass finds as they were. Its passes have the model's own precision; an autocast or inference mode
-    around the call does not reach them. Threads that share a module take turns, so that one model in several threads
-    gives right maps; a ``forward_func`` that is no module has its turn alone.
+    Results do not depend on batch composition. The model runs in evaluation mode. Its modes, hooks, gradients, buffers
+    and tensors, and the random state, are restored afterwards, and every pass starts from the same state. Passes run in
+    the model's own precision; an autocast or inference mode around the call has no effect on them. If several threads
+    use one module, their calls run one after the other; a ``forward_func`` that is not a module runs alone.
 
     Args:
         forward_func (Callable): The model, or a function of it.
         layer (torch.nn.Module, str or list): The layer to explain, with an output of shape (N, K, \*spatial) of one to
             three spatial dimensions; usually the last convolution, with its activation function. A dotted name is
-            looked up in the model. Of a list, each is explained, and ``fuse`` makes one of the maps.
+            looked up in the model. For a list, each layer is explained; ``fuse`` combines the maps.
         device_ids (list[int] or None): The devices of a ``DataParallel`` model that ``forward_func`` wraps.
             Default: None
-        reshape_transform (Callable or None): The layer's output, each tensor of it, to (N, K, \*spatial). Gradients
-            pass through it as well, so it may only move values and leave some out: ``tokens_to_maps(14, 14)``,
-            ``channels_last_to_maps``, or your own, whose result is taken for maps. Default: None, found for
-            tokens and channels last, and the output as it is elsewhere: if its sizes are not those of the input at one
-            stride, a few passes more tell whether it is maps
-        output_fn (Callable or None): What ``forward_func`` returns to the tensor of which ``target`` chooses, such as
-            ``lambda output: output[0]``. Default: None, the tensor itself; of a tuple, dict or dataclass the one named
-            "logits" or "out", or else the only one with a row for each example
+        reshape_transform (Callable or None): Converts each tensor of the layer's output to (N, K, \*spatial). It is
+            applied to gradients too, so it may only move or omit values: ``tokens_to_maps(14, 14)``,
+            ``channels_last_to_maps``, or your own function. Default: None, found for tokens and channels-last outputs;
+            other outputs are used as they are. If the output's size is not the input's divided by one stride, a few
+            more passes check whether it consists of maps
+        output_fn (Callable or None): Converts what ``forward_func`` returns to the tensor that ``target`` indexes, such
+            as ``lambda output: output[0]``. Default: None, the tensor itself; of a tuple, dict or dataclass the tensor
+            named "logits" or "out", or else the only one with one row per example
     """
 
     name: ClassVar[str]
@@ -214,23 +213,23 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
             inputs (Tensor or tuple[Tensor, ...]): The examples, along dimension 0 of each tensor. At least one has as
                 many spatial dimensions as the layer's output.
             target (int, tuple, Tensor, list or None): The output to explain, as in ``LayerGradCam``. Default: None
-            additional_forward_args (Any): Further arguments of ``forward_func``. A tensor of N rows goes row by row
-                with the examples; share a value that happens to have N rows (one row, for one example) by a closure or
-                as a number. Default: None
-            attribute_to_layer_input (bool): Explain the layer's input in place of its output. Default: False
+            additional_forward_args (Any): Further arguments of ``forward_func``. A tensor of N rows is split into one
+                row per example. If a value for all examples happens to have N rows, put it into a closure. Default:
+                None
+            attribute_to_layer_input (bool): Explain the layer's input instead of its output. Default: False
             relu_attributions (bool): Set negative attributions to 0. Default: False
-            attr_dim_summation (bool): Return the map, the sum over the channels; without, the terms of the sum, one a
-                channel. Default: True
-            return_details (bool): Return a pair, the attributions and how they came about. Default: False
+            attr_dim_summation (bool): Return the map, the sum over the channels. If False, return the terms of the sum,
+                one per channel. Default: True
+            return_details (bool): Return a pair, the attributions and the intermediate results. Default: False
 
         Returns:
             *Tensor*, *tuple[Tensor, ...]* or *list*: The maps (N, 1, \*spatial), float32 for half-precision models;
-            (N, K, \*spatial) without ``attr_dim_summation``; a tuple where the layer has several output tensors; a
-            list of those, one a layer, for a list of layers. Details, where asked for, come in the same form.
+            (N, K, \*spatial) with ``attr_dim_summation=False``; a tuple if the layer has several output tensors; a list
+            with one entry per layer for a list of layers. Details have the same form.
 
         Raises:
-            ValueError: A layer without spatial dimensions or whose output is no maps, inputs none of which has the
-                layer's, an empty batch or list of layers, activations that are not finite.
+            ValueError: A layer without a spatial output, no input with as many spatial dimensions, an empty batch or
+                list of layers, or activations that are not finite.
             AssertionError: A target that does not fit the output, as in Captum.
         """
         raise NotImplementedError("Each method has its own, of these arguments and further ones.")
@@ -259,8 +258,8 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
         r"""
         Explains several targets of each example.
 
-        Masks do not depend on the target: where a method has masked passes, those of the channels are run once and
-        serve every target, so that the price is little more than that of one.
+        Masks do not depend on the target: the channels' masked passes are run once for all targets, so several targets
+        take little more time than one.
 
         Args:
             inputs (Tensor or tuple[Tensor, ...]): As in ``attribute``.
@@ -271,7 +270,7 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
 
         Returns:
             *Tensor*, *tuple[Tensor, ...]* or *list*: What T calls of ``attribute`` would return, stacked along
-            dimension 1: (N, T, 1, \*spatial). So are the details, as ``UnionCamDetails`` says of its own.
+            dimension 1: (N, T, 1, \*spatial). Details are stacked too; see ``UnionCamDetails``.
 
         Raises:
             ValueError: ``targets`` that are not T for each of the N examples; and as ``attribute``.
@@ -482,13 +481,13 @@ class PerturbationCam(RemembersPasses, CamAttribution[LayerT], PerturbationAttri
     """A method whose equations get ``activations`` (N, K, *spatial), and ``passes`` to score masked inputs with.
 
     Args:
-        confidence_fn (Callable or None): The output of ``forward_func`` to confidences of the same shape. Give
-            ``torch.sigmoid`` for several labels, ``lambda output: output`` for a model that ends in a sigmoid.
-            Default: softmax over dimension 1 where there are several classes, of which probabilities that sum to 1 are
-            taken as they are; the output itself otherwise
-        score_func (Callable or None): Run in place of ``forward_func`` in the channels' masked passes, always with
-            ``internal_batch_size`` rows: a compiled copy of the model, or one exported in evaluation mode. Returns
-            what ``forward_func`` does. Default: None
+        confidence_fn (Callable or None): Converts the output of ``forward_func`` to confidences of the same shape. Give
+            ``torch.sigmoid`` for several labels, ``lambda output: output`` for a model that ends in a sigmoid. Default:
+            softmax over dimension 1 for several classes (probabilities that sum to 1 are used as they are), the output
+            itself otherwise
+        score_func (Callable or None): Used instead of ``forward_func`` in the channels' masked passes, always with
+            ``internal_batch_size`` rows: a compiled copy of the model, or one exported in evaluation mode. Must return
+            what ``forward_func`` returns. Default: None
     """
 
     def __init__(
@@ -525,16 +524,16 @@ class PerturbationCam(RemembersPasses, CamAttribution[LayerT], PerturbationAttri
     ) -> list[dict[str, TargetPasses]]:
         """
         Args:
-            baselines (number, Tensor, tuple or None): What masked-out places show, in the space of ``inputs``: a
-                number, a tensor of one or N examples, or a tuple of those for a tuple of inputs. The paper's is a
-                black image: for normalised inputs, that is the normalised black. Default: None, which is 0
+            baselines (number, Tensor, tuple or None): Values of masked pixels, in the space of ``inputs``: a number, a
+                tensor of one or N examples, or a tuple of those for a tuple of inputs. The paper uses a black image:
+                for normalised inputs, that is the normalised black. Default: None, which is 0
             internal_batch_size (int, "auto" or None): Batch size of the masked forward passes. Halved automatically
-                when memory runs out. "auto" is the fastest, learnt from the passes and remembered for inputs of this
-                shape: numbers may then differ in the last digits from call to call. Default: None, by a fixed rule of
+                when memory runs out. "auto" measures the fastest during the passes and keeps it for inputs of this
+                shape; numbers may then differ in the last digits between calls. Default: None, a fixed rule based on
                 the inputs' size and the device
-            score_dtype (torch.dtype or None): ``torch.bfloat16`` or ``torch.float16``: autocast the channels' masked
-                passes. Other confidences keep the model's precision. Weights that are frozen are cast again for each
-                pass. Default: None, the model's own
+            score_dtype (torch.dtype or None): ``torch.bfloat16`` or ``torch.float16``: autocast for the channels'
+                masked passes. Other confidences keep the model's precision. Frozen weights are cast again in each pass.
+                Default: None, the model's own
             show_progress (bool): Show Captum's progress bar over the masked passes. Default: False
 
         Raises:
@@ -560,13 +559,13 @@ class PerturbationCam(RemembersPasses, CamAttribution[LayerT], PerturbationAttri
 
 @dataclass(frozen=True)
 class TailDetails(CamDetails):
-    """How a map of replaced layer outputs came about.
+    """Intermediate results of methods that replace a layer's output.
 
     Args:
-        tail_alone (Tensor): Whether only what comes behind the layer was run, and not the whole model with a hook: the
+        tail_alone (Tensor): Whether only the part behind the layer was run, instead of the whole model with a hook; the
             same for all examples; (N,), bool.
-        forward_passes (Tensor): Rows run for the example, whose layer output was replaced; those that serve several
-            targets count for each; (N,), int64.
+        forward_passes (Tensor): Number of rows with a replaced layer output that were run for the example; rows that
+            serve several targets count for each; (N,), int64.
     """
 
     tail_alone: Tensor
@@ -599,12 +598,12 @@ class TailCam(RemembersPasses, CamAttribution[LayerT], PerturbationAttribution):
         Args:
             return_details (bool): Return ``(attributions, TailDetails)``. Default: False
             internal_batch_size (int, "auto" or None): Rows in a pass with replaced layer outputs. Halved automatically
-                when memory runs out. "auto" is the fastest, learnt from the passes: numbers may then differ in the last
-                digits from call to call. Default: None, by a fixed rule of the layer's size and the device
+                when memory runs out. "auto" measures the fastest during the passes; numbers may then differ in the last
+                digits between calls. Default: None, a fixed rule based on the layer's size and the device
             show_progress (bool): Show Captum's progress bar over the rows. Default: False
 
         Raises:
-            ValueError: A batch size below 1, scores that are not finite, a ``reshape_transform`` that makes a copy.
+            ValueError: A batch size below 1, scores that are not finite, a ``reshape_transform`` that copies values.
         """
         scorer = TailScorer(
             call,
@@ -622,9 +621,9 @@ class ConfidenceTailCam(TailCam[LayerT]):
     """A method whose equations take class confidences of ``tail``.
 
     Args:
-        confidence_fn (Callable or None): As ``LayerScoreCam`` takes it: the output of ``forward_func`` to confidences
-            of the same shape. Default: softmax over dimension 1 where there are several classes, of which probabilities
-            that sum to 1 are taken as they are; the output itself otherwise
+        confidence_fn (Callable or None): As for ``LayerScoreCam``: converts the output of ``forward_func`` to
+            confidences of the same shape. Default: softmax over dimension 1 for several classes (probabilities that sum
+            to 1 are used as they are), the output itself otherwise
     """
 
     def __init__(

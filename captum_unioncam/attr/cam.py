@@ -30,19 +30,19 @@ class LayerLinearCam(CamAttribution[LayerT]):
         L = \sum_k w^c_k \, A_k
 
     (Zhou et al., *Learning Deep Features for Discriminative Localization*, CVPR 2016,
-    https://arxiv.org/abs/1512.04150, and the authors' code). Without bias, and without a ReLU: negative places speak
+    https://arxiv.org/abs/1512.04150, and the authors' code). There is no bias and no ReLU: negative values are evidence
     against the class. ``relu_attributions=True`` sets them to 0.
 
-    Right only where nothing but global average pooling, and at most a ReLU before it, is between the layer and the
-    linear one: ``layer4`` of a ResNet, ``features`` of a DenseNet or a MobileNetV2. There it is Grad-CAM's map without
-    ReLU, times the number of positions. That the number of channels fits is checked, and what lies between is not.
+    Correct only if the layer is followed by global average pooling and the linear layer, with at most a ReLU before the
+    pooling: ``layer4`` of a ResNet, ``features`` of a DenseNet or a MobileNetV2. For these models, it equals Grad-CAM's
+    map without ReLU, times the number of positions. The number of channels is checked; the layers between are not.
 
-    Passes an image: 1 forward, 0 backward. Take it for such a network, where gradients are not to be had.
+    Passes per image: 1 forward, 0 backward. Use it for such models if gradients are not available.
 
     Args:
-        fc (torch.nn.Module, str or None): The linear layer, or 1x1 convolution, that makes the model's outputs of the
-            pooled channels; a dotted name is looked up in the model. Default: None, the model's only ``Linear``, or, of
-            a model without, its only 1x1 convolution
+        fc (torch.nn.Module, str or None): The linear layer, or 1x1 convolution, that computes the model's outputs from
+            the pooled channels; a dotted name is looked up in the model. Default: None, the model's only ``Linear``, or
+            its only 1x1 convolution if it has no ``Linear``
     """
 
     name = "cam"
@@ -70,8 +70,8 @@ class LayerLinearCam(CamAttribution[LayerT]):
     def weights(self, activations: Tensor, class_weights: Tensor) -> Tensor:
         """
         Raises:
-            ValueError: No linear layer, several of which none is given, or one that does not take the layer's channels
-                or does not make the model's outputs.
+            ValueError: No linear layer, several linear layers and no ``fc``, or a layer whose inputs are not the
+                channels or whose outputs are not the model's.
 
         Examples::
 

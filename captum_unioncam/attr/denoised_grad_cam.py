@@ -65,10 +65,10 @@ class LayerDenoisedGradCam(GradientCam[LayerT]):
     (Eq. 1-3 of Hu et al., *UnionCAM*, Frontiers in Neurorobotics 2024, https://doi.org/10.3389/fnbot.2024.1490198).
     Each channel's positive gradients become weights that sum to 1, so the map does not depend on the gradients' scale.
 
-    Theta changes a channel only where :math:`p_k > 0`, since negative gradients count for nothing anyway. Behind global
-    average pooling every :math:`W_k` is constant over space: there theta has no effect, and each channel with a
-    positive gradient has the same weight. Nor has it in front of a 2x2 max pooling up to theta = 75, since three of
-    four gradients there are 0.
+    Theta changes a channel only if :math:`p_k > 0`, because negative gradients are ignored in any case. Before global
+    average pooling, every :math:`W_k` is constant over space: theta has no effect, and each channel with a positive
+    gradient has the same weight. Before a 2x2 max pooling, theta up to 75 has no effect, because three of four
+    gradients are 0.
     """
 
     name = "denoised_grad_cam"
@@ -79,8 +79,8 @@ class LayerDenoisedGradCam(GradientCam[LayerT]):
     def terms(self, activations: Tensor, gradients: Tensor, *, theta: float = 10.0) -> Tensor:
         """
         Args:
-            theta (float): Percentile in [0, 100] of each channel's gradients below which they are noise (Eq. 1).
-                Without effect behind global average pooling, and mostly before max pooling. Default: 10, the paper's
+            theta (float): Percentile in [0, 100] of each channel's gradients below which they are set to 0 (Eq. 1). Has
+                no effect before global average pooling, and mostly none before max pooling. Default: 10, the paper's
 
         Raises:
             ValueError: theta outside [0, 100].

@@ -20,12 +20,12 @@ class LayerEigenCam(CamAttribution[LayerT]):
         L = \text{ReLU}\Big(\sum_k v_k \, (A_k - \bar A_k)\Big), \qquad \sum_k v_k \ge 0
 
     (Muhammad and Yeasin, *Eigen-CAM: Class Activation Map using Principal Components*, IJCNN 2020,
-    https://arxiv.org/abs/2008.00299), centred and cut at 0 as in grad-cam. A singular vector has no sign of its own:
-    here it has the one by which the map does not fall where the sum of all activations rises. grad-cam keeps the sign
-    that its solver happens to give.
+    https://arxiv.org/abs/2008.00299), centred and clipped at 0 as in grad-cam. The sign of a singular vector is
+    arbitrary. Here, it is the sign for which the map correlates positively with the sum of all activations. grad-cam
+    keeps the sign that its solver returns.
 
-    Passes an image: 1 forward, 0 backward. The target must be valid and changes nothing. Take it to see what a layer
-    responds to most, without a class and without gradients; not to explain a prediction.
+    Passes per image: 1 forward, 0 backward. The target must be valid, but has no effect. Use it to see what a layer
+    responds to most, without gradients; it does not explain the prediction of a class.
     """
 
     name = "eigen_cam"

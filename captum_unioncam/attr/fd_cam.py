@@ -14,10 +14,10 @@ from captum_unioncam.engine.tail import TailPasses
 
 class LayerFDCam(GradientCam[LayerT], TailCam[LayerT]):
     r"""
-    FD-CAM: a CAM whose weights unite gradients with scores of groups of similar channels, switched on and off.
+    FD-CAM: a CAM whose weights combine gradients with scores of groups of similar channels, switched on and off.
 
     With :math:`A` the layer's output, :math:`W = \partial y_c / \partial A`, :math:`C` the cosine similarities of the
-    channels and :math:`y_c(A)` the target's output of what comes behind the layer, channel :math:`k` is in the group
+    channels and :math:`y_c(A)` the target's output of the part behind the layer, channel :math:`k` is in the group
     :math:`G_k = \{j : C_{kj} > \text{quantile}_\theta(C_{k \cdot})\}`, and
 
     .. math::
@@ -25,14 +25,14 @@ class LayerFDCam(GradientCam[LayerT], TailCam[LayerT]):
         w_k = \exp(\hat s_k) \, \hat g_k - \tfrac{1}{2}, \qquad
         L = \text{ReLU}\Big(\sum_k w_k A_k\Big)
 
-    :math:`\hat s` and :math:`\hat g` being :math:`s` and the mean of :math:`W` over space, both scaled to [0, 1] over
-    the channels (Li et al., *FD-CAM: improving faithfulness and discriminability of visual explanation for CNNs*,
-    ICPR 2022, https://arxiv.org/abs/2206.08792), as in the authors' code. A channel that is 0 everywhere is similar to
-    none: its group is empty, and its score counts for the scale, as it does there.
+    where :math:`\hat s` and :math:`\hat g` are :math:`s` and the mean of :math:`W` over space, both scaled to [0, 1]
+    over the channels (Li et al., *FD-CAM: improving faithfulness and discriminability of visual explanation for CNNs*,
+    ICPR 2022, https://arxiv.org/abs/2206.08792), as in the authors' code. A channel that is 0 everywhere is not similar
+    to any channel: its group is empty, and its score is included in the scaling, as in that code.
 
-    Choose it to have both what gradients tell apart and what perturbations confirm, behind a ReLU, where 0 stands for
-    what is absent. It costs 1 forward and 1 backward pass of the model, and :math:`2 K + 1` passes of what comes behind
-    the layer for any number of targets.
+    Use it to combine gradients with perturbations, for a layer after a ReLU, where 0 means that a channel is absent. It
+    needs 1 forward and 1 backward pass of the model, and :math:`2 K + 1` passes of the part behind the layer for any
+    number of targets.
     """
 
     name = "fd_cam"

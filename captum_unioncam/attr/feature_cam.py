@@ -24,15 +24,15 @@ class LayerFeatureCam(GradientCam[LayerT]):
         L = \text{minmax}\Big(\text{up}\Big(\text{ReLU}\big(\sum_k \bar g_k \, A_k\big)\Big)\Big) \circ E(X)
 
     after Clement et al., *Feature CAM: Interpretable AI in Image Classification*, 2024,
-    https://arxiv.org/abs/2403.05658, of which no code is known. That it puts Grad-CAM's map on a description of the
-    input's features, by a network for edges (HED) in one form, is known from its abstract and summaries; the formula
-    and the default descriptor are this package's. Give that network as ``descriptor``.
+    https://arxiv.org/abs/2403.05658, of which no code is known. Its abstract and summaries say that it multiplies
+    Grad-CAM's map by a description of the input's features, in one form by an edge network (HED). The formula and the
+    default descriptor are this package's choice. Give such a network as ``descriptor``.
 
-    The map is (N, 1, \*spatial) at the size of the input, in [0, 1], and no sum over the channels, so that there are no
-    terms: ``attr_dim_summation=False`` is refused.
+    The map is (N, 1, \*spatial) at the input's size, in [0, 1]. It is not a sum over channels, so
+    ``attr_dim_summation=False`` is refused.
 
-    Passes an image: 1 forward, 1 backward. Take it for pictures that are to be looked at: the edges are the input's
-    own, whatever the model computes.
+    Passes per image: 1 forward, 1 backward. Use it for illustration only: the edges come from the input, not from the
+    model.
     """
 
     name = "feature_cam"
@@ -52,10 +52,10 @@ class LayerFeatureCam(GradientCam[LayerT]):
     ) -> CamResult:
         r"""
         Args:
-            descriptor (Callable or None): The input (N, C, \*spatial) to its edges (N, 1, \*spatial), in [0, 1], each
-                example for itself. Of several inputs, it gets the first that has as many spatial dimensions as the
-                layer's output. Default: None, the size of Sobel's gradient of the mean over the channels, scaled to
-                [0, 1]
+            descriptor (Callable or None): Converts the input (N, C, \*spatial) to its edges (N, 1, \*spatial), in [0,
+                1], independently for each example. With several inputs, it gets the first one with as many spatial
+                dimensions as the layer's output. Default: None, the magnitude of Sobel's gradient of the mean over the
+                channels, scaled to [0, 1]
 
         Returns:
             *Tensor*, *tuple[Tensor, ...]* or *list*: The maps (N, 1, \*spatial) at the input's size, float32 for
@@ -64,7 +64,7 @@ class LayerFeatureCam(GradientCam[LayerT]):
 
         Raises:
             ValueError: ``attr_dim_summation=False``, a descriptor that returns another shape.
-            TypeError: A ``descriptor`` that is no function.
+            TypeError: A ``descriptor`` that is not a function.
 
         Examples::
 

@@ -13,9 +13,9 @@ from captum_unioncam.engine.tail import TailPasses
 
 class LayerFimfScoreCam(ConfidenceTailCam[LayerT]):
     r"""
-    After FIMF Score-CAM: a CAM without gradients whose masks multiply the layer's output, and not the input.
+    After FIMF Score-CAM: a CAM without gradients whose masks multiply the layer's output instead of the input.
 
-    With :math:`A` the layer's output and :math:`y_c(A)` the target's output of what comes behind the layer,
+    With :math:`A` the layer's output and :math:`y_c(A)` the target's output of the part behind the layer,
 
     .. math::
         T_k = \text{minmax}(\text{ReLU}(A_k)), \qquad
@@ -23,14 +23,14 @@ class LayerFimfScoreCam(ConfidenceTailCam[LayerT]):
         L = \text{ReLU}\Big(\sum_k w_k \, \text{ReLU}(A_k)\Big)
 
     (after Li et al., *FIMF Score-CAM: fast Score-CAM based on local multi-feature integration for visual interpretation
-    of CNNs*, IET Image Processing 17(3), 2023, https://doi.org/10.1049/ipr2.12670). Of the paper, the abstract alone
-    could be read: weights "directly by using the feature template", with one pass of the convolutions. The formula is
-    that of a third-party implementation. This package's choices are ``channel_weights="score"``, and that constant
-    channels are left out, with weight 0. The maps that the paper integrates in place of :math:`A_k` are not known: do
-    not expect the paper's numbers.
+    of CNNs*, IET Image Processing 17(3), 2023, https://doi.org/10.1049/ipr2.12670). Only the paper's abstract was
+    available: weights "directly by using the feature template", with one pass of the convolutions. The formula is that
+    of a third-party implementation. This package's choices are ``channel_weights="score"``, and that constant channels
+    get weight 0. The maps that the paper integrates in place of :math:`A_k` are not known: do not compare the results
+    with the paper's.
 
-    Choose it for something like Score-CAM at a fraction of its price: 1 pass of the model and up to :math:`K` of what
-    comes behind the layer, for any number of targets.
+    Use it as a cheap approximation of Score-CAM: it needs 1 pass of the model and up to :math:`K` passes of the part
+    behind the layer, for any number of targets.
     """
 
     name = "fimf_score_cam"

@@ -1,4 +1,4 @@
-"""One map of those of several layers."""
+"""Combining the maps of several layers."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from captum_unioncam.engine.maps import minmax, up
 
 
 def fuse(maps: Sequence[Tensor], size: torch.Size | tuple[int, ...]) -> Tensor:
-    r"""Makes one map of those of several layers: at each position the largest, as LayerCAM does.
+    r"""Combines the maps of several layers: the maximum at each position, as in LayerCAM.
 
-    Each map is scaled to [0, 1] at the common size first, so that every layer counts as much as the others
+    Each map is first scaled to [0, 1] at the common size, so that all layers have equal weight
     (Jiang et al., *LayerCAM: exploring hierarchical class activation maps for localization*, IEEE Transactions on Image
     Processing 30, 2021, https://doi.org/10.1109/TIP.2021.3089943).
 
     Args:
-        maps (Sequence[Tensor]): One a layer, each (N, 1, \*spatial) of its own resolution; with K for 1, channel by
-            channel.
+        maps (Sequence[Tensor]): One per layer, (N, 1, \*spatial) at any resolution. Maps (N, K, \*spatial) are combined
+            channel by channel.
         size (tuple[int, ...]): The spatial size of the result, such as the inputs'.
 
     Returns:

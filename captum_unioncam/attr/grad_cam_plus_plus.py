@@ -33,17 +33,16 @@ class LayerGradCamPlusPlus(GradientCam[LayerT]):
         L = \text{ReLU}\Big(\sum_k w_k \, A_k\Big)
 
     (Chattopadhay et al., *Grad-CAM++: Generalized Gradient-based Visual Explanations for Deep Convolutional Networks*,
-    WACV 2018, https://arxiv.org/abs/1710.11063, and the authors' code). The second form of the coefficients, taken
-    where the gradient is positive, has no rounding to 0 and needs no epsilon. Left out is the factor
-    :math:`e^{y_c}`, the same for all channels. As in the paper, the derivatives are those of a network that is linear
-    in pieces behind the layer.
+    WACV 2018, https://arxiv.org/abs/1710.11063, and the authors' code). The second form of the coefficients, used
+    for positive gradients, does not round to 0 and needs no epsilon. The factor :math:`e^{y_c}`, which is the same for
+    all channels, is omitted. As in the paper, the derivatives assume a network that is piecewise linear behind the
+    layer.
 
-    Passes an image: 1 forward, 1 backward. Take it in place of Grad-CAM where a class has several objects, or a small
-    one. The activations are supposed not to be negative: where their sum is, the coefficients may be of any size and
-    sign.
+    Passes per image: 1 forward, 1 backward. Use it instead of Grad-CAM if a class has several objects or a small one.
+    It assumes activations that are not negative: if their sum is negative, the coefficients can have any size and sign.
 
-    grad-cam 1.5.7 adds 1e-6 to the first denominator, which decides alone for gradients below 1e-3, and torchcam
-    0.5.0 loses the denominator, so that their maps are others.
+    The maps of other packages differ: grad-cam 1.5.7 adds 1e-6 to the first denominator, which dominates for gradients
+    below 1e-3, and torchcam 0.5.0 omits the denominator.
     """
 
     name = "grad_cam_plus_plus"
@@ -52,8 +51,8 @@ class LayerGradCamPlusPlus(GradientCam[LayerT]):
     def weights(self, activations: Tensor, gradients: Tensor, *, normalize_alpha: bool = False) -> Tensor:
         r"""
         Args:
-            normalize_alpha (bool): Divide each channel's coefficients by their sum over the places of positive
-                gradients, as the authors' code does and the paper does not. Default: False
+            normalize_alpha (bool): Divide each channel's coefficients by their sum over the positions with positive
+                gradients, as in the authors' code but not in the paper. Default: False
 
         Examples::
 

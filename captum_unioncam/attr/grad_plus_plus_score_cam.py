@@ -14,20 +14,19 @@ from captum_unioncam.engine.scoring import TargetPasses
 
 class LayerGradPlusPlusScoreCam(GradientCam[LayerT], PerturbationCam[LayerT]):
     r"""
-    After Grad++-ScoreCAM: Grad-CAM++'s weights, each times the score of the input seen through the channel.
+    After Grad++-ScoreCAM: Grad-CAM++'s weights, each times the score of the input masked by the channel.
 
     With :math:`w_k^{++}` the weights of ``LayerGradCamPlusPlus`` and :math:`s_k` the scores of ``LayerScoreCam``,
 
     .. math::
         L = \text{ReLU}\Big(\sum_k w_k^{++} s_k A_k\Big)
 
-    **Not the paper's method to the letter**: of that (Soomro et al., *Grad++ScoreCAM*, IEEE Access 2024,
-    https://doi.org/10.1109/ACCESS.2024.3392853), only the abstract could be read, which says that Score-CAM refines
-    Grad-CAM++'s coarse map. The product of the weights is this package's choice; the paper's figures are not those of
-    this class.
+    **Not exactly the paper's method**: only the abstract of the paper was available (Soomro et al., *Grad++ScoreCAM*,
+    IEEE Access 2024, https://doi.org/10.1109/ACCESS.2024.3392853), which says that Score-CAM refines Grad-CAM++'s
+    coarse map. The product of the weights is this package's choice. Do not compare the results with the paper's.
 
-    It takes a forward and a backward pass, and a masked pass for each live channel whose weight :math:`w_k^{++}` is not
-    0, so usually fewer than Score-CAM.
+    It needs a forward and a backward pass, and a masked pass for each live channel whose weight :math:`w_k^{++}` is not
+    0, usually fewer than Score-CAM.
     """
 
     name = "grad_plus_plus_score_cam"

@@ -31,12 +31,12 @@ class LayerGroupCam(GradientCam[LayerT], PerturbationCam[LayerT]):
         L = \sum_l s_l M_l
 
     (Zhang et al., *Group-CAM: Group Score-Weighted Visual Explanations for Deep Convolutional Networks*, 2021,
-    https://arxiv.org/abs/2103.13859, as in its published code; the abstract's denoising is gone from that, and is
-    ``denoise_percentile`` here). A group whose map is constant gets weight 0.
+    https://arxiv.org/abs/2103.13859, as in its published code, which omits the denoising of the abstract; give
+    ``denoise_percentile`` for it). A group whose map is constant gets weight 0.
 
-    It takes a forward and a backward pass, a masked pass for each group, and one of the blurred input, whatever the
-    number of channels. Which channels share a group depends on their order in the layer, which is arbitrary. Choose it
-    for maps close to Score-CAM's at a small part of the price.
+    It needs a forward and a backward pass, a masked pass for each group, and one pass of the blurred input, for any
+    number of channels. Which channels share a group depends on their order in the layer, which is arbitrary. Use it for
+    maps close to Score-CAM's in much less time.
     """
 
     name = "group_cam"
@@ -63,16 +63,16 @@ class LayerGroupCam(GradientCam[LayerT], PerturbationCam[LayerT]):
     ) -> Tensor:
         """
         Args:
-            baselines (number, Tensor, tuple or None): What masked-out places show, in the space of ``inputs``.
-                Default: None, the blurred input, as in the published code (a Gaussian of 50 pixels, 51 wide or what
-                the input's shortest side allows, reflected at the border)
-            groups (int): Groups of ceil(K / groups) channels each, the last of what is left. More groups than
-                channels are as many as channels. Default: 32, the paper's
-            denoise_percentile (float or None): Set what is not above this percentile of each group's map to 0, in
+            baselines (number, Tensor, tuple or None): Values of masked pixels, in the space of ``inputs``. Default:
+                None, the blurred input, as in the published code (a Gaussian of 50 pixels, 51 wide or as wide as the
+                input's shortest side allows, reflected at the border)
+            groups (int): Number of groups. Each has ceil(K / groups) channels, the last one the rest; there are at most
+                K groups. Default: 32, the paper's
+            denoise_percentile (float or None): Set the values of each group's map up to this percentile to 0, in
                 [0, 100]. The paper's is 70. Default: None, no denoising, as in the published code
 
         Raises:
-            ValueError: ``groups`` below 1, a ``denoise_percentile`` out of its range.
+            ValueError: ``groups`` below 1, a ``denoise_percentile`` outside [0, 100].
 
         Examples::
 

@@ -9,7 +9,7 @@ from captum_unioncam.attr.base import GradientCam, LayerT
 
 class LayerHiResCam(GradientCam[LayerT]):
     r"""
-    HiResCAM: each activation times its own gradient, which Grad-CAM takes the mean of first.
+    HiResCAM: each activation times its own gradient, where Grad-CAM uses the mean gradient of the channel.
 
     With :math:`A` the layer's output and :math:`g_k = \partial y_c / \partial A_k`,
 
@@ -17,11 +17,11 @@ class LayerHiResCam(GradientCam[LayerT]):
         L = \text{ReLU}\Big(\sum_k g_k \, A_k\Big)
 
     (Draelos and Carin, *Use HiResCAM instead of Grad-CAM for faithful explanations of convolutional neural networks*,
-    2020, https://arxiv.org/abs/2011.08891), with the ReLU that grad-cam has as well.
+    2020, https://arxiv.org/abs/2011.08891), with a ReLU as in grad-cam.
 
-    Passes an image: 1 forward, 1 backward. Take it for a layer that is followed by one fully connected layer alone:
-    there, without the ReLU, the map sums to the class score less its bias, so that it shows what the model computed.
-    Behind global average pooling it is Grad-CAM's map, up to a factor.
+    Passes per image: 1 forward, 1 backward. Use it for a layer that is followed by a single fully connected layer:
+    without the ReLU, the map then sums to the class score minus its bias, so it shows what the model computed. Before
+    global average pooling, it equals Grad-CAM's map up to a factor.
     """
 
     name = "hires_cam"

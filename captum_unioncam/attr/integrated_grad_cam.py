@@ -18,7 +18,7 @@ from captum_unioncam.engine.perturbations import check_maskable, masked_as
 
 class LayerIntegratedGradCam(GradientCam[LayerT]):
     r"""
-    Integrated Grad-CAM: the mean of Grad-CAM's maps of the inputs between the baseline and the input.
+    Integrated Grad-CAM: the mean of Grad-CAM's maps on the path from the baseline to the input.
 
     With :math:`A(X)` the layer's output for an input, :math:`\bar g_k(X)` the mean over space of
     :math:`\partial y_c / \partial A_k` there, :math:`I` the input and :math:`I_b` the baseline,
@@ -29,11 +29,11 @@ class LayerIntegratedGradCam(GradientCam[LayerT]):
 
     (Sattarzadeh et al., *Integrated Grad-CAM: Sensitivity-Aware Visual Explanation of Deep Convolutional Networks via
     Integrated Gradient-Based Scoring*, ICASSP 2021, https://arxiv.org/abs/2102.07805), as in the authors' published
-    notebook: the sum begins with the baseline and ends before the input. The notebook leaves out the factor
-    :math:`1/m`. The paper has :math:`A_k(X_t) - A_k(I_b)` in place of :math:`A_k(X_t)`, which is ``difference=True``.
+    notebook: the sum starts with the baseline and ends before the input. The notebook omits the factor :math:`1/m`. The
+    paper has :math:`A_k(X_t) - A_k(I_b)` instead of :math:`A_k(X_t)`: give ``difference=True`` for it.
 
-    Passes an image: n_steps + 1 forward, n_steps backward; memory does not grow with the steps. Take it for networks
-    that are saturated at the input, where Grad-CAM's gradients are next to nothing.
+    Passes per image: n_steps + 1 forward, n_steps backward; memory does not grow with the steps. Use it for models that
+    are saturated at the input, where Grad-CAM's gradients are close to 0.
     """
 
     name = "integrated_grad_cam"
@@ -56,13 +56,13 @@ class LayerIntegratedGradCam(GradientCam[LayerT]):
     ) -> Tensor:
         """
         Args:
-            n_steps (int): m, inputs on the way, the baseline being the first. With 1, the map is Grad-CAM's of the
-                baseline. Default: 50
-            baselines (number, Tensor, tuple or None): Where the way begins, in the space of ``inputs``: a number, a
-                tensor of one or N examples, or a tuple of those for a tuple of inputs. Inputs that have not as many
-                spatial dimensions as the layer's output stay as they are. Default: None, which is 0
-            difference (bool): Take what the activations add to those of the baseline, as in the paper, and not the
-                activations themselves, as in the published code. Default: False
+            n_steps (int): m, the number of inputs on the path, starting with the baseline. With 1, the map is
+                Grad-CAM's map of the baseline. Default: 50
+            baselines (number, Tensor, tuple or None): Start of the path, in the space of ``inputs``: a number, a tensor
+                of one or N examples, or a tuple of those for a tuple of inputs. Inputs with another number of spatial
+                dimensions than the layer's output are not changed. Default: None, which is 0
+            difference (bool): Subtract the baseline's activations, as in the paper. If False, use the activations
+                themselves, as in the published code. Default: False
 
         Raises:
             ValueError: ``n_steps`` below 1.

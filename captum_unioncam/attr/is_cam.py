@@ -19,7 +19,7 @@ CUMULATIVE, LINEAR = "cumulative", "linear"
 
 class LayerISCam(PerturbationCam[LayerT]):
     r"""
-    IS-CAM: Score-CAM whose channel scores are means over a path of stronger and stronger masks.
+    IS-CAM: Score-CAM whose channel scores are means over masks of increasing strength.
 
     With :math:`A` the layer's output, :math:`I` the input, :math:`I_b` the baseline and
     :math:`M_k = \text{minmax}(\text{up}(A_k))`,
@@ -30,13 +30,13 @@ class LayerISCam(PerturbationCam[LayerT]):
         L = \text{ReLU}\Big(\sum_k s_k A_k\Big)
 
     (Naidu et al., *IS-CAM: Integrated Score-CAM for axiomatic-based explanations*, 2020,
-    https://arxiv.org/abs/2010.03023, as in a co-author's notebook). **The coefficients go beyond 1**: with 10 steps up
-    to 5.5, so that the later passes see images up to 5.5 times as bright. The notebook and two other implementations
-    agree on that. The path that the paper describes, from 0 to the mask, is ``coefficients="linear"``:
+    https://arxiv.org/abs/2010.03023, as in a co-author's notebook). **The coefficients exceed 1**: with 10 steps, they
+    reach 5.5, so the later passes see images up to 5.5 times as bright. The notebook and two other implementations
+    agree on that. For the path that the paper describes, from 0 to the mask, give ``coefficients="linear"``:
     :math:`c_i = i / n`.
 
-    It takes a forward pass and ``n_steps`` masked passes for each live channel: 10 times Score-CAM's.
-    ``max_channels`` makes it affordable.
+    It needs a forward pass and ``n_steps`` masked passes for each live channel, 10 times as many as Score-CAM. Use
+    ``max_channels`` to limit the time.
     """
 
     name = "is_cam"
@@ -60,9 +60,9 @@ class LayerISCam(PerturbationCam[LayerT]):
     ) -> Tensor:
         """
         Args:
-            n_steps (int): Steps of the path, each a masked pass a channel. Default: 10, the published code's
-            coefficients (str): "cumulative" multiplies the masks by sums of steps, as published code does; "linear" by
-                the steps themselves. Default: "cumulative"
+            n_steps (int): Number of steps; each is one masked pass per channel. Default: 10, the published code's
+            coefficients (str): "cumulative" multiplies the masks by the sums of steps, as published code does; "linear"
+                by the steps themselves. Default: "cumulative"
 
         Raises:
             ValueError: ``n_steps`` below 1, unknown ``coefficients``.

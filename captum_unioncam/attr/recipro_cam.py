@@ -11,21 +11,21 @@ from captum_unioncam.engine.tail import TailPasses, every
 
 class LayerReciproCam(ConfidenceTailCam[LayerT]):
     r"""
-    Recipro-CAM: a CAM without gradients, each position's value being the class confidence of that position alone.
+    Recipro-CAM: a CAM without gradients. The value of a position is the class confidence for that position alone.
 
-    With :math:`A` the layer's output, :math:`\text{conf}_c(A)` the class confidence of what comes behind the layer, and
-    :math:`A^{(p)}` being :math:`A` at position :math:`p`, in all channels, and 0 elsewhere,
+    With :math:`A` the layer's output, :math:`\text{conf}_c(A)` the class confidence of the part behind the layer, and
+    :math:`A^{(p)}` equal to :math:`A` at position :math:`p`, in all channels, and 0 elsewhere,
 
     .. math::
         L_p = \text{conf}_c(A^{(p)})
 
     (Byun and Lee, *Recipro-CAM: gradient-free reciprocal class activation map*, 2022,
-    https://arxiv.org/abs/2209.14074), as in the authors' code, whose Gaussian option ``gaussian`` is. The map is no sum
-    over the channels: without ``attr_dim_summation``, each channel has an equal share of it.
+    https://arxiv.org/abs/2209.14074), as in the authors' code; ``gaussian`` is its Gaussian option. The map is not a
+    sum over channels: with ``attr_dim_summation=False``, each channel gets an equal share of it.
 
-    Choose it for speed without gradients: it costs 1 pass of the model and :math:`h \cdot w` of what comes behind the
-    layer, whatever the number of channels, and for any number of targets. Behind a layer close to the output these are
-    almost nothing. Its 0 stands for what is absent, as it does behind a ReLU.
+    Use it for speed without gradients: it needs 1 pass of the model and :math:`h \cdot w` passes of the part behind the
+    layer, for any number of channels and targets. For a layer close to the output, these take little time. It assumes
+    that 0 means absent, as after a ReLU.
     """
 
     name = "recipro_cam"
@@ -33,8 +33,8 @@ class LayerReciproCam(ConfidenceTailCam[LayerT]):
     def terms(self, activations: Tensor, tail: TailPasses, *, gaussian: bool = False) -> Tensor:
         r"""
         Args:
-            gaussian (bool): Copy the position's values into its neighbours as well, weighted by
-                :math:`(1, 2, 1) / 4` along each dimension. Default: False
+            gaussian (bool): Also copy the position's values to its neighbours, weighted by :math:`(1, 2, 1) / 4` along
+                each dimension. Default: False
 
         Examples::
 

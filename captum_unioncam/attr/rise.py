@@ -35,28 +35,27 @@ MASKS_AT_ONCE = 64
 
 class Rise(RemembersPasses, PerturbationAttribution):
     r"""
-    RISE: the average of random masks, each weighted by the confidence in the input seen through it.
+    RISE: the average of random masks, each weighted by the confidence in the input masked by it.
 
     With :math:`N` masks :math:`M_i`,
 
     .. math::
         S_c = \frac{1}{N p_1} \sum_{i=1}^N \text{conf}_c(M_i I + (1 - M_i) I_b) \, M_i
 
-    A mask is a grid of :math:`s` cells along each dimension, each 1 with probability :math:`p_1` and else 0, upsampled
-    linearly to one cell more than the input and cut to its size at a random place (Petsiuk et al., *RISE: Randomized
-    Input Sampling for Explanation of Black-box Models*, BMVC 2018, https://arxiv.org/abs/1806.07421, with the details
-    of its published code).
+    A mask is a grid of :math:`s` cells along each dimension, each 1 with probability :math:`p_1` and 0 otherwise. It is
+    upsampled linearly to one cell more than the input, and cropped to its size at a random position (Petsiuk et al.,
+    *RISE: Randomized Input Sampling for Explanation of Black-box Models*, BMVC 2018, https://arxiv.org/abs/1806.07421,
+    with the details of its published code).
 
-    It explains the input and takes no layer, so it works for any model. It needs no gradients, and takes
-    ``n_masks`` forward passes an example. The same masks serve every example and every target. Memory does not grow
-    with the number of masks. Choose it where a model has no layer with space; where it has one, Score-CAM takes fewer
-    passes.
+    It explains the input and takes no layer, so it works for any model. It needs no gradients, and ``n_masks`` forward
+    passes per example. All examples and targets share the same masks. Memory does not grow with the number of masks.
+    Use it if a model has no layer with a spatial output; otherwise, Score-CAM needs fewer passes.
 
     Args:
         forward_func (Callable): The model, or a function of it.
-        confidence_fn (Callable or None): The output of ``forward_func`` to confidences of the same shape. Give
-            ``torch.sigmoid`` for several labels, ``lambda output: output`` for a model that ends in a softmax.
-            Default: softmax over dimension 1 where there are several classes, the output itself otherwise
+        confidence_fn (Callable or None): Converts the output of ``forward_func`` to confidences of the same shape. Give
+            ``torch.sigmoid`` for several labels, ``lambda output: output`` for a model that ends in a sigmoid. Default:
+            softmax over dimension 1 for several classes, the output itself otherwise
         output_fn (Callable or None): What ``forward_func`` returns to the tensor of which ``target`` chooses, as
             ``LayerScoreCam`` takes it. Default: None
     """
@@ -99,21 +98,21 @@ class Rise(RemembersPasses, PerturbationAttribution):
         r"""
         Args:
             inputs (Tensor or tuple[Tensor, ...]): The examples (N, C, \*spatial) with one to three spatial dimensions.
-                Of a tuple, those with as many dimensions as the first that has any are masked.
+                In a tuple, those with as many dimensions as the first spatial input are masked.
             target (int, tuple, Tensor, list or None): The output to explain, as in Captum. Default: None
-            baselines (number, Tensor, tuple or None): What masked-out places show, in the space of ``inputs``.
-                Default: None, which is 0: the mean colour of normalised images, as in the published code
-            additional_forward_args (Any): Further arguments of ``forward_func``. A tensor of N rows goes row by row
-                with the examples. Default: None
-            n_masks (int): Masks, and forward passes an example. The paper takes 4000 for VGG16 and 8000 for ResNet-50.
-                Default: 4000
+            baselines (number, Tensor, tuple or None): Values of masked pixels, in the space of ``inputs``. Default:
+                None, which is 0: the mean colour of normalised images, as in the published code
+            additional_forward_args (Any): Further arguments of ``forward_func``. A tensor of N rows is split into
+                one row per example. Default: None
+            n_masks (int): Number of masks, and of forward passes per example. The paper uses 4000 for VGG16 and 8000
+                for ResNet-50. Default: 4000
             grid_size (int): :math:`s`, the cells of a mask along each dimension, at least 2. Default: 7, the paper's
             p1 (float): The probability with which a cell shows the input, in (0, 1]. Default: 0.5, the paper's
             generator (torch.Generator or None): Draws the masks. Default: None, a new one with seed 0, so that two
                 calls draw the same masks
             internal_batch_size (int, "auto" or None): Batch size of the masked forward passes. Halved automatically
-                when memory runs out. "auto" is the fastest, learnt from the passes. Default: None, by a fixed rule of
-                the inputs' size and the device
+                when memory runs out. "auto" measures the fastest during the passes. Default: None, a fixed rule based
+                on the inputs' size and the device
             show_progress (bool): Show Captum's progress bar over the masks. Default: False
 
         Returns:
@@ -123,7 +122,7 @@ class Rise(RemembersPasses, PerturbationAttribution):
         Raises:
             ValueError: Inputs without spatial dimensions, an argument out of its range, confidences that are not
                 finite.
-            TypeError: A ``generator`` that is none.
+            TypeError: A ``generator`` that is not a torch.Generator.
             AssertionError: A target or baseline that does not fit, as in Captum.
 
         Examples::
@@ -154,7 +153,7 @@ class Rise(RemembersPasses, PerturbationAttribution):
         **kwargs: Any,
     ) -> Any:
         r"""
-        Explains several targets of each example with the passes of one.
+        Explains several targets of each example with the passes of a single one.
 
         Args:
             inputs (Tensor or tuple[Tensor, ...]): As in ``attribute``.

@@ -33,7 +33,7 @@ def check_region_settings(channel_weights: str, max_channels: int | None, channe
 
 class LayerScoreCam(PerturbationCam[LayerT]):
     r"""
-    Score-CAM: a CAM without gradients, whose channel weights are scores of masked inputs.
+    Score-CAM: a CAM without gradients. Each channel is weighted by the score of the input masked by it.
 
     With :math:`A` the layer's output, :math:`I` the input, :math:`I_b` the baseline and
     :math:`M_k = \text{minmax}(\text{up}(A_k))`,
@@ -44,7 +44,7 @@ class LayerScoreCam(PerturbationCam[LayerT]):
 
     with :math:`w_k = s_k`, as in Score-CAM's published code and in UnionCAM, or the softmax of the raw target outputs,
     as in Score-CAM's equation (Wang et al., CVPR Workshops 2020, https://arxiv.org/abs/1910.01279). A channel that is
-    constant over space has no mask: it gets weight 0 and costs no forward pass.
+    constant over space gets weight 0 and needs no forward pass.
     """
 
     name = "score_cam"
@@ -66,12 +66,13 @@ class LayerScoreCam(PerturbationCam[LayerT]):
         Args:
             channel_weights (str): "score" weights each channel by its confidence, "softmax" by the softmax of the raw
                 target outputs. Default: "score", the paper's
-            max_channels (int or None): Run at most so many channels' passes an example. Default: None, one for each
-                channel that is not constant
-            channel_selection (str): Which channels are scored, where ``max_channels`` are fewer. "representatives"
-                groups the channels by their masks, and each gets the score of its group's representative: 32 passes
-                give nearly the full map. "deviation" scores those of largest standard deviation over space; the others
-                get weight 0. Default: "representatives"
+            max_channels (int or None): Maximum number of channels scored per example. Default: None, all channels that
+                are not constant
+            channel_selection (str): Which channels are scored if there are more than ``max_channels``.
+                "representatives" groups channels by their masks, scores one of each group, and gives every other
+                channel the score of the most similar scored one: 32 passes give nearly the full map. "deviation" scores
+                the channels with the largest standard deviation over space; the others get weight 0. Default:
+                "representatives"
 
         Raises:
             ValueError: An unknown ``channel_weights`` or ``channel_selection``, ``max_channels`` below 1.

@@ -33,15 +33,15 @@ class LayerSSCam(PerturbationCam[LayerT]):
         d_k = \Big(\frac{\sigma}{\max x_k - \min x_k}\Big)^2, \qquad
         L = \text{ReLU}\Big(\sum_k s_k A_k\Big)
 
-    with standard normal :math:`\epsilon_i`, the same for every channel, example and target, so that scores differ by
-    what the masks show and not by the draw (Wang et al., *SS-CAM: Smoothed Score-CAM for Sharper Visual Feature
-    Localization*, 2020, https://arxiv.org/abs/2006.14255, as in code of a co-author's group). The square stands in that
-    code, which passes a variance where a standard deviation is asked for; ``stdev_rule="plain"`` leaves it out.
+    with standard normal :math:`\epsilon_i`, the same for every channel, example and target, so that scores differ only
+    because of the masks (Wang et al., *SS-CAM: Smoothed Score-CAM for Sharper Visual Feature
+    Localization*, 2020, https://arxiv.org/abs/2006.14255, as in code of a co-author's group). The square comes from
+    that code, which passes a variance instead of a standard deviation; ``stdev_rule="plain"`` omits it.
     ``variant="activation"``, the paper's other form, adds the noise to the mask: :math:`M_k + \sigma \epsilon_i`, which
     is not clamped to [0, 1]. A masked input that is constant gets no noise.
 
-    It takes a forward pass and ``n_samples`` masked passes for each live channel: 35 times Score-CAM's.
-    ``max_channels`` makes it affordable. Memory does not grow with the samples.
+    It needs a forward pass and ``n_samples`` masked passes for each live channel, 35 times as many as Score-CAM. Use
+    ``max_channels`` to limit the time. Memory does not grow with the samples.
     """
 
     name = "ss_cam"
@@ -82,19 +82,20 @@ class LayerSSCam(PerturbationCam[LayerT]):
     ) -> Tensor:
         r"""
         Args:
-            n_samples (int): Draws of noise, each a masked pass a channel. Default: 35, the published code's
-            stdevs (float): :math:`\sigma`, at least 0. Default: 2, the published code's. Captum's ``NoiseTunnel`` has
-                an argument of that name for itself
+            n_samples (int): Number of noise samples; each is one masked pass per channel. Default: 35, the published
+                code's
+            stdevs (float): :math:`\sigma`, at least 0. Default: 2, the published code's. Not passed on by
+                Captum's ``NoiseTunnel``, which has an argument of the same name
             variant (str): "input" adds noise to the masked input, "activation" to the mask. Default: "input"
             stdev_rule (str): With ``variant="input"``, the standard deviation of the noise: "squared" for
-                :math:`(\sigma / (\max x_k - \min x_k))^2`, as published code has it, "plain" for that without the
+                :math:`(\sigma / (\max x_k - \min x_k))^2`, as in published code, "plain" for the same without the
                 square. Default: "squared"
             generator (torch.Generator or None): Draws the noise. Default: None, a new one with seed 0, so that two
                 calls draw the same noise
 
         Raises:
             ValueError: ``n_samples`` below 1, ``stdevs`` below 0, an unknown ``variant`` or ``stdev_rule``.
-            TypeError: A ``generator`` that is none.
+            TypeError: A ``generator`` that is not a torch.Generator.
 
         Examples::
 

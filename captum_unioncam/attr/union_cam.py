@@ -26,25 +26,25 @@ CONFIDENCE_PASSES = 4
 
 @dataclass(frozen=True)
 class UnionCamDetails(CamDetails):
-    r"""How ``LayerUnionCam`` came to its maps; every tensor has one row an example.
+    r"""Intermediate results of ``LayerUnionCam``. Every tensor has one row per example.
 
     Args:
         denoised_map (Tensor): :math:`D = \text{minmax}(L_D)`, (N, 1, \*spatial), in [0, 1].
         region_map (Tensor): :math:`R = \text{minmax}(L_R)`, the same shape and range.
         union_map (Tensor): :math:`\text{minmax}(U)`, the same shape and range.
         baseline_confidence (Tensor): Class confidence of the baseline, (N,).
-        denoised_confidence (Tensor): Class confidence of the input seen through :math:`D`, (N,).
-        region_confidence (Tensor): The same through :math:`R`.
-        union_confidence (Tensor): The same through :math:`U`.
+        denoised_confidence (Tensor): Class confidence of the input masked by :math:`D`, (N,).
+        region_confidence (Tensor): The same for :math:`R`.
+        union_confidence (Tensor): The same for :math:`U`.
         union_selected (Tensor): Whether the attribution is the union map; (N,), bool.
-        denoised_selected (Tensor): Whether it is the denoised map, which ``selection="best"`` alone allows; (N,), bool.
-            Where neither is selected, it is the region map.
-        channel_scores (Tensor): The score of the input seen through each channel, (N, K): class confidences, or raw
-            target outputs with ``channel_weights="softmax"``; 0 where the channel was not scored.
-        representatives (Tensor): The channel whose score each channel was weighted by, (N, K), int64: itself where it
-            was scored, -1 for one of weight 0.
-        forward_passes (Tensor): Masked forward passes run for the example: its scored channels and the four
-            confidences; (N,), int64, also where the details are of several targets.
+        denoised_selected (Tensor): Whether it is the denoised map, only with ``selection="best"``; (N,), bool. If
+            neither is selected, it is the region map.
+        channel_scores (Tensor): The score of the input masked by each channel, (N, K): class confidences, or raw target
+            outputs with ``channel_weights="softmax"``; 0 for channels that were not scored.
+        representatives (Tensor): The channel whose score weights each channel, (N, K), int64: itself if it was scored,
+            -1 for weight 0.
+        forward_passes (Tensor): Number of masked forward passes for the example: its scored channels, plus four for the
+            confidences; (N,), int64, also for several targets.
     """
 
     denoised_map: Tensor
@@ -83,7 +83,7 @@ class UnionCamDetails(CamDetails):
         return replace(super().stacked(of_targets), forward_passes=shared + CONFIDENCE_PASSES * len(of_targets))
 
     def of_target(self, t: int) -> UnionCamDetails:
-        """The details of target ``t``, where they are of the several targets of ``attribute_targets``."""
+        """The details of target number ``t`` of ``attribute_targets``."""
         per_target = {f.name: getattr(self, f.name)[:, t] for f in fields(self) if f.name != "forward_passes"}
         return replace(self, **per_target)
 
@@ -151,25 +151,25 @@ def selected_terms(details: UnionCamDetails, denoised_terms: Tensor, region_term
 
 class LayerUnionCam(GradientCam[LayerT], PerturbationCam[LayerT]):
     r"""
-    UnionCAM, a class activation map that unites a denoised gradient map with a region map.
+    UnionCAM: a class activation map that combines a denoised gradient map with a region map.
 
     With :math:`L_D` the map of ``LayerDenoisedGradCam`` (AMD, Eq. 1-3), :math:`L_R` that of ``LayerScoreCam``,
     :math:`D` and :math:`R` the two scaled to [0, 1], and
-    :math:`\beta(m) = \text{conf}_c(\text{input seen through } m) - \text{conf}_c(\text{baseline})`,
+    :math:`\beta(m) = \text{conf}_c(\text{input masked by } m) - \text{conf}_c(\text{baseline})`,
 
     .. math::
         U = \beta(D) \, D + \beta(R) \, R \quad \text{(AMU, Eq. 4-6)}, \qquad
         \text{map} = \begin{cases} \text{minmax}(U) & \beta(U) > \beta(R) \\ R & \text{otherwise} \end{cases}
         \quad \text{(AMS, Eq. 7-8)}
 
-    ``selection="best"`` selects :math:`D` too, where :math:`\beta(D)` is the largest of the three. It costs no pass.
+    ``selection="best"`` also selects :math:`D`, if :math:`\beta(D)` is the largest of the three. It needs no extra
+    pass.
 
     (Hu et al., *UnionCAM: enhancing CNN interpretability through denoising, weighted fusion, and selective high-quality
     class activation mapping*, Frontiers in Neurorobotics 18, 2024, https://doi.org/10.3389/fnbot.2024.1490198).
 
-    It takes the place of ``LayerGradCam``: the same constructor, and the same arguments of ``attribute`` before the
-    keyword-only ones. Each example is a problem of its own: its map, which is in [0, 1], does not depend on its batch.
-    The model is left as it was found, and runs in evaluation mode meanwhile.
+    It replaces ``LayerGradCam``: the constructor and the positional arguments of ``attribute`` are the same. Maps are
+    in [0, 1]. Results do not depend on batch composition. The model runs in evaluation mode and is restored afterwards.
     """
 
     name = "union_cam"
@@ -229,11 +229,11 @@ class LayerUnionCam(GradientCam[LayerT], PerturbationCam[LayerT]):
     ) -> CamResult:
         r"""
         Args:
-            selection (str): "paper" selects the better of the union and the region map, "best" the best of all three
-                maps: that of the largest :math:`\beta`, of equal ones the region map before the union map before the
-                denoised map. Default: "paper", Eq. 8
-            attr_dim_summation (bool): Return the map; without, the terms of the sum that makes it, one a channel,
-                scaled so that they sum to the map plus a constant per example. Default: True
+            selection (str): "paper" selects the better of the union and the region map. "best" selects the map with the
+                largest :math:`\beta` of all three; if equal, the region map, then the union map. Default: "paper", Eq.
+                8
+            attr_dim_summation (bool): Return the map. If False, return its terms, one per channel, scaled so that they
+                sum to the map plus a constant per example. Default: True
             return_details (bool): Return ``(attributions, UnionCamDetails)``. Default: False
 
         Raises:

@@ -19,8 +19,8 @@ class UpsampledAttribution(Attribution):  # type: ignore[misc]
     r"""
     Wraps a layer attribution method, so that ``attribute`` gives maps of the input's spatial size.
 
-    Captum's metrics compare attributions with the inputs, one for one; a layer method's are smaller, and it returns a
-    bare tensor for a tuple of inputs.
+    Captum's metrics need attributions of the inputs' size, and a tuple for a tuple. The attributions of a layer method
+    are smaller, and it returns a tensor for a tuple of inputs.
 
     Args:
         method (LayerAttribution): Any layer method, Captum's included, whose attributions are (N, K, \*spatial).
@@ -45,11 +45,12 @@ class UpsampledAttribution(Attribution):  # type: ignore[misc]
             *args, **kwargs: Passed on to the ``attribute`` of the wrapped method.
 
         Returns:
-            *Tensor* (N, K, \*spatial) at the input's spatial size; for a tuple of inputs a tuple, one for each, zeros
-            of the input's own shape where it has not the attribution's number of spatial dimensions.
+            *Tensor* (N, K, \*spatial) at the input's spatial size. For a tuple of inputs, a tuple with one for each:
+            zeros for inputs with another number of spatial dimensions than the attribution.
 
         Raises:
-            ValueError: The wrapped method returned other than one attribution, no input has the mode's dimensions.
+            ValueError: The wrapped method did not return exactly one attribution, or no input has the mode's
+                dimensions.
 
         Examples::
 

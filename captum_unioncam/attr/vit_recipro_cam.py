@@ -13,23 +13,22 @@ class LayerVitReciproCam(ConfidenceTailCam[LayerT]):
     r"""
     ViT-ReciproCAM: Recipro-CAM for vision transformers, whose class token is kept and whose patches are masked.
 
-    With :math:`A` the patches that the layer makes, as maps, :math:`G^{(p)}` a mask that is 1/4 at patch :math:`p`, 1/8
-    and 1/16 at its neighbours, and 0 elsewhere, and :math:`\text{conf}_c(A)` the class confidence of what comes behind
-    the layer, which sees the class token and any others as they are,
+    With :math:`A` the layer's patches as maps, :math:`G^{(p)}` a mask that is 1/4 at patch :math:`p`, 1/8
+    and 1/16 at its neighbours, and 0 elsewhere, and :math:`\text{conf}_c(A)` the class confidence of the part behind
+    the layer, with the class token and other tokens unchanged,
 
     .. math::
         L_p = \text{conf}_c(G^{(p)} A)
 
     (Byun and Lee, *ViT-ReciproCAM: gradient and attention-free visual explanations for vision transformer*, 2023,
     https://arxiv.org/abs/2310.02588), as in the authors' code. Its layer is the first normalisation of the second last
-    block, ``encoder.layers[-2].ln_1`` in torchvision's transformers. What goes around that block by its skip connection
-    is not masked, as it is not in the authors' code: only the branch of attention is. Take the output of the block in
-    front, which both come from, to mask both. Each neighbour keeps its own features, where the Gaussian of
-    ``LayerReciproCam`` copies the centre's. The map is no sum over the channels: without ``attr_dim_summation``, each
-    channel has an equal share of it.
+    block, ``encoder.layers[-2].ln_1`` in torchvision's transformers. As in the authors' code, only the attention branch
+    of that block is masked, not its skip connection. To mask both, explain the output of the block before. Each
+    neighbour keeps its own features; the Gaussian of ``LayerReciproCam`` copies the centre's. The map is not a sum over
+    channels: with ``attr_dim_summation=False``, each channel gets an equal share of it.
 
-    Choose it for transformers without gradients: it costs 1 pass of the model and :math:`h \cdot w` (196 for 14 x 14
-    patches) of what comes behind the layer, for any number of targets.
+    Use it for transformers without gradients: it needs 1 pass of the model and :math:`h \cdot w` passes (196 for 14x14
+    patches) of the part behind the layer, for any number of targets.
     """
 
     name = "vit_recipro_cam"
@@ -37,7 +36,7 @@ class LayerVitReciproCam(ConfidenceTailCam[LayerT]):
     def terms(self, activations: Tensor, tail: TailPasses, *, gaussian: bool = True) -> Tensor:
         """
         Args:
-            gaussian (bool): Show the neighbourhood of a patch; without, the patch alone, whole. Default: True
+            gaussian (bool): Show the neighbourhood of a patch. If False, show the patch alone. Default: True
 
         Examples::
 

@@ -19,11 +19,11 @@ class LayerXGradCam(GradientCam[LayerT]):
         L = \text{ReLU}\Big(\sum_k w_k \, A_k\Big)
 
     (Fu et al., *Axiom-based Grad-CAM*, BMVC 2020, https://arxiv.org/abs/2008.02312). The published code adds 1e-6 to
-    the denominator; here it is exact, and a channel whose activations sum to 0 has the weight 0.
+    the denominator; here it is exact, and a channel whose activations sum to 0 has weight 0.
 
-    Passes an image: 1 forward, 1 backward. Take it in place of Grad-CAM where gradients vary over space, as in front of
-    a fully connected head; behind a layer followed by global average pooling the two are the same. The activations are
-    supposed not to be negative: where they may be, their sum may be near 0, and the weight is of any size.
+    Passes per image: 1 forward, 1 backward. Use it instead of Grad-CAM if gradients vary over space, as before a fully
+    connected head; before global average pooling, both are equal. It assumes activations that are not negative:
+    otherwise their sum can be near 0, and the weight can have any size.
     """
 
     name = "x_grad_cam"
