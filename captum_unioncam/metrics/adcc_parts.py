@@ -18,24 +18,24 @@ from captum_unioncam.metrics.table import metric
     scale=100,
     form=".1f",
     on_request=True,
-    description="How alike the map is to the method's map of the picture seen through it: their correlation, from 0 "
-    "for opposite to 1 for equal.",
+    description="The correlation of the map with the method's map of the image masked by it, from 0 for opposite to 1 "
+    "for equal.",
 )
 @judged
 def coherency(attr: JudgedAttributions, *, explanation_func: ExplanationFunction | None = None) -> Tensor:
     r"""
-    The correlation of the attribution with the same method's attribution of the input seen through it.
+    The correlation of the attribution with the same method's attribution of the input masked by it.
 
     .. math::
         \frac{1 + \rho(m, m')}{2}, \qquad m' = \text{minmax}(\text{up}(\text{attribution of } m I + (1 - m) I_b))
 
-    with Pearson's :math:`\rho` over the places. Larger is better (Poppi et al., *Revisiting the evaluation of class
+    with Pearson's :math:`\rho` over the positions. Larger is better (Poppi et al., *Revisiting the evaluation of class
     activation mapping for explainability*, CVPR Workshops 2021, https://arxiv.org/abs/2104.10252). Runs the method
     again; within :func:`captum_unioncam.shared_passes`, once for this metric and :func:`adcc`.
 
     Args:
-        explanation_func (Callable): Inputs like ``inputs`` to the attributions that the judged method has for them and
-            the same target. Runs with gradients, and with the modules of ``forward_func`` in evaluation mode.
+        explanation_func (Callable): Converts inputs like ``inputs`` to the method's attributions for the same target.
+            It runs with gradients, and with the modules of ``forward_func`` in evaluation mode.
 
     Returns:
         *Tensor* (N,), in [0, 1]; 0 where either map is constant.
@@ -72,9 +72,9 @@ def _coherency(attr: JudgedAttributions, explanation_func: ExplanationFunction |
 @judged
 def complexity(attr: JudgedAttributions) -> Tensor:
     r"""
-    The mean of the scaled attribution: its L1 norm over the number of places, :math:`\|m\|_1 / |m|`.
+    The mean of the scaled attribution: its L1 norm divided by the number of positions, :math:`\|m\|_1 / |m|`.
 
-    Smaller is better: fewer places explain as much (Poppi et al., CVPR Workshops 2021,
+    Smaller is better (Poppi et al., CVPR Workshops 2021,
     https://arxiv.org/abs/2104.10252).
 
     Returns:
@@ -108,7 +108,7 @@ def adcc(attr: JudgedAttributions, *, explanation_func: ExplanationFunction | No
     .. math::
         3 \Big/ \Big(\frac{1}{\text{coherency}} + \frac{1}{1 - \text{complexity}} + \frac{1}{1 - \text{drop}}\Big)
 
-    Larger is better; a method cannot win by one of the three alone (Poppi et al., CVPR Workshops 2021,
+    Larger is better. All three must be good for a large value (Poppi et al., CVPR Workshops 2021,
     https://arxiv.org/abs/2104.10252). The parts are :func:`coherency`, :func:`complexity` and :func:`confidence_drop`.
 
     Args:

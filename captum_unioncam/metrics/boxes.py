@@ -1,4 +1,4 @@
-"""How well the box and the places that an attribution marks are the object's: weakly supervised localization."""
+"""Weakly supervised localization: how well an attribution's box and pixels match the object's."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def box_ious(attributions: Tensor, objects: Tensor, thresholds: Sequence[float] 
     r"""
     How well the box around the attribution's largest region fits the object's, at each of several thresholds.
 
-    The region is the largest of connected places (neighbours at a side or a corner) where :math:`m > \tau`, with
-    :math:`m = \text{minmax}(\text{up}(\text{attribution}))`; of regions of the same size, the first in row-major order.
-    The object's boxes are those around its own connected regions, of which the best counts. MaxBoxAcc takes one
+    The region is the largest set of connected positions (neighbours at a side or a corner) with :math:`m > \tau`, where
+    :math:`m = \text{minmax}(\text{up}(\text{attribution}))`; of equally large regions, the first in row-major order.
+    The object's boxes are those around its own connected regions, of which the best counts. MaxBoxAcc uses one
     threshold for all examples of a data set (Choe et al., *Evaluating weakly supervised object localization methods
     right*, CVPR 2020, https://arxiv.org/abs/2001.07437), as in the example.
 
@@ -31,10 +31,10 @@ def box_ious(attributions: Tensor, objects: Tensor, thresholds: Sequence[float] 
         thresholds (Sequence[float]): :math:`\tau`, T numbers from 0 to below 1. Default: 0, 0.05, ..., 0.95
 
     Returns:
-        *Tensor* (N, T), intersection over union, in [0, 1]; 0 where there is no object or no region.
+        *Tensor* (N, T), intersection over union, in [0, 1]; 0 if there is no object or no region.
 
     Raises:
-        ValueError: Attributions of other than two spatial dimensions, or a threshold that is not in [0, 1).
+        ValueError: Attributions without two spatial dimensions, or a threshold outside [0, 1).
 
     Examples::
 
@@ -71,7 +71,7 @@ def localization_iou(attributions: Tensor, objects: Tensor, thresholds: Sequence
     r"""
     The largest of :func:`box_ious` over the thresholds: how well the attribution's box can fit the object's.
 
-    Larger is better. The threshold is the best for each example; give one threshold for a fixed one.
+    Larger is better. Each example has its own best threshold; give a single threshold to fix it.
 
     Args:
         thresholds (Sequence[float]): As for :func:`box_ious`.
@@ -101,7 +101,7 @@ def localization_iou(attributions: Tensor, objects: Tensor, thresholds: Sequence
     needs_objects=True,
     is_yes_or_no=True,
     on_request=True,
-    description="1 where the localization IoU is at least a half.",
+    description="1 if the localization IoU is at least 0.5, else 0.",
 )
 @located
 def localization_accuracy(
@@ -111,8 +111,8 @@ def localization_accuracy(
     Whether the box around the attribution's largest region fits the object's, at the best threshold.
 
     Larger is better. Averaged over examples with one threshold it is WSOL's BoxAcc (Choe et al., CVPR 2020,
-    https://arxiv.org/abs/2001.07437). With several, each example has its best, so the mean is at least MaxBoxAcc, which
-    :func:`box_ious` gives.
+    https://arxiv.org/abs/2001.07437). With several, each example has its own best one, so the mean is at least
+    MaxBoxAcc; see :func:`box_ious`.
 
     Args:
         thresholds (Sequence[float]): As for :func:`box_ious`.
@@ -142,22 +142,22 @@ def localization_accuracy(
     form=".1f",
     needs_objects=True,
     on_request=True,
-    description="How well the map tells the object's places from the others: the mean of the precision over recalls.",
+    description="How well the map separates the object's pixels from the others: the mean precision over recalls.",
 )
 @located
 def pixel_average_precision(attributions: Tensor, objects: Tensor) -> Tensor:
     r"""
-    The average precision of the places that the attribution marks, over all thresholds of the attribution.
+    The average precision of the pixels that the attribution marks, over all thresholds of the attribution.
 
     .. math::
         \sum_k (r_k - r_{k-1}) \, p_k
 
-    with precision :math:`p_k` and recall :math:`r_k` of the places at or above the k-th largest of the different
-    values. Larger is better. Choe et al. (CVPR 2020, https://arxiv.org/abs/2001.07437) pool the places of all examples
+    with precision :math:`p_k` and recall :math:`r_k` of the pixels at or above the k-th largest distinct value.
+    Larger is better. Choe et al. (CVPR 2020, https://arxiv.org/abs/2001.07437) pool the pixels of all examples
     for their PxAP: give the scaled maps and the masks as one example, ``maps.reshape(1, 1, -1)``.
 
     Returns:
-        *Tensor* (N,), in [0, 1]; 0 where there is no object.
+        *Tensor* (N,), in [0, 1]; 0 if there is no object.
 
     Examples::
 

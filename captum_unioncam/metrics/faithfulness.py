@@ -17,21 +17,21 @@ from captum_unioncam.metrics.table import metric
     larger_is_better=False,
     scale=100,
     form=".1f",
-    description="The share of its confidence that the model loses when it sees the picture through the map.",
+    description="The share of the confidence that is lost when the image is masked by the map.",
 )
 @judged
 def confidence_drop(attr: JudgedAttributions) -> Tensor:
     r"""
-    The share of its confidence that the model loses when it sees the input through the attribution.
+    The share of the confidence that is lost when the input is masked by the attribution.
 
     .. math::
         \frac{\max(0, y - o)}{y}, \qquad y = \text{conf}_c(I), \quad o = \text{conf}_c(m I + (1 - m) I_b)
 
-    Smaller is better; times 100 and averaged over examples it is the average drop (Chattopadhay et al., Grad-CAM++,
-    WACV 2018, https://arxiv.org/abs/1710.11063).
+    Smaller is better. Averaged over examples and multiplied by 100, it is the average drop (Chattopadhay et al.,
+    Grad-CAM++, WACV 2018, https://arxiv.org/abs/1710.11063).
 
     Returns:
-        *Tensor* (N,), in [0, 1]; 0 where there is no confidence to lose.
+        *Tensor* (N,), in [0, 1]; 0 if the confidence is 0.
 
     Examples::
 
@@ -54,15 +54,15 @@ def share_lost(attr: JudgedAttributions) -> Tensor:
     scale=100,
     form=".1f",
     is_yes_or_no=True,
-    description="1 where the model is more confident when it sees the picture through the map.",
+    description="1 if the confidence increases when the image is masked by the map, else 0.",
 )
 @judged
 def confidence_increase(attr: JudgedAttributions) -> Tensor:
     r"""
-    Whether the model is more confident when it sees the input through the attribution: :math:`[o > y]`.
+    Whether the confidence increases when the input is masked by the attribution: :math:`[o > y]`.
 
-    Larger is better; times 100 and averaged over examples it is the average increase. :math:`y` and :math:`o` are
-    those of :func:`confidence_drop`.
+    Larger is better. Averaged over examples and multiplied by 100, it is the average increase. :math:`y` and :math:`o`
+    are those of :func:`confidence_drop`.
 
     Returns:
         *Tensor* (N,), 1 or 0.
@@ -91,15 +91,15 @@ def insertion(attr: JudgedAttributions, *, steps: int = DEFAULT_STEPS, return_cu
     The area under the curve of the class confidence as the input's pixels are inserted, most important first.
 
     Larger is better (Petsiuk et al., RISE, BMVC 2018, https://arxiv.org/abs/1806.07421). After step :math:`s` of
-    :math:`S`, the :math:`s / S` of the pixels with the largest attributions show the input, and the others the
-    baseline; of equal attributions the first in row-major order comes first.
+    :math:`S`, the fraction :math:`s / S` of the pixels with the largest attributions show the input, and the others the
+    baseline. Equal attributions are sorted in row-major order.
 
     Args:
-        baselines (number, Tensor, tuple or None): What shows where nothing is inserted yet. Default: None, the blurred
-            input, as in RISE (Gaussian of 5 pixels, 11 wide; the border is repeated, where RISE pads with 0)
-        steps (int): S, at least 1 and, above 100, at most the number of pixels; there are S + 1 forward passes an
-            example. Default: 100, where RISE inserts a row's worth of pixels at a time
-        return_curve (bool): Return the curve too. Default: False
+        baselines (number, Tensor, tuple or None): Values of pixels that are not inserted yet. Default: None, the
+            blurred input, as in RISE (Gaussian of 5 pixels, 11 wide; the border is repeated, RISE pads with 0)
+        steps (int): S, at least 1 and, above 100, at most the number of pixels; there are S + 1 forward passes per
+            example. Default: 100; RISE inserts as many pixels per step as a row has
+        return_curve (bool): Also return the curve. Default: False
 
     Returns:
         *Tensor* (N,), or the *Curve*, a named tuple of the area (N,), the fractions (S + 1,), and the confidences
@@ -127,12 +127,12 @@ def deletion(attr: JudgedAttributions, *, steps: int = DEFAULT_STEPS, return_cur
     r"""
     The area under the curve of the class confidence as the input's pixels are deleted, most important first.
 
-    Smaller is better. As :func:`insertion`, but pixels go from the input to the baseline, by default 0, black.
+    Smaller is better. Like :func:`insertion`, but pixels change from the input to the baseline, by default 0 (black).
 
     Args:
-        baselines (number, Tensor, tuple or None): What shows where pixels are deleted. Default: None, which is 0, black
+        baselines (number, Tensor, tuple or None): Values of deleted pixels. Default: None, which is 0 (black)
         steps (int): As for :func:`insertion`. Default: 100
-        return_curve (bool): Return the curve too. Default: False
+        return_curve (bool): Also return the curve. Default: False
 
     Returns:
         *Tensor* (N,), or the *Curve*, as :func:`insertion`.

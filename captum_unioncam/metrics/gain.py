@@ -1,4 +1,4 @@
-"""What confidence a model gains when it sees the input through an attribution."""
+"""The confidence that a model gains when the input is masked by an attribution."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ _MOST_CONFIDENCE = 1.01
     scale=100,
     form=".1f",
     on_request=True,
-    description="The share of what is missing to full confidence that the model gains when it sees the picture through "
-    "the map.",
+    description="The share of the missing confidence that is gained when the image is masked by the map.",
 )
 @judged
 def confidence_gain(attr: JudgedAttributions) -> Tensor:
     r"""
-    The share of the missing confidence that the model gains when it sees the input through the attribution.
+    The share of the missing confidence that is gained when the input is masked by the attribution.
 
     .. math::
         \frac{\max(0, o - y)}{1 - y}
 
-    Larger is better; times 100 and averaged over examples it is the average gain, the counterpart of the average drop
+    Larger is better. Averaged over examples and multiplied by 100, it is the average gain, the counterpart of the
+    average drop
     (Zhang et al., *Opti-CAM: Optimizing saliency maps for interpretability*, CVIU 2024,
     https://arxiv.org/abs/2301.07002). :math:`y` and :math:`o` are those of :func:`confidence_drop`.
 
     Returns:
-        *Tensor* (N,), in [0, 1]; 0 where no confidence is missing.
+        *Tensor* (N,), in [0, 1]; 0 if no confidence is missing.
 
     Raises:
         ValueError: Confidences above 1.

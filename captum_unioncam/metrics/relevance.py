@@ -1,4 +1,4 @@
-"""How much of the relevance, and which of the most relevant places, lie on the object."""
+"""How much of the relevance, and how many of the most relevant pixels, lie on the object."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def relevance_mass(attributions: Tensor, objects: Tensor) -> Tensor:
 
     Larger is better (Arras et al., *CLEVR-XAI: A benchmark dataset for the ground truth evaluation of neural network
     explanations*, Information Fusion 2022, https://arxiv.org/abs/2003.07258). :math:`R_p` is the absolute value of the
-    attributions' sum over the channels. :func:`energy_pointing_game` takes negative ones for 0: of maps that are not
-    negative, the two are equal.
+    attributions' sum over the channels. :func:`energy_pointing_game` sets negative values to 0: for maps without
+    negative values, both are equal.
 
     Returns:
-        *Tensor* (N,), in [0, 1]; 0 where no attribution differs from 0.
+        *Tensor* (N,), in [0, 1]; 0 if all attributions are 0.
 
     Examples::
 
@@ -49,18 +49,18 @@ def relevance_mass(attributions: Tensor, objects: Tensor) -> Tensor:
     form=".1f",
     needs_objects=True,
     on_request=True,
-    description="Of as many places as the object has, the most relevant first, the share that lies on it.",
+    description="The share of the K most relevant pixels that lie on the object, which has K pixels.",
 )
 @located
 def relevance_rank(attributions: Tensor, objects: Tensor) -> Tensor:
     r"""
-    The share of the K most relevant places that lie on the object, which has K places.
+    The share of the K most relevant pixels that lie on the object, which has K pixels.
 
     Larger is better (Arras et al., CLEVR-XAI, Information Fusion 2022, https://arxiv.org/abs/2003.07258). The relevance
-    is that of :func:`relevance_mass`; of equal ones the first in row-major order comes first.
+    is that of :func:`relevance_mass`; equal values are sorted in row-major order.
 
     Returns:
-        *Tensor* (N,), in [0, 1]; 0 where there is no object.
+        *Tensor* (N,), in [0, 1]; 0 if there is no object.
 
     Examples::
 

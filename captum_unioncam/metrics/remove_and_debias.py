@@ -1,4 +1,4 @@
-"""Remove and debias (ROAD): what the model thinks once the most or the least relevant pixels are imputed."""
+"""Remove and debias (ROAD): the confidence after the most or the least relevant pixels are imputed."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ def _after(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """
-    The mean confidence once the most, or the least, relevant pixels are imputed, (N,).
+    The mean confidence after the most, or the least, relevant pixels are imputed, (N,).
 
     Args:
-        percentiles (Sequence[float]): Of the attributions, those above which the most relevant pixels are removed; as
-            many of the least relevant are. Each above 0 and below 100. Default: 20, 40, 60, 80
+        percentiles (Sequence[float]): Percentiles of the attributions above which the most relevant pixels are removed;
+            the same number of the least relevant pixels is removed. Each above 0 and below 100. Default: 20, 40, 60, 80
         noise (float): Standard deviation of the noise, at least 0, in the inputs' unit. Default: 0.01
         generator (torch.Generator or None): Draws the noise, on the CPU. Default: None, a new one with seed 0
 
     Raises:
-        ValueError: Inputs that are no images (N, C, H, W), percentiles that are not above 0 and below 100, or ``noise``
-            below 0.
-        TypeError: ``generator`` is none.
+        ValueError: Inputs that are not images (N, C, H, W), percentiles that are not above 0 and below 100, or
+            ``noise`` below 0.
+        TypeError: A ``generator`` that is not a torch.Generator.
     """
     _check(percentiles, noise, generator)
     if attr.dims != 4:
@@ -69,8 +69,8 @@ def _after(
     "ROAD",
     larger_is_better=True,
     on_request=True,
-    description="Half of how much more confident the model is once the least relevant pixels are imputed than once the "
-    "most relevant ones are.",
+    description="Half of the difference between the confidences after the least and after the most relevant pixels are "
+    "imputed.",
 )
 @judged_with(_after)
 def road(attr: JudgedAttributions, **how: Any) -> Tensor:
@@ -80,11 +80,11 @@ def road(attr: JudgedAttributions, **how: Any) -> Tensor:
     .. math::
         \frac{1}{2 |P|} \sum_{p \in P} \big(o^\text{least}_p - o^\text{most}_p\big)
 
-    with :math:`o_p` the confidence once the share :math:`1 - p / 100` of the pixels is removed, those of largest
-    attribution ("most") or of smallest ("least"). Larger is better. A removed pixel becomes the weighted mean of its
-    neighbours, the removed ones among them included, plus noise, which tells the model less of the shape of what is
-    removed than black does (Rong et al., *A consistent and efficient evaluation strategy for attribution methods*, ICML
-    2022, https://arxiv.org/abs/2202.00449). The number is grad-cam's ``ROADCombined``, of confidences.
+    with :math:`o_p` the confidence after the share :math:`1 - p / 100` of the pixels is removed, those with the largest
+    ("most") or the smallest ("least") attributions. Larger is better. A removed pixel becomes the weighted mean of its
+    neighbours, including removed ones, plus noise. This reveals less of the shape of the removed region than black does
+    (Rong et al., *A consistent and efficient evaluation strategy for attribution methods*, ICML
+    2022, https://arxiv.org/abs/2202.00449). The number is grad-cam's ``ROADCombined``, computed from confidences.
 
     Returns:
         *Tensor* (N,), in [-0.5, 0.5].
@@ -102,14 +102,14 @@ def road(attr: JudgedAttributions, **how: Any) -> Tensor:
     "ROAD, most relevant first",
     larger_is_better=False,
     on_request=True,
-    description="How the confidence changes once the most relevant pixels are imputed.",
+    description="The change of the confidence after the most relevant pixels are imputed.",
 )
 @judged_with(_after)
 def road_most_relevant_first(attr: JudgedAttributions, **how: Any) -> Tensor:
     r"""
-    How the confidence changes once the most relevant pixels are imputed, averaged over the percentiles.
+    The change of the confidence after the most relevant pixels are imputed, averaged over the percentiles.
 
-    Smaller is better, -1 the least. The pixels and what becomes of them are those of :func:`road`.
+    Smaller is better; the minimum is -1. Pixels are chosen and imputed as in :func:`road`.
 
     Returns:
         *Tensor* (N,), in [-1, 1].
@@ -126,14 +126,14 @@ def road_most_relevant_first(attr: JudgedAttributions, **how: Any) -> Tensor:
     "ROAD, least relevant first",
     larger_is_better=True,
     on_request=True,
-    description="How the confidence changes once the least relevant pixels are imputed.",
+    description="The change of the confidence after the least relevant pixels are imputed.",
 )
 @judged_with(_after)
 def road_least_relevant_first(attr: JudgedAttributions, **how: Any) -> Tensor:
     r"""
-    How the confidence changes once the least relevant pixels are imputed, averaged over the percentiles.
+    The change of the confidence after the least relevant pixels are imputed, averaged over the percentiles.
 
-    Larger is better. The pixels and what becomes of them are those of :func:`road`.
+    Larger is better. Pixels are chosen and imputed as in :func:`road`.
 
     Returns:
         *Tensor* (N,), in [-1, 1].

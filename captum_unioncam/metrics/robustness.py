@@ -22,8 +22,8 @@ from captum_unioncam.metrics.table import metric
     larger_is_better=False,
     form=".3g",
     on_request=True,
-    description="The mean squared error of the map's sum within a square as a forecast of the confidence that is lost "
-    "when the square is hidden.",
+    description="The mean squared error of predicting the confidence lost by hiding a square from the map's sum within "
+    "it.",
 )
 @judged
 def infidelity(
@@ -34,28 +34,28 @@ def infidelity(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     r"""
-    How badly the attribution's sum within a square forecasts the confidence that is lost when the square is hidden.
+    The error of predicting the confidence lost by hiding a square from the attribution's sum within the square.
 
     .. math::
         \frac{1}{S} \sum_{s=1}^S (\beta \, a_s - (y - o_s))^2, \qquad
         \beta = \frac{\sum_s a_s \, (y - o_s)}{\sum_s a_s^2}
 
-    with :math:`a_s` the sum of the attribution within square number s, and :math:`o_s` the confidence in the input that
-    shows the baseline there. Smaller is better (Yeh et al., *On the (in)fidelity and sensitivity of explanations*,
-    NeurIPS 2019, https://arxiv.org/abs/1901.09392). It is ``captum.metrics.infidelity`` with ``normalize=True``, since
-    maps have no unit, and with squares as the perturbation. All examples get the same squares.
+    with :math:`a_s` the sum of the attribution within square s, and :math:`o_s` the confidence in the input with the
+    baseline in that square. Smaller is better (Yeh et al., *On the (in)fidelity and sensitivity of explanations*,
+    NeurIPS 2019, https://arxiv.org/abs/1901.09392). It is ``captum.metrics.infidelity`` with ``normalize=True``,
+    because maps have no unit, and with squares as the perturbation. All examples get the same squares.
 
     Args:
-        samples (int): Squares S. Default: 20
-        side (float): Their side as a share of the input's, above 0 and at most 1. Default: 0.25
-        generator (torch.Generator or None): Draws their places, on the CPU. Default: None, a new one with seed 0
+        samples (int): S, the number of squares. Default: 20
+        side (float): Side of the squares as a share of the input's, above 0 and at most 1. Default: 0.25
+        generator (torch.Generator or None): Draws the positions, on the CPU. Default: None, a new one with seed 0
 
     Returns:
         *Tensor* (N,), at least 0.
 
     Raises:
         ValueError: ``samples`` below 1, a ``side`` that is not above 0 and at most 1.
-        TypeError: ``generator`` is none.
+        TypeError: A ``generator`` that is not a torch.Generator.
 
     Examples::
 
@@ -100,7 +100,7 @@ def _squares(corners: Tensor, side: float, size: torch.Size) -> Tensor:
     "sensitivity",
     larger_is_better=False,
     on_request=True,
-    description="The largest change of the map, over its norm, as a little noise is added to the picture.",
+    description="The largest change of the map, divided by its norm, when a little noise is added to the image.",
 )
 @judged
 def sensitivity_max(
@@ -112,7 +112,7 @@ def sensitivity_max(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     r"""
-    The largest relative change of the attribution under small noise, as ``captum.metrics.sensitivity_max`` has it.
+    The largest relative change of the attribution under small noise, as in ``captum.metrics.sensitivity_max``.
 
     .. math::
         \max_{\delta} \frac{\|\Phi(x + \delta) - \Phi(x)\|}{\|\Phi(x)\|}, \qquad
@@ -120,21 +120,21 @@ def sensitivity_max(
 
     with :math:`\Phi` the attribution at the inputs' size, channels summed. Smaller is better (Yeh et al., *On the
     (in)fidelity and sensitivity of explanations*, NeurIPS 2019, https://arxiv.org/abs/1901.09392). All examples get the
-    same noise. Runs the method again for each sample.
+    same noise. The method runs again for each sample.
 
     Args:
         explanation_func (Callable): As for :func:`coherency`.
-        samples (int): Noises that are tried. Default: 10
+        samples (int): Number of noise samples. Default: 10
         radius (float): Largest noise, at least 0, in the inputs' unit. Default: 0.02
         generator (torch.Generator or None): Draws the noise, on the CPU. Default: None, a new one with seed 0
 
     Returns:
-        *Tensor* (N,); the change itself where the attribution is 0 everywhere.
+        *Tensor* (N,); the absolute change if the attribution is 0 everywhere.
 
     Raises:
         ValueError: No ``explanation_func``, or it returns attributions that do not fit the inputs; ``samples`` below 1,
             a ``radius`` below 0.
-        TypeError: ``generator`` is none.
+        TypeError: A ``generator`` that is not a torch.Generator.
 
     Examples::
 

@@ -15,18 +15,18 @@ from captum_unioncam.metrics.table import metric
     "sparseness",
     larger_is_better=True,
     on_request=True,
-    description="The Gini index of the map's absolute values: 0 where all are equal, near 1 where one place has all.",
+    description="The Gini index of the map's absolute values: 0 if all are equal, near 1 if one position has all.",
 )
 @judged
 def sparseness(attr: JudgedAttributions) -> Tensor:
     r"""
-    The Gini index of the absolute attributions. With :math:`a_1 \le \dots \le a_n` those of the n places, sorted,
+    The Gini index of the absolute attributions. With :math:`a_1 \le \dots \le a_n` those of the n positions, sorted,
 
     .. math::
         \frac{\sum_{i=1}^n (2 i - n - 1) \, a_i}{n \sum_{i=1}^n a_i}
 
     Larger is sparser (Chalasani et al., *Concise explanations of neural networks using adversarial training*, ICML
-    2020, https://arxiv.org/abs/1810.06583). At the inputs' resolution, with channels summed.
+    2020, https://arxiv.org/abs/1810.06583). It is computed at the inputs' resolution, with channels summed.
 
     Returns:
         *Tensor* (N,), in [0, 1); 0 where all absolute values are equal.

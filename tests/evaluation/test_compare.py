@@ -157,7 +157,7 @@ def test_the_page_shows_the_panel_and_the_table(capsys, open_page, tmp_path, wid
     with Image.open(written("png")) as panel:
         assert image.evaluate("image => [image.naturalWidth, image.naturalHeight]") == list(panel.size)
     assert page.locator("thead").first.locator("th").all_inner_texts()[1:3] == ["drop\u00a0↓", "increase\u00a0↑"]
-    drop = "The share of its confidence that the model loses when it sees the picture through the map."
+    drop = "The share of the confidence that is lost when the image is masked by the map."
     assert page.locator("li", has_text="drop ↓").inner_text() == f"drop ↓: {drop}"
     cells = page.locator("table").first.locator("tbody tr").first.locator("td").all_inner_texts()
     assert cells[2] == f"{table().loc['grad_cam', 'insertion']:.3f}"
