@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +11,20 @@ from torch import Tensor
 
 __all__ = ["onnx", "openvino"]
 
-Scorer = Callable[[Tensor], Tensor]
+Scorer = Callable[[Tensor], Tensor | dict[str, Tensor]]
 
 
 def onnx(path: str | Path, threads: int = 0) -> Scorer:
     """A model of a ``.onnx`` file, run by ONNX Runtime on the CPU (extra [onnx]).
 
     Args:
-        path (str or Path): The file: a model of one input and one output, (N, C, H, W) to (N, classes), exported with
-            a dynamic first dimension, or with ``internal_batch_size`` rows. Quantised ones too.
+        path (str or Path): The file: a model of one input, (N, C, H, W), exported with a dynamic first dimension, or
+            with ``internal_batch_size`` rows. Quantised ones too, with ranges that were calibrated beforehand: those of
+            dynamic quantisation depend on all rows of a pass.
         threads (int): How many to compute with. Default: 0, all cores
 
     Returns:
-        *Callable*: Inputs to outputs, on the inputs' device.
+        *Callable*: Inputs to the output, on the inputs' device; to a dict by their names where there are several.
 
     Raises:
         ImportError: onnxruntime is not installed.
@@ -41,18 +42,19 @@ def onnx(path: str | Path, threads: int = 0) -> Scorer:
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    return _on_cpu(lambda array: session.run(None, {name: array})[0])
+    return _on_cpu(lambda array: session.run(None, {name: array}), [one.name for one in session.get_outputs()])
 
 
-def openvino(path: str | Path, device: str = "CPU") -> Scorer:
+def openvino(path: str | Path, device: str = "CPU", precision: str = "f32") -> Scorer:
     """A model of an ``.xml`` or ``.onnx`` file, run by OpenVINO (extra [openvino]).
 
     Args:
         path (str or Path): The file, as ``onnx`` takes it.
         device (str): As OpenVINO calls it. Default: "CPU"
+        precision (str): In which to compute what is not quantised: "f32", "bf16" or "f16". Default: "f32"
 
     Returns:
-        *Callable*: Inputs to outputs, on the inputs' device.
+        *Callable*: Inputs to the output, on the inputs' device; to a dict by their names where there are several.
 
     Raises:
         ImportError: openvino is not installed.
@@ -68,13 +70,15 @@ def openvino(path: str | Path, device: str = "CPU") -> Scorer:
     import openvino as runtime
 
     # Its default is 16 bits where the processor has such arithmetic.
-    compiled = runtime.Core().compile_model(str(path), device, {"INFERENCE_PRECISION_HINT": "f32"})
-    return _on_cpu(lambda array: compiled(array)[0])
+    compiled = runtime.Core().compile_model(str(path), device, {"INFERENCE_PRECISION_HINT": precision})
+    return _on_cpu(lambda array: compiled(array).values(), [one.any_name for one in compiled.outputs])
 
 
-def _on_cpu(run: Callable[[Any], Any]) -> Scorer:
-    def score(inputs: Tensor) -> Tensor:
+def _on_cpu(run: Callable[[Any], Iterable[Any]], names: list[str]) -> Scorer:
+    def score(inputs: Tensor) -> Tensor | dict[str, Tensor]:
         made = run(inputs.detach().float().contiguous().cpu().numpy())
-        return torch.from_numpy(made.copy()).to(inputs.device, inputs.dtype)
+        # Copies: the next pass may write into the runtime's own memory.
+        outputs = [torch.from_numpy(array.copy()).to(inputs.device, inputs.dtype) for array in made]
+        return outputs[0] if len(outputs) == 1 else dict(zip(names, outputs, strict=True))
 
     return score
