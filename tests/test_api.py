@@ -99,7 +99,8 @@ NAMES = {
 MODEL = "--model --weights --device"
 OWN = "--class-names --input-size --crop --mean --std"
 EXPLAINED = (
-    f"{MODEL} {OWN} --layer --preprocess --confidence --theta --max-channels --channel-selection --dtype --batch-size"
+    f"{MODEL} {OWN} --layer --preprocess --confidence --output-fn --theta --max-channels --channel-selection --dtype "
+    "--batch-size"
 )
 LOOK = "--colormap --opacity --dpi --open --quiet -q --threads"
 OPTIONS = {

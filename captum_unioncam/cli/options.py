@@ -201,6 +201,15 @@ def _model_options(
             "each other; none, where the outputs are confidences.",
         ),
     ] = Confidence.softmax,
+    output_fn: Annotated[
+        str | None,
+        typer.Option(
+            "--output-fn",
+            metavar="NAME",
+            help="package.module:function, what the model returns to the tensor (N, classes) to explain.",
+            show_default="the tensor itself, or the one named logits or out, or the only one",
+        ),
+    ] = None,
     theta: Annotated[
         float | None,
         typer.Option(

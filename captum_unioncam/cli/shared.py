@@ -36,6 +36,7 @@ _OPTIONS = {
     "mean": "--mean",
     "name": "--model",
     "opacity": "--opacity",
+    "output_fn": "--output-fn",
     "preprocess": "--preprocess",
     "std": "--std",
     "steps": "--steps",

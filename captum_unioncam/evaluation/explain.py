@@ -55,6 +55,7 @@ class Settings:
         method (str): As ``captum_unioncam.methods`` knows it. Default: "union_cam"
         class_names (str or None): A file of the classes' names, in the order of the model's outputs: one a line, or a
             list in ``.json``. Default: None, the model's own
+        output_fn (str or None): As ``ExplainedModel`` takes it, by name. Default: None
     """
 
     model: str = DEMO_MODEL
@@ -71,6 +72,7 @@ class Settings:
     channel_selection: str | None = None
     method: str = "union_cam"
     class_names: str | None = None
+    output_fn: str | None = None
 
     def subject(self, show_progress: bool = False) -> ExplainedModel:
         """Loads the model, on the device, with the layer.
@@ -80,7 +82,14 @@ class Settings:
         """
         names = None if self.class_names is None else _names_in(Path(self.class_names))
         subject = ExplainedModel(
-            self.model, self.weights, self.layer, self.preprocess, self.device, show_progress, self.confidence
+            self.model,
+            self.weights,
+            self.layer,
+            self.preprocess,
+            self.device,
+            show_progress,
+            self.confidence,
+            self.output_fn,
         )
         if names is not None:
             if len(names) != subject.classes:

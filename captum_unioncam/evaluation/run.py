@@ -136,6 +136,7 @@ class Evaluation:
             "layer": subject.layer_name,
             "preprocess": subject.preprocess,
             "confidence": subject.confidence,
+            **({} if subject.output_fn is None else {"output_fn": str(subject.output_fn)}),
             # The default of this package's methods.
             "theta": 10.0 if self.settings.theta is None else self.settings.theta,
             "max_channels": self.settings.max_channels,

@@ -21,7 +21,8 @@ def load(name: str = "demo", weights: str | None = None, **options: Any) -> Expl
             Default: "demo"
         weights (str or None): A file of weights, or "random" for an untrained model of timm or Hugging Face.
             Default: None, the model's own, which is downloaded
-        **options: Further arguments of ``ExplainedModel``: ``layer``, ``preprocess``, ``device``, ``confidence``.
+        **options: Further arguments of ``ExplainedModel``: ``layer``, ``preprocess``, ``device``, ``confidence``,
+            ``output_fn``.
 
     Returns:
         *ExplainedModel*, as the command uses it.

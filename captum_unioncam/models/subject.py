@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -12,11 +14,17 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_unioncam.attr.find_layer import find_spatial_layer, layer_transforms, spatial_layers
-from captum_unioncam.engine.confidence import CONFIDENCES, ConfidenceFunction, default_confidence, output_tensor
+from captum_unioncam.engine.confidence import (
+    CONFIDENCES,
+    ConfidenceFunction,
+    OutputFunction,
+    default_confidence,
+    output_tensor,
+)
 from captum_unioncam.engine.layouts.with_maps import WithMaps
 from captum_unioncam.models.zoo import DEMO_MODEL, load_classifier
 from captum_unioncam.system.errors import Failure, WrongArgument, one_line
-from captum_unioncam.system.imports import suggestion
+from captum_unioncam.system.imports import imported_function, suggestion
 
 AUTO = "auto"
 """The confidence that is settled by pictures."""
@@ -36,12 +44,16 @@ class ExplainedModel:
             other, "sigmoid" for other logits, "none" for outputs that are confidences. Default: "softmax", which leaves
             probabilities that sum to 1 unchanged, as the library's default does; "auto" until ``settle_confidence``
             chooses one of them
+        output_fn (Callable, str or None): What the model returns to the tensor (N, classes) that is explained: a
+            function, or "package.module:function". Default: None, the tensor itself; of a tuple, dict or dataclass the
+            one named "logits" or "out", or else the only one with a row for each example
 
     Attributes:
         classifier (Classifier): As loaded.
-        model (torch.nn.Module): The classifier's, on the device.
+        model (torch.nn.Module): The classifier's, on the device. Where it returns more than a tensor, a hook has it
+            return the one that is explained, which is all that other packages' methods take.
         device (torch.device): Where it is.
-        weights (str or None), preprocess (str): As given.
+        weights (str or None), preprocess (str), output_fn (Callable, str or None): As given.
         confidence (str): As given, or "none" if "softmax" was given and the outputs are probabilities.
         confidence_fn (Callable): The function for ``confidence``.
         layer_name (str), layer (torch.nn.Module): The layer to explain. For tokens and channels-last outputs, as in
@@ -63,12 +75,13 @@ class ExplainedModel:
         device: str | None = None,
         show_progress: bool = False,
         confidence: str = "softmax",
+        output_fn: OutputFunction | str | None = None,
     ) -> None:
         self.device = _device(device)
         self.classifier = load_classifier(name, None if weights is None else Path(weights), preprocess, show_progress)
         self.model = self.classifier.model
         self.weights, self.preprocess = weights, preprocess
-        self.confidence = confidence
+        self.confidence, self.output_fn = confidence, output_fn
         self._black, self.classes = self._try_out()
         self._with_maps: WithMaps | None = None
         self.set_layer(layer)
@@ -163,6 +176,7 @@ class ExplainedModel:
         try:
             self.model.to(self.device)
             black, _ = self.input_and_baseline(shown)
+            self._return_one_tensor(black)
             if self.confidence == AUTO:
                 return black, self._output(black).shape[1]
             if self.confidence == "softmax":
@@ -176,6 +190,32 @@ class ExplainedModel:
                 f"name={self.classifier.name!r}: cannot run on pictures of shape {tuple(shown.shape)}: "
                 f"{one_line(error)}; try another preprocessing or device."
             ) from error
+
+    def _return_one_tensor(self, black: Tensor) -> None:
+        """Has the model return the tensor that is explained, and no more."""
+        given = self.output_fn
+        output_fn = imported_function(given, f"output_fn={given!r}") if isinstance(given, str) else given
+        returned = self.model(black.clone())
+        if output_fn is None:
+            if isinstance(returned, Tensor):
+                return
+        else:
+            try:
+                returned = output_fn(returned)
+            except Exception as error:
+                # A user's function may raise anything.
+                raise WrongArgument(
+                    f"output_fn={given!r}: raised {type(error).__name__} for what the model returns, "
+                    f"{type(returned).__name__}: {one_line(error)}"
+                ) from error
+        try:
+            output_tensor(returned, len(black), f"name={self.classifier.name!r}")
+        except ValueError as error:
+            raise Failure(
+                f"{one_line(error).partition('; ')[0]}; give output_fn='package.module:function', a function of that "
+                "to the tensor of shape (1, classes)."
+            ) from error
+        self.model.register_forward_hook(partial(_one_tensor, output_fn), with_kwargs=True)
 
     @torch.no_grad()
     def settle_confidence(self, shown: Iterable[Tensor], exclusive: bool) -> None:
@@ -311,6 +351,14 @@ class ExplainedModel:
         finally:
             handle.remove()
         return outputs
+
+
+def _one_tensor(
+    output_fn: OutputFunction | None, _model: Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+) -> Tensor:
+    """A hook: the tensor that is explained, of all that the model returns."""
+    rows = len(next(iter((*args, *kwargs.values()))))
+    return output_tensor(output if output_fn is None else output_fn(output), rows, "model")
 
 
 def _extremes(inputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -277,6 +277,7 @@ def test_the_record_holds_numbers_settings_and_versions(capsys, photo):
             "channel_selection": "deviation",
             "method": "union_cam",
             "class_names": None,
+            "output_fn": None,
         },
     }
 

@@ -6,6 +6,7 @@ from torch import nn
 from torchvision import models
 
 from captum_unioncam import LayerUnionCam, metrics
+from captum_unioncam.methods import create
 from captum_unioncam.models.subject import ExplainedModel
 from captum_unioncam.system.errors import Failure, WrongArgument
 
@@ -49,9 +50,27 @@ class InDict(nn.Module):
         self.net = net()
     def forward(self, x): return {"logits": self.net(x), "loss": None}
 def in_dict(): return InDict()
+
+class Two(InDict):
+    def forward(self, x):
+        output = self.net(x)
+        return {"mean": output, "spread": -2 * output}
+def two(): return Two()
+def spread(output): return output["spread"]
+def other(output): return output["other"]
+def both(output): return output
 """
 }
 pytestmark = pytest.mark.usefixtures("one_thread", "in_a_folder_of_its_own")
+
+
+class Scaled(nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return self.factor * x
 
 
 def subject(function, **options):
@@ -121,7 +140,32 @@ def test_a_model_without_classes_is_refused():
 
 def test_the_output_may_be_within_a_dict():
     one = subject("in_dict")
-    assert torch.equal(one.confidences(one._black), one.model(one._black)["logits"].softmax(1))
+    assert torch.equal(one.confidences(one._black), one.model.net(one._black).softmax(1))
+
+
+@pytest.mark.parametrize("output_fn", ["own_subject:spread", lambda output: output["spread"]])
+def test_output_fn_picks_the_tensor_for_every_packages_methods(output_fn):
+    one, black = subject("two", output_fn=output_fn), torch.zeros(1, dtype=torch.int64)
+    expected = subject("plain")
+    picture = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(one.confidences(picture), (-2 * expected.model(picture)).softmax(1))
+    for name in ("layer_cam", "grad_cam", "saliency", "torchcam:GradCAM", "grad_cam:GradCAM"):
+        maps = create(name, one.model, one.layer)(picture, black, torch.zeros_like(picture))
+        negated = torch.nn.Sequential(expected.model, Scaled(-2))
+        assert torch.allclose(maps, create(name, negated, expected.layer)(picture, black, torch.zeros_like(picture)))
+        assert maps.std() > 0
+    assert one.layer_name == "net.1"
+
+
+def test_outputs_that_do_not_tell_name_output_fn():
+    held = r"returned dict \(mean: \(1, 4\), spread: \(1, 4\)\) for 1 rows; give output_fn='package.module:function'"
+    for options in ({}, {"output_fn": "own_subject:both"}):
+        with pytest.raises(Failure, match=rf"^name='own_subject:two': {held}"):
+            subject("two", **options)
+    with pytest.raises(WrongArgument, match=r"^output_fn='own_subject:other': raised KeyError .* dict: 'other'"):
+        subject("two", output_fn="own_subject:other")
+    with pytest.raises(WrongArgument, match=r"^output_fn='own_subject:spred': .*did you mean spread"):
+        subject("two", output_fn="own_subject:spred")
 
 
 @pytest.mark.parametrize("name", ["backbone.0", "features.0"])
