@@ -41,8 +41,9 @@ def blocks(path: Path) -> list[Block]:
 
 
 def commands(path: Path) -> list[list[str]]:
-    """The commands of each bash block that has no mark."""
-    return [block.text.splitlines() for block in blocks(path) if block.language == "bash" and not block.mark]
+    """The commands of each bash block that has no mark, each with its continued lines."""
+    unmarked = [block.text for block in blocks(path) if block.language == "bash" and not block.mark]
+    return [text.replace("\\\n", "").splitlines() for text in unmarked]
 
 
 def run_python(path: Path, namespace: dict) -> None:

@@ -1,18 +1,12 @@
-"""The documentation: its code runs, its site builds without a warning, and its pages need nothing from elsewhere."""
+"""The documentation: its code runs, is narrow, and it lists what there is."""
 
 import contextlib
 import doctest
-import functools
-import importlib.util
+import importlib
 import io
-import os
 import pkgutil
 import re
-import subprocess
-import sys
-import threading
 from collections import OrderedDict
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,16 +22,13 @@ from tests.attr import OWN
 from tests.blocks import blocks, commands, run_commands, run_python
 from tests.methods.test_methods import GRAD_CAM, TORCHCAM, TORCHCAM_FAILING
 
-pytest_plugins = ("tests.blocks", "tests.browser")
+pytest_plugins = ("tests.blocks",)
 
 REPOSITORY = Path(__file__).parent.parent
 DOCS = REPOSITORY / "docs"
-CONFIG = DOCS / "site" / "mkdocs.yml"
 PAGES = sorted(DOCS.glob("*.md"))
 COMMANDS = [lines for page in PAGES for lines in commands(page)]
-
-ASSETS = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*?\b(?:src|href)=[\"']?((?:https?:)?//[^\"'> ]+)")
-STYLE_ASSETS = re.compile(r"(?:url\(|@import\s+)[\"']?((?:https?:)?//[^\"') ]+)")
+CODE_WIDTH = 88
 
 
 def by_name(path):
@@ -48,6 +39,13 @@ def by_name(path):
 def test_every_block_is_of_a_kind_that_is_run_or_shown(page):
     assert {block.language for block in blocks(page)} <= {"bash", "python", "source", "text"}
     assert not any(block.mark for block in blocks(page))
+
+
+@pytest.mark.parametrize("page", [REPOSITORY / "README.md", *PAGES], ids=by_name)
+def test_code_is_narrow(page):
+    """The README's two commands for a fresh machine stay on their lines, for those who copy them by a script."""
+    lines = [line for block in blocks(page) if not block.mark for line in block.text.splitlines()]
+    assert [line for line in lines if len(line) > CODE_WIDTH] == []
 
 
 @pytest.mark.parametrize(
@@ -189,98 +187,6 @@ def test_shell_commands(lines, working_folder):
     run_commands(lines, working_folder)
 
 
-def build(config, site):
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-f", config, "-d", site]
-    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=REPOSITORY)
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    """The built pages; without mkdocs tests fail where CI=true, and are skipped elsewhere."""
-    for module in ("mkdocs", "material", "mkdocstrings_handlers.python", "nbconvert", "latex2mathml"):
-        try:
-            __import__(module)
-        except ModuleNotFoundError:
-            message = f"{module} is missing: pip install 'captum-unioncam[docs]'"
-            if os.environ.get("CI") == "true":
-                pytest.fail(message)
-            pytest.skip(message)
-    folder = tmp_path_factory.mktemp("site")
-    result = build(CONFIG, folder)
-    assert (result.returncode, result.stderr) == (0, "")
-    return folder
-
-
-def test_pages_refer_to_nothing_elsewhere(site):
-    html, styles = ([(path.name, path.read_text()) for path in site.rglob(f"*.{ending}")] for ending in ("html", "css"))
-    assert len(html) > len(PAGES)
-    assert styles
-    elsewhere = [(name, asset) for name, text in html for asset in ASSETS.findall(text) + STYLE_ASSETS.findall(text)]
-    elsewhere += [(name, asset) for name, text in styles for asset in STYLE_ASSETS.findall(text)]
-    assert elsewhere == []
-
-
-def test_equations_stand_beside_their_lines(site):
-    text = (site / "method.html").read_text()
-    order = [text.index(f"Eq. {number}") for number in ("1", "2", "3", "4 and 5", "6", "7", "8")]
-    assert order == sorted(order)
-    for begin, end in zip(order, [*order[1:], len(text)], strict=True):
-        assert "<math" in text[begin:end]
-        assert "captum_unioncam/" in text[begin:end]
-    for path in site.rglob("*.html"):
-        assert "arithmatex" not in path.read_text(), path.name
-
-
-@pytest.mark.parametrize(
-    ("block", "problem"),
-    [
-        ("captum_unioncam.attr.union_cam.unites", "unites"),
-        ("captum_unioncam.attr.union_cam.unite\nno such line", "0 lines begin with 'no such line'"),
-    ],
-)
-@pytest.mark.usefixtures("site")
-def test_the_build_fails_where_the_source_has_gone(block, problem):
-    from mkdocs.exceptions import PluginError
-
-    specification = importlib.util.spec_from_file_location("docs_hooks", CONFIG.parent / "hooks.py")
-    hooks = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(hooks)
-    with pytest.raises(PluginError, match=problem):
-        hooks.on_page_markdown(
-            f"```source\n{block}\n```", page=SimpleNamespace(file=SimpleNamespace(src_uri="method.md"))
-        )
-
-
-@pytest.fixture(scope="module")
-def address(site):
-    """Where the pages are served: their search does not run from a file."""
-
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=site)) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
-
-
-@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)], ids=["desktop", "dark phone"])
-@pytest.mark.parametrize("name", ["index", "method", "coming_from", "api", "notebooks/first_union_cam"])
-def test_pages_in_a_browser(name, width, dark, address, open_page):
-    page = open_page(f"{address}/{name}.html", width, dark)
-    assert page.locator("h1").count() == 1
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-
-
-def test_search_finds_a_page(address, open_page):
-    page = open_page(f"{address}/index.html")
-    field = page.get_by_role("textbox", name="Search")
-    field.click()
-    field.press_sequentially("blank map")
-    found = page.locator(".md-search-result__link").first
-    found.wait_for()
-    assert "troubleshooting" in found.get_attribute("href")
+def test_examples_of_docstrings_are_narrow():
+    lines = [(name, line) for name, code in EXAMPLES.items() for line in code.splitlines()]
+    assert [(name, line) for name, line in lines if len(">>> " + line) > CODE_WIDTH] == []

@@ -1,4 +1,4 @@
-"""What the pages need beside Markdown: source lines found by name, equations as MathML, notebooks as pages."""
+"""What the pages need beside Markdown: source lines by name, tables, equations as MathML, notebooks as pages."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import html
 import inspect
 import pkgutil
 import re
+import subprocess
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,15 @@ from latex2mathml.converter import convert
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 from nbconvert import MarkdownExporter
+from ruff.__main__ import find_ruff_bin
 
 from captum_unioncam import methods
 from captum_unioncam.metrics.table import all_metrics
 
 _SOURCE_BLOCK = re.compile(r"^```source\n(.*?)\n```$", re.DOTALL | re.MULTILINE)
+_RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+_WIDTH = 88
+"""Characters of a line of code."""
 _EQUATION = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 
 
@@ -70,7 +75,36 @@ def metrics_table() -> str:
     return "\n".join(["| name | heading | what it says |", "| --- | --- | --- |", *rows])
 
 
-_TABLES = {"table of methods": methods_table, "table of metrics": metrics_table}
+def measurements_table() -> str:
+    """Each CAM's time and quality, as the files of benchmark results have them, the fastest first."""
+    times, quality = ((_RESULTS / f"{name}.md").read_text() for name in ("speed-methods", "faithfulness-demo-64ch"))
+    mobilenet, resnet = (text.split("\n## ")[0] for text in re.split(r"\n## (?:mobilenet_v2|resnet18), ", times)[1:])
+    columns = {
+        "MobileNetV2, s": column(mobilenet, "seconds"),
+        "ResNet-18, s": column(resnet, "seconds"),
+        **{name: column(quality, name) for name in ("average drop (%) ↓", "insertion ↑", "pointing game (%) ↑")},
+    }
+    heading = " | ".join(["method", *columns])
+    rows = [
+        " | ".join([f"`{name}`", *(of.get(name, "").replace(" ", "&nbsp;") for of in columns.values())])
+        for name in sorted(columns["MobileNetV2, s"], key=lambda name: float(columns["MobileNetV2, s"][name]))
+    ]
+    return "\n".join(f"| {row} |" for row in [heading, "--- | " * len(columns) + "---", *rows])
+
+
+def column(text: str, heading: str) -> dict[str, str]:
+    """A column of the first Markdown table with that heading, by the name in its first column, without spreads."""
+    table = re.search(rf"^\|[^\n]*\| {re.escape(heading)} \|.*?(?=\n\n|\Z)", text, re.MULTILINE | re.DOTALL)
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[0].splitlines()]
+    number = lines[0].index(heading)
+    return {cells[0].split("`")[1]: cells[number].strip("*").partition(" (")[0] for cells in lines[2:]}
+
+
+_TABLES = {
+    "table of methods": methods_table,
+    "table of metrics": metrics_table,
+    "table of measurements": measurements_table,
+}
 
 
 def source_lines(name: str, first: str | None = None, last: str | None = None) -> str:
@@ -87,9 +121,17 @@ def source_lines(name: str, first: str | None = None, last: str | None = None) -
         documented = isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant)
         docstring = range(body[0].lineno - 1, body[0].end_lineno) if documented else range(0)
         shown = [i for i in range(len(lines)) if i not in docstring]
-    code = textwrap.dedent("".join(lines[i] for i in shown)).rstrip()
+    code = narrow(textwrap.dedent("".join(lines[i] for i in shown)).rstrip())
     module = function.__module__.replace(".", "/")
     return f'```python title="{module}.py, line {number + shown[0]}"\n{code}\n```'
+
+
+def narrow(code: str) -> str:
+    """Whole statements with their long lines broken."""
+    if max(map(len, code.splitlines())) <= _WIDTH:
+        return code
+    command = [find_ruff_bin(), "format", "--isolated", "--line-length", str(_WIDTH), "-"]
+    return subprocess.run(command, input=code, capture_output=True, text=True, check=True).stdout.rstrip()
 
 
 def one(begins: list[str], beginning: str) -> int:
@@ -104,6 +146,8 @@ def on_page_content(content: str, **_: Any) -> str:
     """Makes MathML of the equations, which browsers render without a script."""
 
     def mathml(equation: re.Match[str]) -> str:
-        return convert(html.unescape(equation[3]).strip(), display="block" if equation[2] == "[" else "inline")
+        found = convert(html.unescape(equation[3]).strip(), display="block" if equation[2] == "[" else "inline")
+        # As fences, bars need no spaces around them.
+        return re.sub(r"<mo([^>]*)>(&#x0007C;|\|)</mo>", r'<mo\1 lspace="0" rspace="0">|</mo>', found)
 
     return _EQUATION.sub(mathml, content)
