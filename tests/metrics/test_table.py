@@ -1,20 +1,15 @@
-"""Every metric of the table as evaluations call it, and how one gets there: by a file, a decorator, a package."""
+"""Every metric of the table as evaluations call it, and how one gets there; by a file, `test_one_file.py` shows."""
 
 import copy
 import inspect
-import os
-import shutil
-import subprocess
 import sys
 import warnings
 from contextlib import contextmanager
 from dataclasses import FrozenInstanceError
-from pathlib import Path
 
 import pytest
 import torch
 
-import captum_unioncam
 from captum_unioncam.metrics import table
 from captum_unioncam.metrics.table import SECONDS, Metric, all_metrics, find_metrics, metric
 from captum_unioncam.system.errors import WrongArgument
@@ -247,34 +242,6 @@ from captum_unioncam.metrics.table import metric
 def mean_attribution(attributions):
     return attributions.flatten(1).mean(1)
 """
-
-
-def test_a_file_in_the_folder_is_a_metric_everywhere(tmp_path):
-    package = Path(captum_unioncam.__file__).parent
-    shutil.copytree(package, tmp_path / package.name, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / package.name / "metrics" / "a_mean.py").write_text(OWN_METRIC.format(name="mean"))
-    code = """
-from pathlib import Path
-from captum_unioncam.evaluation.records import read_records
-from captum_unioncam.evaluation.run import Evaluation, evaluate
-from captum_unioncam.metrics.table import all_metrics
-from captum_unioncam.models.subject import ExplainedModel
-
-evaluate(Evaluation("demo", limit=1, steps=1), ExplainedModel(device="cpu"), ["grad_cam"], Path("out"), 0, False)
-(record,) = read_records(Path("out"))
-print(*all_metrics(), record.values["mean"] > 0)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    *others, seconds = all_metrics()
-    assert done.stdout.split() == [*others, "mean", seconds, "True"]
 
 
 @pytest.fixture
