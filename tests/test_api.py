@@ -113,7 +113,7 @@ OPTIONS = {
     "evaluate": f"{EXPLAINED} --methods --metrics --steps --seed --output --out --classes --limit --protocol --workers "
     "--subset --retry-failures --accept-other-versions",
     "sanity": f"{EXPLAINED} --target --methods --order --max-layers --seed --output --out -o",
-    "report": "--against --format",
+    "report": "--against --by-class --format",
     "app": f"{MODEL} --host --port",
 }
 ARGUMENTS = {"explain": "images", "compare": "images", "sanity": "image", "evaluate": "data", "report": "folder"}

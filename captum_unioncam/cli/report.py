@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from captum_unioncam.system.errors import WrongArgument
+
 if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
     from captum_unioncam.evaluation.records import EvaluationSettings
+    from captum_unioncam.report.statistics import Summary
 
 Format = StrEnum("Format", ["text", "csv", "markdown", "latex", "json"])
 
@@ -33,57 +36,69 @@ def report(
             "share of images where it is better; written to differences.csv.",
         ),
     ] = None,
+    by_class: Annotated[
+        bool,
+        typer.Option("--by-class", help="Also print each class's means, with intervals; written to by_class.csv."),
+    ] = False,
     form: Annotated[
         Format,
         typer.Option(
             "--format",
-            help="Of what is printed. Other than text: the table alone, or with --against that of the differences, and "
-            "no file is written.",
+            help="Of what is printed. Other than text: the table alone, or that of --against or --by-class, and no "
+            "file is written.",
         ),
     ] = Format.text,
 ) -> None:
     """Report on an evaluation in tables, plots and a page.
 
-    Prints the means of each method, and writes them with their plots to FOLDER/report: table.csv, table.md, table.tex,
-    curves.png, box.png, and report.html, which also shows the best and the worst maps. Works on unfinished evaluations
-    too.
+    Prints the means of each method, and writes them to FOLDER/report: table.csv, table.md, table.tex, plots (box.png,
+    curves.png, trade_off.png, ranks.png), and report.html, which also shows differences between methods, classes,
+    single images with all methods, and the best and the worst maps. Works on unfinished evaluations too.
     """
     from captum_unioncam.evaluation.records import read_records
     from captum_unioncam.report.page import settings_in, write_report
-    from captum_unioncam.report.statistics import paired_differences, summarize
-    from captum_unioncam.report.tables import differences_text, display_differences, display_table, text
+    from captum_unioncam.report.statistics import class_table, paired_differences, summarize
+    from captum_unioncam.report.tables import classes_text, differences_text, text
     from captum_unioncam.system.files import write_whole
 
+    if against is not None and by_class and form is not Format.text:
+        raise WrongArgument(f"--against and --by-class: are two tables; give one of them with --format {form}.")
     settings = settings_in(folder)
     summary = summarize(read_records(folder))
     differences = None if against is None else paired_differences(summary, against)
+    classes = class_table(summary) if by_class else None
     if form is not Format.text:
-        table, shown = summary.table, display_table(summary)
-        if differences is not None:
-            table, shown = differences, display_differences(differences)
-        typer.echo(_formatted(form, table, *shown), nl=False)
+        typer.echo(_formatted(form, summary, differences, classes), nl=False)
         return
-    paths = write_report(folder, _photos(settings), summary)
-    if differences is not None:
-        paths.append(folder / "report" / "differences.csv")
-        write_whole(paths[-1], differences.to_csv(index=False).encode(errors="replace"))
+    paths = write_report(folder, _photos(settings), summary, against)
     # A table in a file or a pipe is not wrapped.
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     typer.echo(text(summary, width, settings))
     if against is not None and differences is not None:
         typer.echo(f"\n{differences_text(differences, against, width)}")
+    if classes is not None:
+        typer.echo(f"\n{classes_text(classes, width)}")
+    for name, table in (("differences", differences), ("by_class", classes)):
+        if table is not None:
+            paths.append(folder / "report" / f"{name}.csv")
+            write_whole(paths[-1], table.to_csv(index=False).encode(errors="replace"))
     typer.echo(f"\n{', '.join(map(str, paths))}")
 
 
-def _formatted(form: Format, table: pd.DataFrame, texts: pd.DataFrame, best: pd.DataFrame) -> str:
-    """The numbers as CSV or JSON, or the texts as Markdown or LaTeX."""
-    from captum_unioncam.report.tables import as_latex, as_markdown
+def _formatted(form: Format, summary: Summary, differences: pd.DataFrame | None, classes: pd.DataFrame | None) -> str:
+    """The numbers as CSV or JSON, or the texts as Markdown or LaTeX, of one of the tables."""
+    from captum_unioncam.report import tables
 
+    table, shown = summary.table, tables.display_table(summary)
+    if differences is not None:
+        table, shown = differences, tables.display_differences(differences)
+    if classes is not None:
+        table, shown = classes, tables.display_classes(classes)
     if form is Format.csv:
         return str(table.to_csv(index=False))
     if form is Format.json:
         return f"{table.to_json(orient='records', indent=2)}\n"
-    return (as_markdown if form is Format.markdown else as_latex)(texts, best)
+    return (tables.as_markdown if form is Format.markdown else tables.as_latex)(*shown)
 
 
 def _photos(settings: EvaluationSettings) -> Callable[[str], Tensor | None]:

@@ -1,13 +1,16 @@
-"""Self-contained HTML pages: no scripts, no network, no other files."""
+"""Self-contained HTML pages: no network, no other files, and no script but the page's own, known by its hash."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
 
 
@@ -23,6 +26,28 @@ def render(template: str, **values: Any) -> bytes:
     """
     # File names that are not UTF-8 contain lone surrogates, which UTF-8 cannot encode.
     return _templates().get_template(template).render(values).encode(errors="replace")
+
+
+@dataclass(frozen=True)
+class Script:
+    """A script within a page.
+
+    Args:
+        text (Markup): As it is in the page.
+        hash (str): Of SHA-256 in base64, by which the page's policy allows it and no other.
+    """
+
+    text: Markup
+    hash: str
+
+
+def script(name: str) -> Script:
+    """One of the package's scripts, which lie beside the templates."""
+    environment = _templates()
+    assert environment.loader is not None
+    text, _, _ = environment.loader.get_source(environment, name)
+    # It is the package's own, and not escaped.
+    return Script(Markup(text), base64.b64encode(hashlib.sha256(text.encode()).digest()).decode())
 
 
 def data_uri(media_type: str, content: bytes) -> str:

@@ -74,9 +74,13 @@ class Look:
 
     def blend(self, gray: Pixels, values: Pixels) -> Pixels:
         """The colours (H, W, 3) of values over gray pixels, each (H, W), in [0, 1]."""
-        opacity = self.opacity * (_LEAST + (1 - _LEAST) * values)[..., None]
+        opacity = self.opacities(values)[..., None]
         colors: Pixels = self.colors(values)[..., :3]
         return _DIMMED * (1 - opacity) * gray[..., None] + opacity * colors
+
+    def opacities(self, values: Pixels) -> Pixels:
+        """The opacity of values in [0, 1], of the same shape."""
+        return self.opacity * (_LEAST + (1 - _LEAST) * values)
 
     def bar(self) -> Colormap:
         """The colours that the values have over a photo of middle gray, for a colour bar."""

@@ -1,4 +1,4 @@
-"""Curves and box plots."""
+"""Curves, box plots, and one metric against another."""
 
 from __future__ import annotations
 
@@ -60,4 +60,37 @@ def box_plot(summary: Summary) -> Figure:
         axis.set_yticks(range(1, len(by_method) + 1), by_method)
         axis.invert_yaxis()
         figure.supxlabel("box: quartiles; line: median; triangle: mean; whiskers: 5 % to 95 % of the maps", fontsize=9)
+    return figure
+
+
+def trade_off_plot(summary: Summary) -> Figure | None:
+    """Each method's mean insertion against its mean drop, with their intervals.
+
+    Args:
+        summary (Summary): As ``summarize`` returns it.
+
+    Returns:
+        *matplotlib.figure.Figure or None*: None where no method has both. Made without pyplot, so it need not be
+        closed.
+    """
+    across, up = (all_metrics()[name] for name in ("drop", "insertion"))
+    means = summary.table.dropna(subset="mean")
+    tables = [means[means.metric == metric.title].set_index("method") for metric in (across, up)]
+    methods = [name for name in summary.judged if all(name in table.index for table in tables)]
+    if not methods:
+        return None
+    x, y = (table.loc[methods, ["mean", "low", "high"]].to_numpy(float) for table in tables)
+    with matplotlib.rc_context({"text.parse_math": False}):
+        figure = Figure(figsize=(9, max(4.5, 1 + 0.24 * len(methods))), layout="constrained")
+        axis = figure.subplots()
+        for i, method in enumerate(methods):
+            (drop, *drops), (insertion, *insertions) = x[i], y[i]
+            left_right, below_above = (
+                np.abs(np.array(ends) - mean)[:, None] for ends, mean in ((drops, drop), (insertions, insertion))
+            )
+            style, color = "osD^v"[i // 10 % 5], f"C{i % 10}"
+            axis.errorbar(drop, insertion, below_above, left_right, style, color=color, elinewidth=0.8, label=method)
+        axis.set(xlabel=across.heading, ylabel=up.heading)
+        axis.grid(alpha=0.3)
+        figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     return figure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from bisect import insort
 from collections import Counter, defaultdict
@@ -27,6 +28,7 @@ _SEED = 0
 _RESAMPLES_AT_ONCE = 32
 _EXAMPLES = 4
 _NAMED_IMAGES = 3
+_SAMPLED_IMAGES = 48
 
 # Records hold the values of curves to four decimals.
 _FIXED_POINT = 1e6
@@ -64,6 +66,9 @@ class Summary:
         best, worst (dict[str, list[Record]]): For each method the records that are the best and the worst by
             ``ranking``, that one first; none is in both.
         failures (list[FailureGroup]): The most frequent first.
+        classes (dict[int, str]): The name of each target, in their order.
+        sample (dict[str, list[Record]]): All records of some images, drawn by their names: 48, or all if there are
+            fewer.
     """
 
     table: pd.DataFrame
@@ -72,6 +77,8 @@ class Summary:
     best: dict[str, list[Record]]
     worst: dict[str, list[Record]]
     failures: list[FailureGroup]
+    classes: dict[int, str]
+    sample: dict[str, list[Record]]
 
     @property
     def images(self) -> int:
@@ -148,7 +155,42 @@ def summarize(records: Iterable[Record], resamples: int = 1000) -> Summary:
         best=best,
         worst={name: [record for record in worst[name] if record not in best[name]] for name in methods},
         failures=_grouped(failures),
+        classes=dict(sorted(kept.classes.items())),
+        sample={
+            image: sorted(found, key=lambda record: (target_of(record), record.method))
+            for image, found in sorted(kept.sample.items())
+        },
     )
+
+
+def class_table(summary: Summary, targets: Iterable[int] | None = None, resamples: int = 1000) -> pd.DataFrame:
+    """The means of each class.
+
+    Args:
+        summary (Summary): As ``summarize`` returns it.
+        targets (Iterable[int] or None): The classes, by their targets. Default: None, all, in their order
+        resamples (int): How many resamples the bootstrap takes. Default: 1000
+
+    Returns:
+        *pandas.DataFrame*: A row for each class, method and metric that has values: class (its name), target, and the
+        columns of ``summary.table`` but for the failures. Intervals are over the images that show the class.
+
+    Examples::
+
+        >>> class_table(summarize(read_records(folder)))
+    """
+    of_target = summary.values.groupby("target")
+    tables = []
+    for target in summary.classes if targets is None else targets:
+        values = of_target.get_group(target) if target in of_target.groups else summary.values[:0]
+        # The other classes' images would be rows of zeros.
+        values = values.assign(image=values["image"].cat.remove_unused_categories())
+        table = _table(values, dict.fromkeys(summary.judged, 0), resamples).drop(columns="failures")
+        table = table[table["n"] > 0]
+        table.insert(0, "class", summary.classes[target])
+        table.insert(1, "target", target)
+        tables.append(table)
+    return pd.concat(tables or [summary.table[:0].drop(columns="failures")], ignore_index=True)
 
 
 def paired_differences(summary: Summary, against: str, resamples: int = 1000) -> pd.DataFrame:
@@ -226,6 +268,9 @@ class _Kept:
         self.curves: dict[str, dict[str, npt.NDArray[np.int64]]] = {
             name: {} for name, metric in all_metrics().items() if metric.has_curve
         }
+        self.classes: dict[int, str] = {}
+        self.sample: dict[str, list[Record]] = {}
+        self._drawn: list[tuple[bytes, str]] = []
         # The best and the worst of each method.
         self.examples = defaultdict[str, list[_Example]](list), defaultdict[str, list[_Example]](list)
 
@@ -235,14 +280,27 @@ class _Kept:
         for record in records:
             method = self.methods.setdefault(record.method, len(self.methods))
             image = self.images.setdefault(record.image, len(self.images))
+            self._add_to_sample(record)
             if record.error is not None:
                 self.failures.append((record.error.replace(record.image, "…"), record.method, record.image))
                 continue
+            self.classes[target_of(record)] = class_name(record)
             for name in self.curves.keys() & record.curves.keys():
                 self._add_curve(self.curves[name], record, record.curves[name])
             if record.map is not None and (metrics_of_rank := ranking(record.values)):
                 self._add_example(record, metrics_of_rank)
-            yield method, image, _target(record), *(record.values.get(name, math.nan) for name in metrics)
+            yield method, image, target_of(record), *(record.values.get(name, math.nan) for name in metrics)
+
+    def _add_to_sample(self, record: Record) -> None:
+        """Keeps all records of the images whose names have the smallest hashes, in whatever order they come."""
+        if record.image not in self.sample:
+            insort(self._drawn, (_drawn(record.image), record.image))
+            if len(self._drawn) > _SAMPLED_IMAGES:
+                _, left_out = self._drawn.pop()
+                self.sample.pop(left_out, None)
+                if left_out == record.image:
+                    return
+        self.sample.setdefault(record.image, []).append(record)
 
     def _add_curve(self, sums: dict[str, npt.NDArray[np.int64]], record: Record, curve: list[float]) -> None:
         # In fixed point, so that the sum does not depend on the order of the records.
@@ -259,12 +317,23 @@ class _Kept:
         quality = sum(record.values[metric.name] * (1 if metric.larger_is_better else -1) for metric in metrics)
         for examples, place in zip(self.examples, (-quality, quality), strict=True):
             kept = examples[record.method]
-            insort(kept, (place, record.image, _target(record), record), key=itemgetter(0, 1, 2))
+            insort(kept, (place, record.image, target_of(record), record), key=itemgetter(0, 1, 2))
             del kept[_EXAMPLES:]
 
 
-def _target(record: Record) -> int:
+def class_name(record: Record) -> str:
+    """The name of the explained class, or what there is in its place."""
+    return record.target_name or ("the only output" if record.target is None else f"class {record.target}")
+
+
+def target_of(record: Record) -> int:
+    """The target, -1 for none."""
     return -1 if record.target is None else record.target
+
+
+def _drawn(image: str) -> bytes:
+    # File names may hold bytes that are not text.
+    return hashlib.sha256(image.encode(errors="surrogateescape")).digest()
 
 
 def _table(values: pd.DataFrame, failed: dict[str, int], resamples: int) -> pd.DataFrame:

@@ -15,6 +15,9 @@ from captum_unioncam.report.statistics import FailureGroup, Summary
 
 MOST_FAILURES = 50
 
+NOTHING = "–"  # noqa: RUF001
+"""In place of a mean over no values."""
+
 
 def display_table(summary: Summary) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The table as formatted texts.
@@ -27,21 +30,70 @@ def display_table(summary: Summary) -> tuple[pd.DataFrame, pd.DataFrame]:
         texts, such as "12.3 [11.0, 13.6]", and whether each is the column's best. Equal texts are equally good.
     """
     judged = summary.judged
-    texts = pd.DataFrame(index=pd.Index(list(judged), name="method"))
+    texts, best = _means_and_best(summary.table)
+    texts["n"] = [str(count) for count in judged.values()]
+    texts["failures"] = _failed(summary).astype(str)
+    best["n"] = best["failures"] = False
+    return texts, best
+
+
+def _means_and_best(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Of each method and metric: the text of the mean with its interval, and whether the mean is the best shown."""
+    texts = pd.DataFrame(index=pd.Index(table["method"].unique(), name="method"))
     best = texts.copy()
     for metric in all_metrics().values():
-        rows = summary.table[summary.table.metric == metric.title].set_index("method")
-        if rows.empty:
+        of_metric = table[table.metric == metric.title]
+        if of_metric.empty:
             continue
+        rows = of_metric.set_index("method").reindex(texts.index)
         written = rows["mean"].map(lambda mean, form=metric.form: float(format(mean, form)))
         best[metric.heading] = written == (written.max() if metric.larger_is_better else written.min())
         texts[metric.heading] = [
             _mean_and_interval(*row, metric.form) for row in zip(rows["mean"], rows["low"], rows["high"], strict=True)
         ]
-    texts["n"] = [str(count) for count in judged.values()]
-    texts["failures"] = _failed(summary).astype(str)
-    best["n"] = best["failures"] = False
     return texts, best
+
+
+def display_classes(classes: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The tables of all classes as formatted texts, one below the other.
+
+    Args:
+        classes (pandas.DataFrame): As ``class_table`` returns it.
+
+    Returns:
+        *tuple of two pandas.DataFrame*: A row for each class and method, a column for "class", each metric and "n": the
+        texts, and whether each is its column's best in the class.
+    """
+    parts = [_class_texts(table) for _, table in classes.groupby("target", sort=False)]
+    parts = parts or [_class_texts(classes)]
+    texts, best = (pd.concat(frames) for frames in zip(*parts, strict=True))
+    # A metric may have values in some classes only.
+    return texts.fillna(NOTHING), best.fillna(False).astype(bool)
+
+
+def _class_texts(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """As ``display_classes``, of one class."""
+    texts, best = _means_and_best(table)
+    texts.insert(0, "class", "".join(table["class"].unique()))
+    texts["n"] = table.groupby("method", observed=True)["n"].max().reindex(texts.index).astype(str)
+    best.insert(0, "class", False)
+    best["n"] = False
+    return texts, best
+
+
+def classes_text(classes: pd.DataFrame, width: int | None = None) -> str:
+    """The tables of the classes as plain text, the best values of each class with an asterisk.
+
+    Args:
+        classes (pandas.DataFrame): As ``class_table`` returns it.
+        width (int or None): As :func:`text` takes it. Default: None, not wrapped
+    """
+    head = "by class: means over maps, with their 95 % bootstrap intervals over images; * the best of the class"
+    parts = ["\n".join(textwrap.wrap(head, width or sys.maxsize))]
+    for _, table in classes.groupby("target", sort=False):
+        texts, best = _class_texts(table)
+        parts.append("\n".join([str(texts.pop("class").iloc[0]), *_lines(texts, best.drop(columns="class"), width)]))
+    return "\n\n".join(parts)
 
 
 def display_differences(differences: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -94,7 +146,7 @@ def _failed(summary: Summary) -> pd.Series[int]:
 
 def _mean_and_interval(mean: float, low: float, high: float, form: str) -> str:
     if math.isnan(mean):
-        return "–"  # noqa: RUF001
+        return NOTHING
     return f"{mean:{form}}" if math.isnan(low) else f"{mean:{form}} [{low:{form}}, {high:{form}}]"
 
 

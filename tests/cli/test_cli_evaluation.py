@@ -35,7 +35,7 @@ def net():
 """
 OWN_MODULES = {"own_code": OWN_CODE}
 OUT = Path("evaluation")
-FILES = ["table.csv", "table.md", "table.tex", "curves.png", "box.png", "report.html"]
+FILES = ["table.csv", "table.md", "table.tex", "curves.png", "box.png", "trade_off.png", "report.html"]
 NO_EVALUATION = "holds no evaluation; give the folder that captum-unioncam evaluate has written."
 QUICK = ["--steps", "4", "--workers", "0", "--device", "cpu"]
 
@@ -248,8 +248,8 @@ def test_the_report_is_written_with_the_photos_and_opens(capsys, evaluation, ope
     run(capsys, "report", evaluation)
     assert sorted(path.name for path in (evaluation / "report").iterdir()) == sorted(FILES)
     page = open_page(evaluation / "report" / "report.html")
-    # Two plots, and of both methods the four maps, over the photos that they are of.
-    assert page.locator("img").count() == 2 + 8
+    # Three plots, of both methods the four maps, over the photos that they are of, and one photo with both maps.
+    assert page.locator("img").count() == 3 + 8 + 3
     assert page.get_by_alt_text("The photo, and the map over it, of").count() == 8
     assert page.locator("h3").all_inner_texts() == ["grad_cam", "saliency"]
     failure = page.get_by_role("rowheader").filter(has_text="out of memory")

@@ -17,7 +17,7 @@ from PIL import Image
 
 from captum_unioncam.evaluation.records import Record
 from captum_unioncam.metrics import table as metric_table
-from captum_unioncam.report.page import report_page, write_report
+from captum_unioncam.report.page import plots_of, report_page, write_report
 from captum_unioncam.report.panels import png
 from captum_unioncam.report.plots import box_plot, curve_plot
 from captum_unioncam.report.statistics import bootstrap_intervals, summarize
@@ -29,7 +29,7 @@ pytest_plugins = ("tests.browser",)
 HOSTILE = "<script>alert(1)</script>"
 SPECIAL = "$x_1$ & 100% #{|}~^\\"
 SETTINGS = {"data": HOSTILE, "theta": 10.0, "layer": None, "versions": {"torch": "2.5", "captum": "0.8"}}
-FILES = ["table.csv", "table.md", "table.tex", "curves.png", "box.png", "report.html"]
+FILES = ["table.csv", "table.md", "table.tex", "curves.png", "box.png", "trade_off.png", "report.html"]
 
 # Those of the records: others are computed on request, or come with what is installed.
 METRICS = tuple(metric for metric in metric_table.all_metrics().values() if not metric.on_request)
@@ -260,14 +260,14 @@ def test_maps_are_shown_by_the_first_metric_where_none_has_a_curve(records):
     page = page_of(summary)
     assert "By minus average drop (%);" in page
     assert f"confidence {order[0].confidence:.3f}, drop {order[0].values['drop']:.3f}" in page
-    assert "mean curves" not in page
+    assert [plot.name for plot in plots_of(summary)] == ["box"]
     png(curve_plot(summary))
     timed = [replace(r, values={"seconds": 1.0}) for r in dropped]
     assert not any(summarize(timed).best.values())
 
 
 def page_of(summary):
-    return " ".join(report_page(summary, {}, no_photo, b"", b"").decode().split())
+    return " ".join(report_page(summary, {}, no_photo, []).decode().split())
 
 
 def test_what_keeps_means_from_comparing_is_said(records):
@@ -367,7 +367,7 @@ def test_the_files_are_written_and_replaced(records, tmp_path):
     paths = write_report(folder, no_photo)
     assert [path.name for path in paths] == FILES
     assert sorted(path.name for path in (folder / "report").iterdir()) == sorted(FILES)
-    for name in ("curves.png", "box.png"):
+    for name in ("curves.png", "box.png", "trade_off.png"):
         with Image.open(folder / "report" / name) as picture:
             assert picture.width > 600
 
@@ -461,7 +461,7 @@ def test_a_picture_shows_the_photo_and_the_map_over_it(records):
 
 def shown_pictures(records, photo):
     summary = summarize(records)
-    html = report_page(summary, {}, photo, b"", b"").decode()
+    html = report_page(summary, {}, photo, []).decode()
     return [Image.open(io.BytesIO(base64.b64decode(uri))) for uri in re.findall(r"image/jpeg;base64,([^\"]+)", html)]
 
 
@@ -478,7 +478,8 @@ def hostile_page(records, tmp_path_factory):
 
 def test_the_page_escapes_every_text(hostile_page):
     html = hostile_page.read_text()
-    assert "<script" not in html
+    # The data and the page's own.
+    assert html.count("<script") == html.count("</script>") == 2
     assert "<img src=x" not in html
     # In the settings, as a method, as a target and in an error.
     assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 4
@@ -499,8 +500,8 @@ def test_the_page_in_a_browser(open_page, hostile_page, width, dark):
     assert table.locator("thead th[scope=col]").count() == table.locator("tbody tr").first.locator("> *").count() == 10
     assert table.locator("strong").count() == 7
     assert all(page.locator("img").evaluate_all("images => images.map(image => image.alt)"))
-    # Two plots, and eight maps of each method.
-    assert page.locator("img").count() == 2 + 16
+    # Three plots, and eight maps of each method; the image that is shown first has no photo.
+    assert page.locator("img").count() == 3 + 16
     assert page.get_by_text("The photo is not at hand").count() == 16 - page.get_by_alt_text("The photo, and").count()
     assert page.locator("td", has_text="torch 2.5, captum 0.8").is_visible()
     assert page.locator("th", has_text=f"RuntimeError: {HOSTILE}").is_visible()
