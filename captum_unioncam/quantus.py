@@ -1,4 +1,4 @@
-"""Quantus' metrics over this package's methods, and Quantus' metrics in its table.
+"""This package's methods in Quantus, and Quantus' metrics in this package's table.
 
 Quantus (https://github.com/understandable-machine-intelligence-lab/Quantus) is installed by the extra ``[quantus]``;
 :func:`explain_func` works without it. Imports methods, metrics, attr and what is below them.
@@ -42,22 +42,21 @@ def explain_func(
 ) -> Callable[..., Array]:
     """A method as the ``explain_func`` of Quantus' metrics.
 
-    The layer is looked up in each model that the function is called with, since Quantus calls it with copies too, whose
-    layers it has initialised anew.
+    The layer is looked up in each model that the function gets, because Quantus also passes copies with reinitialised
+    layers.
 
     Args:
         name (str): As ``captum_unioncam.methods`` knows it.
         layer (str or None): Dotted name of the layer to explain. Default: None, the last layer with a spatial output
-        baselines (float, numpy.ndarray or Tensor): What the method takes for black, a number or (1 or N, C, H, W).
-            Default: 0
+        baselines (float, numpy.ndarray or Tensor): The black image: a number or (1 or N, C, H, W). Default: 0
         settings (MethodSettings or None): The method's settings. Default: None, the defaults
-        seed (int): Of methods that draw random numbers, at each call. Default: 0
+        seed (int): Seed of methods that draw random numbers, set at each call. Default: 0
 
     Returns:
         *Callable*: ``(model, inputs, targets, **kwargs)`` to the maps. It takes inputs (N, C, H, W) and targets (N,),
         as NumPy arrays, and computes on the model's device; ``kwargs``, such as Quantus' ``device``, are ignored. It
-        returns a NumPy array (N, 1, H, W) of maps that are not negative, and warns of those that are the same
-        everywhere. It raises ``ValueError`` where the model has no such layer.
+        returns a NumPy array (N, 1, H, W) of maps that are not negative, and warns about constant maps. It raises
+        ``ValueError`` if the model has no such layer.
 
     Examples::
 
@@ -102,12 +101,12 @@ def metric(name: str, **arguments: Any) -> None:
     Args:
         name (str): A class of Quantus, such as "Sparseness". Not one that explains other inputs or models: call those
             in Quantus, with :func:`explain_func`.
-        **arguments: Of its constructor.
+        **arguments: Arguments of its constructor.
 
     Raises:
         WrongArgument: Quantus has no such metric, or it is one of robustness or randomisation.
         Failure: Quantus is not installed.
-        ValueError: The table has the metric already, from elsewhere.
+        ValueError: The table already has a metric of this name from elsewhere.
 
     Examples::
 

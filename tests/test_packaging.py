@@ -119,6 +119,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     described = f"captum_unioncam-{__version__}.dist-info/"
     assert {name for name in names if not name.startswith(described)} == sources
     assert f"{described}licenses/LICENSE" in names
+    assert wheel.stat().st_size < 1.5e6
 
 
 def test_the_wheel_needs_torch_and_captum_alone(wheel):

@@ -1,4 +1,4 @@
-"""A small trained network, and pictures and data sets to try the methods on, with nothing to download.
+"""A small trained model, images and data sets to try the methods, without downloads.
 
 Example::
 
@@ -39,7 +39,7 @@ _FOLDER = Path(__file__).parent
 
 
 def load_model() -> DemoNet:
-    """Returns the trained demo network, on the CPU and in evaluation mode."""
+    """Returns the trained demo model, on the CPU and in evaluation mode."""
     from safetensors.torch import load_file
 
     model = DemoNet()
@@ -48,7 +48,7 @@ def load_model() -> DemoNet:
 
 
 def load_picture() -> Image.Image:
-    """Returns the embedded picture: a star among clutter, RGB, 112 x 112."""
+    """Returns the demo image: a star among clutter, RGB, 112x112."""
     from PIL import Image
 
     with Image.open(_FOLDER / "picture.png") as picture:

@@ -96,18 +96,18 @@ def create(name: str, model: Module, layer: Module, settings: MethodSettings | N
         name (str): One of ``names()``, "torchcam:NAME", "grad_cam:NAME" (upper case, "-" and "_" do not matter there),
             or "package.module:function", a ``Factory``.
         model (torch.nn.Module): (N, 3, H, W) to (N, classes).
-        layer (torch.nn.Module): The layer of it to explain; methods that explain the input itself ignore it.
+        layer (torch.nn.Module): The layer to explain; methods that explain the input ignore it.
         settings (MethodSettings or None): Default: None, the defaults
 
     Returns:
-        *Method*: A function of inputs (N, 3, H, W), targets (N,) int64 and baselines (1 or N, 3, H, W), what the model
-        takes for black; returns maps (N, 1, H, W), not negative, in float32 at least, on the inputs' device. It raises
-        ``ValueError`` where they are not finite, and ``Failure`` where a method that is neither this package's nor
-        Captum's raises anything, or returns another shape than (N, C, h, w).
+        *Method*: A function of inputs (N, 3, H, W), targets (N,) int64 and baselines (1 or N, 3, H, W), the black
+        image. It returns maps (N, 1, H, W) that are not negative, at least in float32, on the inputs' device. It raises
+        ``ValueError`` if they are not finite, and ``Failure`` if a method of another package raises an error, or
+        returns another shape than (N, C, h, w).
 
     Raises:
         WrongArgument: There is no such method.
-        Failure: The package it belongs to is not installed, or the user's factory failed.
+        Failure: The method's package is not installed, or the user's factory failed.
 
     Examples::
 
@@ -148,7 +148,7 @@ def with_defaults(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def register(name: str, factory: Factory) -> None:
-    """Adds a method of the user's own under a name for ``create``.
+    """Adds your own method under a name for ``create``.
 
     Args:
         name (str): A new one, without ":".
@@ -157,7 +157,7 @@ def register(name: str, factory: Factory) -> None:
             C, h and w.
 
     Raises:
-        WrongArgument: The name holds ":" or is taken.
+        WrongArgument: The name contains ":" or is taken.
 
     Examples::
 
