@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from captum_unioncam.engine.confidence import output_tensor
-from captum_unioncam.engine.randomization import seeded_devices
+from captum_unioncam.engine.randomization import CASCADING, randomized_copies, seeded_devices
 from captum_unioncam.engine.sharing import SharedPasses, shared_passes
 from captum_unioncam.engine.tuning import fixed_rows, out_of_memory
 from captum_unioncam.evaluation.transfers import Mark, to_host
@@ -22,6 +23,9 @@ from captum_unioncam.metrics.attributions import DEFAULT_STEPS, one_channel
 from captum_unioncam.metrics.table import SECONDS, Metric, find_metrics
 from captum_unioncam.models.subject import ExplainedModel
 from captum_unioncam.system.errors import Failure, WrongArgument, one_line
+
+RANDOM_LOGIT = "random_logit"
+"""The metric that needs another class."""
 
 Objects = Mapping[int, Tensor | None]
 """The mask of each class's objects, bool, (H, W), or None where it is unknown."""
@@ -188,6 +192,10 @@ class Judge:
                 f"steps={steps}: there are {subject.pixels} pixels, and a step has one or more; give at most as many."
             )
         self._settings = replace(settings, confidence_fn=subject.confidence_fn)
+        if any(metric.name == RANDOM_LOGIT for metric in self.metrics) and subject.classes < 2:
+            raise WrongArgument(f"metrics: {RANDOM_LOGIT} needs another class, and the model has one; leave it out.")
+        # A model with other parameters and its layer, made when a metric asks for it.
+        self._randomized: tuple[Module, Module] | None = None
         # In a pass of the methods for which memory ran out.
         self._rows: dict[str, int] = {}
         self._methods = {name: self._created(name) for name in method_names}
@@ -344,7 +352,7 @@ class Judge:
             numbers = []
             for target, attribution in zip(targets, attributions, strict=True):
                 of_target = {"inputs": inputs, "attributions": attribution, "target": target, "baselines": black}
-                of_target["explanation_func"] = self._explanation_func(method, target, black, name)
+                of_target |= self._explanation_funcs(method, target, black, name)
                 mask = objects.get(target)
                 if mask is not None:
                     of_target["objects"] = mask[None, None]
@@ -368,15 +376,40 @@ class Judge:
             explained += run.each(inputs, torch.tensor([of_sweep], device=inputs.device), black)
         return explained
 
-    def _explanation_func(self, method: str, target: int, black: Tensor, name: str) -> Callable[[Tensor], Tensor]:
-        """For metrics: other inputs to the method's attributions for the target, each time with the same seed."""
+    def _explanation_funcs(
+        self, method: str, target: int, black: Tensor, name: str
+    ) -> dict[str, Callable[[Tensor], Tensor]]:
+        """For metrics: inputs to the method's attributions, each time with the same seed.
 
-        def explain(inputs: Tensor) -> Tensor:
+        "explanation_func" explains the target, "randomized_func" does so on a copy of the model whose layers are all
+        initialised anew, and "other_class_func" explains another class, the same for all methods.
+        """
+        judged = self._methods[method]
+
+        def explained(run: Method, of: int, inputs: Tensor) -> Tensor:
+            torch.manual_seed(_seed(self._seed, name, target, method))
+            return run.each(inputs, torch.tensor([[of]], device=inputs.device), black)[0].attributions
+
+        def of_other_inputs(inputs: Tensor) -> Tensor:
             # What it keeps of these inputs, no other method asks for.
             with shared_passes():
-                return self._explained(method, [target], inputs, black, name)[0].attributions
+                return explained(judged, target, inputs)
 
-        return explain
+        drawn = _seed(self._seed, name, target, RANDOM_LOGIT) % max(self.subject.classes - 1, 1)
+        other = (target + 1 + drawn) % self.subject.classes
+        return {
+            "explanation_func": of_other_inputs,
+            "randomized_func": lambda inputs: explained(self._on_randomized(method, inputs), target, inputs),
+            "other_class_func": lambda inputs: explained(judged, other, inputs),
+        }
+
+    def _on_randomized(self, method: str, inputs: Tensor) -> Method:
+        """The method on a copy of the model whose layers are all initialised anew, the same copy each time."""
+        if self._randomized is None:
+            whole = self.subject.model, self.subject.layer, inputs
+            ((_, model, layer),) = randomized_copies(*whole, CASCADING, max_layers=1, seed=self._seed)
+            self._randomized = model, layer
+        return self._created(method, self._randomized)
 
     def _measured(
         self, of_target: Mapping[str, Any], of: tuple[str, int, str]
@@ -396,11 +429,12 @@ class Judge:
             values[metric.name] = to_host(result)
         return values, curves
 
-    def _created(self, method: str) -> Method:
+    def _created(self, method: str, where: tuple[Module, Module] | None = None) -> Method:
         """The method, with as many rows in a pass as memory has been found to have room for."""
         rows = self._rows.get(method, self._settings.internal_batch_size)
         settings = replace(self._settings, internal_batch_size=rows)
-        return create(method, self.subject.model, self.subject.layer, settings)
+        model, layer = where or (self.subject.model, self.subject.layer)
+        return create(method, model, layer, settings)
 
     def _warm_up(self, inputs: Tensor) -> None:
         """Runs the model once, so that the first method's seconds do not include one-time preparations."""

@@ -69,8 +69,9 @@ class Metric:
 
         Args:
             arguments (Mapping[str, Any]): They include forward_func, inputs, attributions, target, baselines, objects,
-                steps, return_curve, confidence_fn, internal_batch_size, and explanation_func, a function of other
-                inputs to the method's attributions for the same target.
+                steps, return_curve, confidence_fn, internal_batch_size, and functions of inputs to the method's
+                attributions: explanation_func for the same target, randomized_func for it on a copy of the model whose
+                layers are initialised anew, and other_class_func for another target.
 
         Returns:
             *Tensor* (N,), or with ``has_curve`` and ``return_curve`` a *Curve*.

@@ -40,7 +40,8 @@ class Preprocessing:
 
         Boxes follow the picture by torchvision's transforms v2, where ``fit`` is one or is known as such; then each
         marks the pixels whose centres it holds, or the nearest if it is thinner. Other masks go through ``fit`` as
-        pictures, since transforms v2 take every so many pixels of a mask, from its top left: half a pixel off.
+        pictures. As torchvision's ``Mask`` they would be resized by "nearest", which is up to half a pixel off, unless
+        the transform's own interpolation is "nearest-exact", which pictures are not resized by.
 
         Args:
             objects (PIL.Image.Image): Mode "L", of the picture's size: 255 on the objects, and 0 elsewhere.

@@ -7,9 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 from captum_unioncam import demo, methods, metrics
 from captum_unioncam.attr.union_cam import LayerUnionCam
+from captum_unioncam.engine.randomization import randomized_copies
 from captum_unioncam.engine.sharing import kept
 from captum_unioncam.evaluation.judge import Judge
 from captum_unioncam.methods.settings import MethodSettings
@@ -448,3 +450,50 @@ def test_the_seconds_of_a_method_count_the_passes_that_it_shares(subject, pictur
     outcomes = judge.run([("first", [target]), ("second", [target])], shown)
     assert all(outcome.judgements[0].values["seconds"] >= 0.2 for outcome in outcomes)
     assert len(calls) == 1
+
+
+SANITY = ["model_randomization", "random_logit"]
+
+
+def test_sanity_is_the_likeness_to_the_maps_of_a_copy_and_of_another_class(subject, picture):
+    shown, target, _ = picture
+    inputs, black, before = shown[None], torch.zeros(1, 3, 112, 112), copy.deepcopy(subject.model.state_dict())
+    *_, (_, copied, layer) = randomized_copies(subject.model, subject.layer, inputs, seed=4)
+    others = []
+    for method in ("input_x_gradient", "saliency"):
+
+        def likeness(model, layer, index, method=method):
+            maps = [
+                methods.create(method, *where)(inputs, torch.tensor([of]), black).flatten()
+                for where, of in (((subject.model, subject.layer), target), ((model, layer), index))
+            ]
+            return spearmanr(*maps).statistic
+
+        judged = [
+            judge_one(judge_of(subject, method, seed=4, metric_names=SANITY), method, shown, target) for _ in range(2)
+        ]
+        values = [[each.values[name] for name in SANITY] for each in judged]
+        assert values[0] == values[1]
+        assert values[0][0] == pytest.approx(likeness(copied, layer, target), abs=1e-6)
+        of_classes = [likeness(subject.model, subject.layer, index) for index in range(subject.classes)]
+        assert of_classes[target] == pytest.approx(1)
+        (other,) = (i for i, value in enumerate(of_classes) if abs(value - values[0][1]) < 1e-6)
+        others.append(other)
+    assert others[0] == others[1] != target
+    assert all(torch.equal(value, before[name]) for name, value in subject.model.state_dict().items())
+
+
+def test_a_method_that_draws_the_same_map_whatever_the_model_and_the_class_fails_the_checks(subject, picture, own):
+    own("drawn", lambda inputs, target, baselines: torch.rand(1, 1, 9, 9))
+    own("flat", lambda inputs, target, baselines: torch.ones(1, 1, 9, 9))
+    judge = judge_of(subject, "drawn", "flat", metric_names=SANITY)
+    for method in ("drawn", "flat"):
+        judged = judge_one(judge, method, *picture[:2])
+        assert [judged.values[name] for name in SANITY] == pytest.approx([1, 1])
+
+
+def test_another_class_is_needed(subject):
+    alone = copy.copy(subject)
+    alone.classes = 1
+    with pytest.raises(WrongArgument, match="metrics: random_logit needs another class"):
+        judge_of(alone, "grad_cam", metric_names=SANITY)

@@ -336,3 +336,32 @@ def sensitivity_max(image: Tensor, attribution: Tensor, explain: Explain) -> flo
         change = math.sqrt(sum((a - b) ** 2 for a, b in zip(values, others, strict=True)))
         changes.append(change / (norm or 1.0))
     return max(changes)
+
+
+def model_randomization(image: Tensor, attribution: Tensor, on_another_model: Explain) -> float:
+    size = tuple(image.shape[2:])
+    return rank_correlation(numbers(summed(attribution, size)), numbers(summed(on_another_model(image), size)))
+
+
+def random_logit(image: Tensor, attribution: Tensor, for_another_class: Explain) -> float:
+    size = tuple(image.shape[2:])
+    return rank_correlation(numbers(summed(attribution, size)), numbers(summed(for_another_class(image), size)))
+
+
+def rank_correlation(one: list[float], other: list[float]) -> float:
+    """Spearman's, of the absolute values."""
+    ranks = []
+    for values in (one, other):
+        sizes = [abs(value) for value in values]
+        # Halfway between the values below and those that are not above.
+        ranks.append([sum(b < a for b in sizes) / 2 + sum(b <= a for b in sizes) / 2 for a in sizes])
+    means = [sum(each) / len(each) for each in ranks]
+    if max(ranks[0]) == min(ranks[0]):
+        return 1.0
+    if max(ranks[1]) == min(ranks[1]):
+        return 0.0
+    products = {(i, j): 0.0 for i in (0, 1) for j in (0, 1)}
+    for both in zip(*ranks, strict=True):
+        for i, j in products:
+            products[i, j] += (both[i] - means[i]) * (both[j] - means[j])
+    return products[0, 1] / math.sqrt(products[0, 0] * products[1, 1])

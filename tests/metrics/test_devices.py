@@ -15,7 +15,8 @@ PARTS = ("model", "inputs", "attributions", "target", "output", "confidences", "
 METRICS = find_metrics(all_metrics())
 FAITHFULNESS = [metric for metric in METRICS if not metric.needs_objects]
 # The others look at attributions alone, those of other inputs too.
-RUNNING = [m for m in FAITHFULNESS if m.name not in ("coherency", "complexity", "sensitivity_max", "sparseness")]
+OF_MAPS = ("coherency", "complexity", "sensitivity_max", "sparseness", "model_randomization", "random_logit")
+RUNNING = [m for m in FAITHFULNESS if m.name not in OF_MAPS]
 
 
 def explained(inputs):
@@ -44,7 +45,7 @@ def arguments(put):
         "confidence_fn": lambda output: output.softmax(1).to(confidences.device),
         "objects": put(torch.rand(3, 1, 8, 6, generator=generator) > 0.5, "objects"),
         "steps": 5,
-        "explanation_func": explained,
+        **dict.fromkeys(("explanation_func", "randomized_func", "other_class_func"), explained),
     }
 
 

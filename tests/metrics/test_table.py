@@ -59,6 +59,8 @@ def arguments(model, examples=slice(None), **changed):
         "steps": STEPS,
         "return_curve": False,
         "explanation_func": lambda inputs: explained(model, inputs, TARGETS[examples]),
+        "randomized_func": lambda inputs: explained(model, 1 - inputs, TARGETS[examples]),
+        "other_class_func": lambda inputs: explained(model, inputs, (TARGETS[examples] + 1) % 4),
         "confidence_fn": lambda output: output.softmax(1),
         "internal_batch_size": 4,
         **changed,
@@ -105,6 +107,8 @@ def test_the_values_are_those_of_plain_loops(model, judged):
             "mask": given["objects"][i, 0],
             "steps": STEPS,
             "explain": lambda image: explained(model, image, TARGETS[i : i + 1]),
+            "on_another_model": lambda image: explained(model, 1 - image, TARGETS[i : i + 1]),
+            "for_another_class": lambda image: explained(model, image, (TARGETS[i : i + 1] + 1) % 4),
         }
         return function(**{name: known[name] for name in inspect.signature(function).parameters if name in known})
 
