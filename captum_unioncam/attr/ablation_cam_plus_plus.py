@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from captum_unioncam.attr.base import LayerT, TailCam
+from captum_unioncam.engine.accelerators import widened
 from captum_unioncam.engine.checks import check_count, check_number
 from captum_unioncam.engine.maps import divide_unless_zero, spatial_dims
 from captum_unioncam.engine.tail import Replace, TailPasses
@@ -96,8 +97,7 @@ class LayerAblationCamPlusPlus(TailCam[LayerT]):
 
 def unit_vectors(activations: Tensor) -> Tensor:
     """Each channel's activations over their norm, (N, K, P); 0 where it is 0 everywhere."""
-    # MPS has no float64.
-    wide = activations.to(torch.float32 if activations.device.type == "mps" else torch.float64).flatten(2)
+    wide = widened(activations).flatten(2)
     # Squares of small numbers would be 0.
     scaled = divide_unless_zero(wide, wide.abs().amax(2, keepdim=True))
     return divide_unless_zero(scaled, torch.linalg.vector_norm(scaled, dim=2, keepdim=True))

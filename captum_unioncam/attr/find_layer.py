@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import Linear, Module
 from torch.utils._pytree import tree_flatten
 
+from captum_unioncam.engine.accelerators import widened
 from captum_unioncam.engine.layouts.base import ReshapeTransform
 from captum_unioncam.engine.layouts.found import found_transforms, is_tokens
 from captum_unioncam.engine.layouts.torchvision import KnownTransforms, last_token_layers
@@ -117,7 +118,7 @@ class _FoundLayer:
             return True
         places = self.transform(self.gradient).ne(0).any(1)
         # A new network's head may be zero, and then nothing has a gradient.
-        counts = bool(places.double().mean() > 0.5) or not self.gradient.any()
+        counts = bool(widened(places).mean() > 0.5) or not self.gradient.any()
         return counts and not isinstance(self.layer, Linear)
 
 
@@ -180,7 +181,7 @@ def _outputs_that_count(
         if not ends or not given:
             return outputs, {}
         try:
-            total = torch.stack([end.abs().sum().double() for end in ends]).sum()
+            total = torch.stack([widened(end.abs().sum()) for end in ends]).sum()
             made = torch.autograd.grad(total, list(given.values()), allow_unused=True)
         except RuntimeError:
             # A layer's output was written into as a part of another tensor, or there is no backward pass.

@@ -97,4 +97,5 @@ def path(inputs: tuple[Tensor, ...], dims: int, baselines: BaselineType, n_steps
 
 
 def _part(value: float, inputs: Tensor) -> Tensor:
-    return torch.tensor(value, dtype=torch.promote_types(inputs.dtype, torch.float32), device=inputs.device)
+    # Filled on the device: a copy to it would wait for the passes before.
+    return torch.full((), value, dtype=torch.promote_types(inputs.dtype, torch.float32), device=inputs.device)

@@ -21,6 +21,7 @@ from captum_unioncam.engine._captum import (
     log_usage,
     progress,
 )
+from captum_unioncam.engine.accelerators import wide_dtype
 from captum_unioncam.engine.checks import check_count, check_function, check_generator, check_inputs, check_number
 from captum_unioncam.engine.confidence import ConfidenceFunction, OutputFunction
 from captum_unioncam.engine.maps import MAX_SPATIAL_DIMS, full_precision
@@ -255,7 +256,9 @@ def grids_at(grids: Tensor, places: Tensor, inputs: Tensor) -> Tensor:
     """Grids (M, s, ...) stretched linearly to s + 1 cells of the inputs', and cut at the places (M, dims)."""
     masks = grids.to(_zeros(like=inputs))
     for dim, length in enumerate(inputs.shape[2:]):
-        weights = _linear_weights(grids.shape[1], length, places[:, dim].to(inputs.device)).to(masks)
+        weights = _linear_weights(
+            grids.shape[1], length, places[:, dim].to(inputs.device, wide_dtype(inputs.device))
+        ).to(masks)
         masks = torch.einsum("mls,ms...->m...l", weights, masks)
     return masks.unsqueeze(1)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from captum_unioncam.attr.base import GradientCam, LayerT
+from captum_unioncam.engine.accelerators import widened
 from captum_unioncam.engine.checks import check_count, check_generator, check_number, inputs_with_mask
 from captum_unioncam.engine.copies import CopyPasses
 from captum_unioncam.engine.maps import divide_unless_zero, full_precision, spatial_dims
@@ -95,8 +96,8 @@ class LayerSmoothGradCamPlusPlus(GradientCam[LayerT]):
 
 def add_powers(sums: list[Tensor] | None, _activations: Tensor, gradients: Tensor) -> list[Tensor]:
     """The sums of the gradients, their squares and their cubes."""
-    # In float32, the squares of a saturated network's would be 0. MPS has no float64.
-    wide = gradients if gradients.device.type == "mps" else gradients.double()
+    # In float32, the squares of a saturated network's would be 0.
+    wide = widened(gradients)
     powers = [wide, wide**2, wide**3]
     return powers if sums is None else [one + other for one, other in zip(sums, powers, strict=True)]
 

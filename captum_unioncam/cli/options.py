@@ -56,8 +56,8 @@ DeviceOption = Annotated[
     typer.Option(
         "--device",
         metavar="NAME",
-        help="Where to compute: cpu, cuda, cuda:1, mps.",
-        show_default="cuda where there is one",
+        help="Where to compute: cpu, or an accelerator by its kind in PyTorch: cuda, cuda:1, xpu, mps.",
+        show_default="the accelerator if there is one, else cpu",
     ),
 ]
 TargetOption = Annotated[

@@ -7,12 +7,13 @@ offer is done without. No other module of this package asks what kind of device 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import DataParallel, Module
 
 KINDS = ("cuda", "xpu", "mps")
 AUTOCAST = ("cpu", *KINDS)
@@ -83,7 +84,7 @@ def wide_dtype(device: torch.device) -> torch.dtype:
     """float64, or float32 where there is none, as on MPS and some of Intel's GPUs."""
     if device.type == "mps":
         return torch.float32
-    has_it = device.type != "xpu" or torch.xpu.get_device_properties(device).has_fp64
+    has_it = device.type != "xpu" or module_of(device).get_device_properties(device).has_fp64
     return torch.float64 if has_it else torch.float32
 
 
@@ -103,6 +104,29 @@ def fast_dtype(device: torch.device) -> torch.dtype | None:
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     arithmetic = ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16")
     return torch.bfloat16 if any(capabilities.get(name) for name in arithmetic) else None
+
+
+@contextmanager
+def autocast(device_type: str, dtype: torch.dtype, modules: Iterable[Module]) -> Iterator[None]:
+    """Autocast to ``dtype``, also in the threads of a ``DataParallel``: they know whether there is one, but no dtype.
+
+    Args:
+        device_type (str): Of the devices where the modules compute.
+        dtype (torch.dtype): torch.bfloat16 or torch.float16.
+        modules (Iterable[Module]): All that are to be run.
+    """
+
+    def in_thread(_module: Module, _args: Any) -> None:
+        torch.set_autocast_enabled(device_type, True)
+        torch.set_autocast_dtype(device_type, dtype)
+
+    with ExitStack() as stack:
+        for module in modules:
+            if isinstance(module, DataParallel) and len(module.device_ids) > 1:
+                # Replicas have the module's hooks, and are dropped with their threads.
+                stack.callback(module.module.register_forward_pre_hook(in_thread).remove)
+        stack.enter_context(torch.autocast(device_type, dtype=dtype))
+        yield
 
 
 class Mark:

@@ -202,8 +202,9 @@ class LayerCall:
                     as_set = torch.is_grad_enabled()
                     if as_set and output.requires_grad and not has_backward_hooks(self.forward_func):
                         return made, output
-            except RuntimeError as error:
-                # Models that differentiate in front of the layer need the whole graph; other errors come with it too.
+            except (RuntimeError, LayerError) as error:
+                # Models that differentiate in front of the layer need the whole graph, and so do replicas in threads,
+                # each of which has a mode of its own; other errors come with it too.
                 if "grad" not in str(error):
                     raise
         return self._run(seen)

@@ -19,9 +19,9 @@ from torch.nn import Module
 from torch.nn.modules.module import _global_backward_hooks, _global_backward_pre_hooks, _global_forward_pre_hooks
 from torch.utils.hooks import RemovableHandle
 
+from captum_unioncam.engine.accelerators import AUTOCAST, random_states
 from captum_unioncam.engine.turns import Turn
 
-AUTOCAST = ("cpu", "cuda", "xpu", "mps")
 _NONE = type(None)
 _NO_TENSORS = {bool, int, float, str, tuple, set, dict, OrderedDict, _NONE}
 
@@ -214,15 +214,10 @@ def _same(tensor: Tensor, content: Any) -> bool:
 
 def _random_state() -> list[tuple[Callable[[Any], Any], Any]]:
     """The random generators that a model may draw from: what sets each, and its state."""
-    state: list[tuple[Callable[[Any], Any], Any]] = [
-        (torch.set_rng_state, torch.get_rng_state()),
-        (random.setstate, random.getstate()),
-    ]
+    state = [*random_states(), (random.setstate, random.getstate())]
     numpy: Any = sys.modules.get("numpy")
     if numpy is not None:
         state.append((numpy.random.set_state, numpy.random.get_state()))
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        state.append((torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
     return state
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from captum_unioncam.engine.accelerators import kept_random_states
 from captum_unioncam.engine.checks import check_choice, check_positive
 from captum_unioncam.engine.model_state import evaluation_mode
 
@@ -122,15 +123,9 @@ def initialize(module: Module) -> None:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seeds torch's global generators, of the CPU and of GPUs in use, and gives back their state afterwards."""
-    with torch.random.fork_rng(seeded_devices()):
+    with kept_random_states():
         torch.manual_seed(seed)
         yield
-
-
-def seeded_devices() -> list[int]:
-    """The GPUs that torch.manual_seed seeds: all, once one is in use."""
-    in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    return list(range(torch.cuda.device_count())) if in_use else []
 
 
 def _spread(count: int, most: int | None) -> set[int]:

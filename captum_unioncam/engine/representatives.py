@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from captum_unioncam.engine.accelerators import widened
 from captum_unioncam.engine.checks import check_choice, check_positive
 from captum_unioncam.engine.maps import minmax, spatial_range
 
@@ -68,7 +69,7 @@ def _grouped(activations: Tensor, live: Tensor, count: int) -> Tensor:
     so fewer than ``count`` channels may be scored.
     """
     # Sums are made in float64, and compared in float32: in which order a device adds does not decide.
-    values = activations.flatten(2).to(torch.float32 if activations.device.type == "mps" else torch.float64)
+    values = widened(activations.flatten(2))
     masks = Points(minmax(values))
     weights = torch.linalg.vector_norm(values, dim=2).float() * live
     centres = _seeds(masks, weights.masked_fill(~live, -1), count)

@@ -86,7 +86,6 @@ def _is_known(value: Any, seen: set[CodeType]) -> bool:
 def check_model_rows(
     forward_func: Callable[..., Any],
     score_func: Callable[..., Any] | None = None,
-    score_dtype: torch.dtype | None = None,
 ) -> None:
     """Raises ``ValueError`` for models that the rows of a pass cannot be given to."""
     for module in _modules(forward_func, score_func):
@@ -95,12 +94,6 @@ def check_model_rows(
                 f"forward_func: {module} normalises over the batch, in evaluation mode too, so what is found for "
                 "an example would depend on the other rows of its pass; give track_running_stats=True, or layers that "
                 "normalise each example."
-            )
-        replicas = isinstance(module, torch.nn.DataParallel) and len(module.device_ids) > 1
-        if replicas and score_dtype not in (None, torch.float16):
-            raise ValueError(
-                f"score_dtype: {score_dtype} does not reach the replicas of a DataParallel, which autocast to float16; "
-                "give torch.float16, or the module within it."
             )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from captum_unioncam.engine._captum import (
     run_forward,
     select_targets,
 )
+from captum_unioncam.engine.accelerators import COMPILED_ROWS, autocast
 from captum_unioncam.engine.checks import check_baselines, check_finite, check_positive, inputs_with_mask
 from captum_unioncam.engine.confidence import (
     ConfidenceFunction,
@@ -27,7 +28,7 @@ from captum_unioncam.engine.confidence import (
 )
 from captum_unioncam.engine.independence import ROWS, check_independent_rows
 from captum_unioncam.engine.maps import full_precision
-from captum_unioncam.engine.model_state import EvaluatedFunction, modules_behind
+from captum_unioncam.engine.model_state import EvaluatedFunction, modules_behind, modules_within
 from captum_unioncam.engine.outputs import Outputs
 from captum_unioncam.engine.perturbations import (
     UNCHANGED,
@@ -44,7 +45,6 @@ from captum_unioncam.engine.rows import check_model_rows, check_rows_of_argument
 from captum_unioncam.engine.sharing import is_shared, kept
 from captum_unioncam.engine.tuning import PassTuner, fixed_rows
 
-COMPILED_ROWS = {"cpu": 8, "cuda": 64}
 AUTO = "auto"
 
 
@@ -72,8 +72,8 @@ class MaskedScorer:
         outputs (Outputs or None): What earlier passes of ``forward_func`` say of its outputs. Default: None, nothing
 
     Raises:
-        ValueError: ``internal_batch_size`` below 1, a ``score_dtype`` that autocast does not know or that the replicas
-            of a ``DataParallel`` do not get, inputs without values or rows, a model that normalises over the batch.
+        ValueError: ``internal_batch_size`` below 1, a ``score_dtype`` that autocast does not know, inputs without
+            values or rows, a model that normalises over the batch.
         AssertionError: Baselines or targets do not fit the inputs, as in Captum.
     """
 
@@ -99,7 +99,7 @@ class MaskedScorer:
                 f"score_dtype: got {score_dtype}; give torch.bfloat16, torch.float16, or None for the model's own."
             )
         check_dense(inputs)
-        check_model_rows(forward_func, score_func, score_dtype)
+        check_model_rows(forward_func, score_func)
         check_baselines(baselines, inputs)
         formatted = format_baseline(baselines, inputs)
         self._outputs = Outputs(targets, inputs[0].shape[0]) if outputs is None else outputs
@@ -231,12 +231,7 @@ class MaskedScorer:
         tuner = self._tuner(forward_func, activations.dim(), self.score_dtype)
         output_fn = _identity if raw else self.confidence_fn
         bar = progress(desc=self.progress_name, total=int(scored.sum())) if self.progress_name else NullProgress()
-        with (
-            torch.autocast(self._computes_on(forward_func), dtype=self.score_dtype)
-            if self.score_dtype
-            else nullcontext(),
-            bar,
-        ):
+        with self._autocast(forward_func), bar:
             masks = Masks.of_maps(activations, change)
             form = self._outputs.form or ()
             if change is UNCHANGED and is_shared() and len(form) == 1:
@@ -277,12 +272,14 @@ class MaskedScorer:
         check_finite(scores.transpose(0, 1), "confidences")
         return scores
 
-    def _computes_on(self, forward_func: Callable[..., Any]) -> str:
-        """The type of the device of the model's parameters, which may move its inputs there itself."""
-        modules = modules_behind(forward_func) or modules_behind(self.forward_func)
+    def _autocast(self, forward_func: Callable[..., Any]) -> AbstractContextManager[None]:
+        """Autocast where the model's parameters are, since it may move its inputs there itself."""
+        if self.score_dtype is None:
+            return nullcontext()
+        modules = modules_within(modules_behind(forward_func) or modules_behind(self.forward_func))
         parameters = (parameter for module in modules for parameter in module.parameters())
         device = next((parameter.device for parameter in parameters), self.inputs[0].device)
-        return device.type
+        return autocast(device.type, self.score_dtype, modules)
 
     def _tuner(self, forward_func: Callable[..., Any], map_dims: int, dtype: torch.dtype | None) -> PassTuner:
         """What is known of the passes of this function for inputs of this kind."""

@@ -11,6 +11,7 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor
 
+from captum_unioncam.engine.accelerators import synchronize
 from captum_unioncam.engine.model_state import EvaluatedFunction
 
 ResultT = TypeVar("ResultT")
@@ -46,8 +47,8 @@ class SharedPasses:
                 return found
         start = time.perf_counter()
         computed = compute()
-        if isinstance(computed, Tensor) and computed.is_cuda:
-            torch.cuda.synchronize(computed.device)
+        if isinstance(computed, Tensor):
+            synchronize(computed.device)
         self._kept.append((key, computed, time.perf_counter() - start))
         return computed
 

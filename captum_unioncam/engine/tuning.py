@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from statistics import median_low
-from typing import Any
 
 import torch
+
+from captum_unioncam.engine.accelerators import (
+    MOST_FIXED_ROWS,
+    OTHER_FIXED_ROWS,
+    OTHER_ROWS_AT_224,
+    ROWS_AT_224,
+    Mark,
+    free_memory,
+    is_timed,
+    release_memory,
+)
 
 TRIALS = 2  # the first pass of a kind pays for kernels that are chosen and memory that is found
 RETRIALS, PASSES_PER_RETRIAL = 4, 50  # later and rarely, since something else may have kept the machine busy
@@ -20,9 +29,6 @@ WORTHWHILE = 1.03
 MOST_ROWS = 1024
 # On a CPU more rows than the caches of its cores hold are never worth their memory, and timings too noisy to tell.
 MOST_ROWS_PER_THREAD = 8
-# Rows of the fixed rule at 224 x 224 positions, measured: MobileNetV2 takes 1.2 times as long with 8 rows on a CPU.
-ROWS_AT_224 = {"cpu": 4, "cuda": 64}
-MOST_FIXED_ROWS = {"cpu": 64, "cuda": 512}
 # Of inputs and outputs of a layer at the inputs' size: three times 64 channels in float32, more than VGG16 takes.
 BYTES_A_POSITION = 3 * 64 * 4
 FEWEST_ROWS = 2
@@ -32,20 +38,12 @@ PASSES_BEFORE_MORE = 16  # that go well after memory ran out; twice as many each
 def fixed_rows(device: torch.device, positions: int) -> int:
     """Rows in a pass of inputs of so many positions: a power of two, of device type, size, and a GPU's free memory."""
     positions = max(positions, 1)
-    rows = min(ROWS_AT_224.get(device.type, 16) * 224 * 224 // positions, MOST_FIXED_ROWS.get(device.type, 64))
+    rows = ROWS_AT_224.get(device.type, OTHER_ROWS_AT_224) * 224 * 224 // positions
+    rows = min(rows, MOST_FIXED_ROWS.get(device.type, OTHER_FIXED_ROWS))
     free = free_memory(device)
     if free is not None:
         rows = min(rows, free // (BYTES_A_POSITION * positions))
     return max(1 << max(rows.bit_length() - 1, 0), FEWEST_ROWS)
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that passes can have on a GPU, what PyTorch keeps free for itself included; None for other devices."""
-    if device.type != "cuda" or not torch.cuda.is_available():
-        # The testing package pretends that there are GPUs.
-        return None
-    free, _total = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 @cache
@@ -56,18 +54,6 @@ def keep_freed_memory() -> None:
     it takes no memory. It has no effect where the user has set the thresholds, or with another malloc.
     """
     torch.empty(2**25 - 2**16, dtype=torch.uint8, device="cpu")
-
-
-def fast_dtype(device: torch.device) -> torch.dtype | None:
-    """The half precision that the device has arithmetic for; None where it would only imitate it."""
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if device.type != "cpu":
-        return None
-    # Of PyTorch before 2.8 nothing is known.
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    arithmetic = ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16")
-    return torch.bfloat16 if any(capabilities.get(name) for name in arithmetic) else None
 
 
 @dataclass(frozen=True)
@@ -93,8 +79,8 @@ class PassTuner:
         device (torch.device): Where the passes run.
         rows (int): Rows in a pass, or in the first.
         formats (tuple[bool, ...]): Whether channels-last is to be used, in the order of trial.
-        learns (bool): Learn the fastest. Neither on CPU nor CUDA, or under ``torch.use_deterministic_algorithms``:
-            nothing is timed, and nothing learnt. Default: False
+        learns (bool): Learn the fastest. Where passes cannot be timed, or under ``torch.use_deterministic_algorithms``:
+            nothing is learnt. Default: False
         constant (bool): Every pass has all the setting's rows. Default: False
     """
 
@@ -118,7 +104,7 @@ class PassTuner:
         self.proven: set[tuple[int, bool]] = set()
         self.started: Counter[PassSetting] = Counter()
         self.seconds: defaultdict[PassSetting, deque[float]] = defaultdict(lambda: deque(maxlen=RECENT))
-        self.pending: list[tuple[PassSetting, Any, Any]] = []
+        self.pending: list[tuple[PassSetting, Mark, Mark]] = []
 
     def _start(self) -> None:
         """As nothing were known."""
@@ -131,11 +117,11 @@ class PassTuner:
     @property
     def learns(self) -> bool:
         """Whether passes are timed: another batch size or memory format rounds differently."""
-        return self.to_learn and self.device.type in ROWS_AT_224 and not torch.are_deterministic_algorithms_enabled()
+        return self.to_learn and is_timed(self.device) and not torch.are_deterministic_algorithms_enabled()
 
     def next(self) -> PassSetting:
         """The setting of the next pass: one to be tried, or the fastest known."""
-        self._read_events()
+        self._read_times()
         rows, channels_last = min(self.rows, self.most_rows), self.formats[0]
         if not self.learns:
             return PassSetting(rows, channels_last)
@@ -182,18 +168,10 @@ class PassTuner:
         """Runs a pass of so many rows in its context, and times it if they are all the setting's."""
         if not self.learns or rows != setting.rows:
             yield
-        elif self.device.type == "cuda":
-            stream = torch.cuda.current_stream(self.device)
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-            start.record(stream)
-            yield
-            end.record(stream)
-            self.pending.append((setting, start, end))
-            self.started[setting] += 1
         else:
-            begin = time.perf_counter()
+            start = Mark(self.device)
             yield
-            self.seconds[setting].append(time.perf_counter() - begin)
+            self.pending.append((setting, start, Mark(self.device)))
             self.started[setting] += 1
         self._went_well(setting, rows)
 
@@ -204,10 +182,10 @@ class PassTuner:
             self.most_rows = min(2 * self.most_rows, self.limit)
             self.gone_well, self.grew = 0, True
 
-    def _read_events(self) -> None:
-        while self.pending and self.pending[0][2].query():
+    def _read_times(self) -> None:
+        while self.pending and self.pending[0][2].has_happened():
             setting, start, end = self.pending.pop(0)
-            self.seconds[setting].append(start.elapsed_time(end) / 1000)
+            self.seconds[setting].append(end.seconds_since(start))
 
     def recovers(self, setting: PassSetting, error: Exception, rows: int | None = None, examples: int = 0) -> bool:
         """Whether a pass that failed with ``error`` can be run again with the next setting.
@@ -261,9 +239,7 @@ class PassTuner:
 
     def release(self) -> None:
         """Gives the device's free memory back, once nothing refers to the failed pass."""
-        if self.device.type == "cuda":
-            # What PyTorch keeps free for itself, CUDA's libraries cannot have.
-            torch.cuda.empty_cache()
+        release_memory(self.device)
 
 
 class WrongRows(ValueError):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 
-import torch
-
+from captum_unioncam.engine.accelerators import count_of, default_device, take
 from captum_unioncam.system.errors import WrongArgument
 
 
@@ -33,24 +32,24 @@ def is_first_process() -> bool:
 
 
 def local_device(device: str | None) -> str | None:
-    """The device, or under torchrun, where none or "cuda" is given, this process's own GPU.
+    """The device, or under torchrun, where none or no more than a kind, as "cuda", is given, this process's own GPU.
 
     Raises:
         WrongArgument: LOCAL_RANK is not a number from 0.
     """
-    if device in (None, "cuda") and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
-        index = _number("LOCAL_RANK", 0, 10**6) % torch.cuda.device_count()
-        # Also for user code that names no more than "cuda".
-        torch.cuda.set_device(index)
-        return f"cuda:{index}"
-    return device
+    if "LOCAL_RANK" not in os.environ:
+        return device
+    kind = default_device().type if device is None else device
+    gpus = count_of(kind)
+    return str(take(kind, _number("LOCAL_RANK", 0, 10**6) % gpus)) if gpus else device
 
 
 def shared_gpus(device: str | None) -> str | None:
     """A message if processes of this machine share a GPU; None if each has its own."""
-    if device is None or not device.startswith("cuda") or "LOCAL_WORLD_SIZE" not in os.environ:
+    gpus = 0 if device is None else count_of(device.partition(":")[0])
+    if not gpus or "LOCAL_WORLD_SIZE" not in os.environ:
         return None
-    processes, gpus = _number("LOCAL_WORLD_SIZE", 1, 10**6), torch.cuda.device_count()
+    processes = _number("LOCAL_WORLD_SIZE", 1, 10**6)
     if processes <= gpus or _number("LOCAL_RANK", 0, 10**6):
         return None
     return f"{processes} processes share {gpus} GPU{'s' if gpus > 1 else ''} here; --nproc-per-node {gpus} is faster."

@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from captum_unioncam.attr.union_cam import UnionCamDetails
+from captum_unioncam.engine.accelerators import fast_dtype
 from captum_unioncam.engine.maps import up
-from captum_unioncam.engine.tuning import fast_dtype
 from captum_unioncam.evaluation.judge import Judge
 from captum_unioncam.methods.registry import PEER_PACKAGES, with_defaults
 from captum_unioncam.methods.settings import MethodSettings
@@ -46,7 +46,8 @@ class Settings:
         model, weights, preprocess: As ``load_classifier`` takes them.
         layer (str or None): Dotted name of the layer to explain. Default: None, the classifier's own, or else the last
             whose output has space
-        device (str or None): Where to compute. Default: None, "cuda" where there is one, and "cpu" elsewhere
+        device (str or None): Where to compute. Default: None, the accelerator (CUDA, XPU, MPS) if there
+            is one, else "cpu"
         confidence (str): As ``ExplainedModel`` takes it. Default: "softmax"
         dtype (str): Precision in which channels are scored: "float32", "bfloat16" or "float16". Default: "float32"
         batch_size (int or None): Batch size of the masked forward passes. Default: None, the fastest

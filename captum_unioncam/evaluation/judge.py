@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from captum_unioncam.engine.accelerators import Mark, kept_random_states, release_memory
 from captum_unioncam.engine.confidence import output_tensor
-from captum_unioncam.engine.randomization import CASCADING, randomized_copies, seeded_devices
+from captum_unioncam.engine.randomization import CASCADING, randomized_copies
 from captum_unioncam.engine.sharing import SharedPasses, shared_passes
 from captum_unioncam.engine.tuning import fixed_rows, out_of_memory
-from captum_unioncam.evaluation.transfers import Mark, to_host
+from captum_unioncam.evaluation.transfers import to_host
 from captum_unioncam.methods.registry import Method, create
 from captum_unioncam.methods.settings import Explained, MethodSettings
 from captum_unioncam.metrics.attributions import DEFAULT_STEPS, one_channel
@@ -266,7 +267,7 @@ class Judge:
                 release(started.error)
                 # It may hold much, and results of passes of other sizes are not read.
                 shared = shared_passes()
-                _free_memory(self.subject.device)
+                release_memory(self.subject.device)
                 started = self._tried(*of_picture, shared, rows)
             yield started
 
@@ -342,7 +343,7 @@ class Judge:
         if confidences is None:
             confidences = self.subject.confidences(inputs)[0]
         device = self.subject.device
-        with torch.random.fork_rng(seeded_devices()), shared or shared_passes() as shared:
+        with kept_random_states(), shared or shared_passes() as shared:
             self._warm_up(inputs)
             start, saved = Mark(device), shared.saved
             explained = self._explained(method, targets, inputs, black, name)
@@ -450,12 +451,6 @@ class Judge:
 
 def _that_show_something(objects: Objects | None) -> Objects:
     return {target: mask for target, mask in (objects or {}).items() if mask is not None and mask.any()}
-
-
-def _free_memory(device: torch.device) -> None:
-    """Gives back what PyTorch keeps free for itself, which CUDA's libraries cannot have."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def release(error: BaseException | None) -> None:

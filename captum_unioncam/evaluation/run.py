@@ -17,7 +17,6 @@ import multiprocessing
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 from captum_unioncam.datasets.base import DataSet, difficult, subset
 from captum_unioncam.datasets.open import open_data_set
 from captum_unioncam.engine._captum import NullProgress, progress
+from captum_unioncam.engine.accelerators import Mark, current, has_streams
 from captum_unioncam.engine.maps import minmax
 from captum_unioncam.engine.representatives import REPRESENTATIVES
 from captum_unioncam.evaluation.distributed import rank, world_size
@@ -47,7 +47,7 @@ from captum_unioncam.evaluation.records import (
     read_records,
     read_settings,
 )
-from captum_unioncam.evaluation.transfers import IMAGES_AHEAD, RESULTS_BEHIND, Mark, Uploads, queued, to_host
+from captum_unioncam.evaluation.transfers import IMAGES_AHEAD, RESULTS_BEHIND, Uploads, queued, to_host
 from captum_unioncam.methods.registry import PEER_PACKAGES, factory_of
 from captum_unioncam.methods.settings import MethodSettings
 from captum_unioncam.metrics.table import find_metrics
@@ -219,21 +219,16 @@ def evaluate(
     # A bar that is not on a terminal writes a line to a log at each update.
     interval = 0.5 if sys.stderr.isatty() else _SECONDS_BETWEEN_LINES
     bar = progress(desc="records", total=total, mininterval=interval) if show_progress and total else NullProgress()
-    on_gpu = subject.device.type == "cuda"
-    with RecordFile(folder) as file, bar, _current(subject.device):
-        images = queued(_placed(subject, _reported(loader)), IMAGES_AHEAD if on_gpu else 0)
+    is_queued = has_streams(subject.device)
+    with RecordFile(folder) as file, bar, current(subject.device):
+        images = queued(_placed(subject, _reported(loader)), IMAGES_AHEAD if is_queued else 0)
         records = (one for image in images for one in _records(judge, image, missing[image.name], chosen[image.name]))
-        for record in queued(records, RESULTS_BEHIND if on_gpu else 0):
+        for record in queued(records, RESULTS_BEHIND if is_queued else 0):
             file.append(record)
             tally.records += 1
             tally.failures += record.error is not None
             bar.update()
     return tally
-
-
-def _current(device: torch.device) -> AbstractContextManager[object]:
-    """Makes a GPU the one of code that names no more than "cuda": each process has its own."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _targets(of: Callable[[str], tuple[int, ...]], name: str) -> tuple[int, ...] | Failure:
@@ -277,7 +272,7 @@ def _reported(loader: DataLoader[_Seen]) -> Iterator[_Seen]:
 
 def _placed(subject: ExplainedModel, pictures: Iterable[_Seen]) -> Iterator[Callable[[], _Seen]]:
     """The pictures as they were read, and what the model gets of them where that is copied beside its passes."""
-    uploads = Uploads(subject.device) if subject.device.type == "cuda" else None
+    uploads = Uploads(subject.device) if has_streams(subject.device) else None
     for seen in pictures:
         given = None if uploads is None or seen.shown is None else _uploaded(uploads, subject, seen)
         yield given or partial(replace, seen)

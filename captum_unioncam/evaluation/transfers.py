@@ -1,18 +1,19 @@
 """Images on their way to a GPU before their turn, and results on their way back after it.
 
 Copies go from and to pinned memory, those to the GPU in a stream of their own, and events say when they are done: the
-host waits for none of them when it starts it. On other devices nothing is queued.
+host waits for none of them when it starts it. On devices without streams nothing is queued.
 """
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+from captum_unioncam.engine.accelerators import has_streams, module_of
 
 ResultT = TypeVar("ResultT")
 
@@ -34,32 +35,10 @@ def queued(started: Iterable[Callable[[], ResultT]], depth: int) -> Iterator[Res
         yield waiting.popleft()()
 
 
-class Mark:
-    """A point in the work of a device: on a GPU an event in its current stream, elsewhere the time when it was made."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._event: torch.cuda.Event | None = None
-        if device.type == "cuda":
-            self._event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            self._event.record(torch.cuda.current_stream(device))
-        self._time = time.perf_counter()
-
-    def wait(self) -> None:
-        """Returns when the device has come to it."""
-        if self._event is not None:
-            self._event.synchronize()
-
-    def seconds_since(self, start: Mark) -> float:
-        """The seconds from an earlier mark of the device, once it has come to this one."""
-        if self._event is None or start._event is None:
-            return self._time - start._time
-        return float(start._event.elapsed_time(self._event)) / 1000
-
-
 def to_host(tensor: Tensor) -> Tensor:
     """A copy on the CPU, to be read after a later ``Mark`` was waited for; PyTorch puts it into pinned memory."""
     # On other devices such a copy would not be ordered by an event.
-    return tensor.detach().to("cpu", non_blocking=tensor.is_cuda)
+    return tensor.detach().to("cpu", non_blocking=has_streams(tensor.device))
 
 
 class Uploads:
@@ -71,17 +50,18 @@ class Uploads:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._module = module_of(device)
+        self._stream = self._module.Stream(device)
 
     def start(self, tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
         """Starts the copies of tensors on the CPU; the function that is returned gives them to the current stream."""
-        with torch.cuda.stream(self._stream):
+        with self._module.stream(self._stream):
             copies = [tensor.pin_memory().to(self.device, non_blocking=True) for tensor in tensors]
             copied = self._stream.record_event()
 
         def given() -> list[Tensor]:
             # The stream waits, not the host.
-            current = torch.cuda.current_stream(self.device)
+            current = self._module.current_stream(self.device)
             current.wait_event(copied)
             for copy in copies:
                 # Their memory belongs to the other stream, which may not use it again before this one is done.

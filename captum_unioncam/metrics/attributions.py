@@ -20,6 +20,7 @@ from captum_unioncam.engine._captum import (
     format_tensor_into_tuples,
     log_usage,
 )
+from captum_unioncam.engine.accelerators import AUTOCAST
 from captum_unioncam.engine.blur import blurred
 from captum_unioncam.engine.checks import (
     check_baselines,
@@ -31,7 +32,7 @@ from captum_unioncam.engine.checks import (
 )
 from captum_unioncam.engine.confidence import ConfidenceFunction, OutputFunction
 from captum_unioncam.engine.maps import full_precision, minmax, up
-from captum_unioncam.engine.model_state import AUTOCAST, evaluation_mode
+from captum_unioncam.engine.model_state import evaluation_mode
 from captum_unioncam.engine.perturbations import Chunk, Masks, check_dense, masked_as
 from captum_unioncam.engine.scoring import MaskedScorer
 from captum_unioncam.engine.sharing import is_shared, kept

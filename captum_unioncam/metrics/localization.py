@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_unioncam.engine.accelerators import widened
 from captum_unioncam.engine.checks import check_number, check_size, described
 from captum_unioncam.engine.maps import MAX_SPATIAL_DIMS, divide_or_zero
 from captum_unioncam.metrics.attributions import check_map, one_channel, published
@@ -100,7 +101,7 @@ def pointing_game(attributions: Tensor, objects: Tensor, tolerance: float = 0) -
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)
     flat = attributions.flatten(1)
     maximum = grid[:, flat.argmax(1)].T.unsqueeze(-1)
-    near = (grid - maximum).double().square().sum(1).sqrt() <= min(tolerance, _FAR)
+    near = widened(grid - maximum).square().sum(1).sqrt() <= min(tolerance, _FAR)
     hit = (near & objects.flatten(1)).any(1) & (flat.amax(1) > flat.amin(1))
     return hit.to(attributions.dtype)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from captum_unioncam.engine.accelerators import widened
 from captum_unioncam.engine.blur import blurred
 from captum_unioncam.engine.maps import divide_or_zero, spatial_dims
 
@@ -43,7 +44,7 @@ def structural_similarity(one: Tensor, other: Tensor) -> Tensor:
             inner = inner.narrow(dim, reach, inner.shape[dim] - 2 * reach)
         return inner
 
-    x, y = one.double(), other.double()
+    x, y = widened(one), widened(other)
     mean_x, mean_y = mean(x), mean(y)
     variances = mean(x * x) - mean_x**2 + mean(y * y) - mean_y**2
     covariance = mean(x * y) - mean_x * mean_y
@@ -70,5 +71,5 @@ def _ranks(values: Tensor) -> Tensor:
     rows = []
     for row in values.flatten(1):
         _, place, counts = row.unique(return_inverse=True, return_counts=True)
-        rows.append((counts.cumsum(0) - (counts - 1) / 2).double()[place])
+        rows.append(widened(counts.cumsum(0) - (counts - 1) / 2)[place])
     return torch.stack(rows)

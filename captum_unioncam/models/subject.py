@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_unioncam.attr.find_layer import find_spatial_layer, layer_transforms, spatial_layers
+from captum_unioncam.engine.accelerators import default_device
 from captum_unioncam.engine.confidence import (
     CONFIDENCES,
     ConfidenceFunction,
@@ -39,7 +40,8 @@ class ExplainedModel:
         name, weights, preprocess, show_progress: As ``load_classifier`` takes them.
         layer (str or None): Dotted name of the layer to explain. Default: None, the classifier's own, or else the last
             whose output has space
-        device (str or None): Where to compute. Default: None, "cuda" if available, else "cpu"
+        device (str or None): Where to compute. Default: None, the accelerator (CUDA, XPU, MPS) if there
+            is one, else "cpu"
         confidence (str): Converts the model's outputs to confidences: "softmax" for logits of classes that exclude each
             other, "sigmoid" for other logits, "none" for outputs that are confidences. Default: "softmax", which leaves
             probabilities that sum to 1 unchanged, as the library's default does; "auto" until ``settle_confidence``
@@ -368,7 +370,7 @@ def _extremes(inputs: Tensor) -> tuple[Tensor, Tensor]:
 
 def _device(name: str | None) -> torch.device:
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return default_device()
     try:
         with warnings.catch_warnings():
             # Warnings about deprecated devices.

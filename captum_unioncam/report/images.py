@@ -99,7 +99,7 @@ def scaled(values: Tensor, size: tuple[int, int]) -> Pixels:
     Negative values show as 0 does. What is positive everywhere, as RISE's maps are, is shown above its minimum.
     """
     at_size = minmax(up(values.detach().float().clamp(min=0), size[::-1]))[0, 0]
-    pixels: Pixels = at_size.double().cpu().numpy()
+    pixels: Pixels = at_size.cpu().double().numpy()
     return pixels
 
 

@@ -14,7 +14,7 @@ from captum.attr import LayerGradCam
 from torch import Tensor, nn
 
 from captum_unioncam.testing.contract import Subject, given, layer_check, require, require_same
-from captum_unioncam.testing.devices import PretendedDevices
+from captum_unioncam.testing.devices import PretendedDevices, in_parallel
 from captum_unioncam.testing.map_checks import TARGETS
 from captum_unioncam.testing.networks import tiny_inputs
 
@@ -182,22 +182,23 @@ def _of_replicas(subject: Subject, put: Put) -> Call:
     return Call(Replicas(net, put), net.features, (inputs,), TARGETS, None, {"baselines": 0.5}, is_for_all=False)
 
 
-class Replicas(nn.Module):
-    """A model on two GPUs, each of which runs half of the examples, as ``DataParallel`` has it."""
-
-    device_ids = (0, 1)
+class Replicas(nn.DataParallel[nn.Module]):
+    """A model on two GPUs, each of which runs half of the examples, in a thread of its own."""
 
     def __init__(self, module: nn.Module, put: Put) -> None:
-        super().__init__()
+        # Not that of ``DataParallel``, which asks for the GPUs of this machine.
+        nn.Module.__init__(self)
         self.module = put(module, "model")
+        self.device_ids = [0, 1]
         # Not a module of this one.
         self.replicas = (self.module, _replica(module, put))
 
     def forward(self, x: Tensor) -> Tensor:
         # One alone where all is on the CPU.
         on = {next(replica.parameters()).device: replica for replica in self.replicas}
-        parts = zip(on.items(), x.chunk(len(on)), strict=False)
-        return torch.cat([replica(part.to(device)).to(next(iter(on))) for (device, replica), part in parts])
+        parts = [part.to(device) for device, part in zip(on, x.chunk(len(on)), strict=False)]
+        outputs = in_parallel([partial(replica, part) for replica, part in zip(on.values(), parts, strict=False)])
+        return torch.cat([output.to(next(iter(on))) for output in outputs])
 
 
 def _replica(module: nn.Module, put: Put) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Several devices on a machine that has none: tensors on the CPU that pretend to be elsewhere.
+"""Accelerators on a machine that has none: tensors on the CPU that pretend to be elsewhere.
 
 Where tensors of several devices meet in an operation, PyTorch's ``FakeTensorMode`` gets it first, with fake tensors on
 these devices, and says whether CUDA takes it and where the result is. Values and gradients are computed on the CPU
@@ -7,9 +7,14 @@ below autograd: fake tensors have no values, which methods ask for, and their gr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -25,32 +30,68 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 CPU = torch.device("cpu")
+KINDS = ("cuda", "xpu", "mps")
+COUNT, MEMORY = 2, 2**34
+"""How many accelerators of a kind there are, and how many bytes each has free."""
+
 _INDEXINGS = ("index", "index_put", "index_put_", "_unsafe_index", "_unsafe_index_put", "_index_put_impl_")
+_COPIES = (Tensor.to, Tensor.cpu, Tensor.cuda, Tensor.type_as, torch.tensor, torch.as_tensor, torch.asarray)
 _FILLS = ("copy_", "fill", "fill_", "masked_fill", "masked_fill_", "index_fill", "index_fill_", *_INDEXINGS)
 
 
 class PretendedDevices:
-    """Says where tensors are, has operations refused that CUDA would refuse, and counts waits for a device.
+    """Says where tensors are, has operations refused that the device would refuse, and counts waits for a device.
 
-    ``synchronisations`` counts the questions for values of a tensor that pretends to be on a device other than the CPU:
-    ``item``, ``tolist``, ``nonzero``, masks as indices, copies to the CPU.
+    Devices are "cuda", "xpu" and "mps", the last without float64. Autocast has its effect, and PyTorch's module of each
+    kind has events, streams and memory.
+
+    Attributes:
+        waits (Counter[str]): What the host was blocked by, and how often: by operations on tensors that pretend to be
+            elsewhere than on the CPU, which ask for values (``item``, ``nonzero``, masks as indices) or copy from the
+            CPU or to it, unless with ``non_blocking``.
+        modules (dict[str, Any]): What stands in for ``torch.cuda`` and the other kinds' modules.
     """
 
     def __init__(self) -> None:
-        self.synchronisations = 0
+        self.waits: Counter[str] = Counter()
+        self.modules: dict[str, Any] = {
+            "cuda": _module_with_streams(self),
+            "xpu": _module_with_streams(self),
+            "mps": _module_without_streams(self),
+        }
         # The storages are kept, so that no other has the same address.
         self._places: dict[int, tuple[torch.UntypedStorage, torch.device]] = {}
 
+    @property
+    def synchronisations(self) -> int:
+        """How often the host was blocked."""
+        return self.waits.total()
+
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Pretends within its context; nothing is timed on a GPU there, which deterministic algorithms stand for."""
-        deterministic = torch.are_deterministic_algorithms_enabled()
-        torch.use_deterministic_algorithms(True)
-        try:
-            with _OfFunctions(self), _OfOperations(self):
-                yield
-        finally:
-            torch.use_deterministic_algorithms(deterministic)
+        """Pretends within its context, in the thread that enters it and in those of ``in_parallel``."""
+        module_of = torch.get_device_module
+
+        def pretended(device: Any = None) -> Any:
+            return self.modules.get(torch.device(device).type if device else "") or module_of(device)
+
+        with ExitStack() as stack:
+            if hasattr(torch, "accelerator"):
+                # Optimisers ask the driver if there is one.
+                stack.enter_context(
+                    patch("torch.accelerator.is_available", return_value=torch.accelerator.is_available())
+                )
+            stack.enter_context(patch("torch.get_device_module", pretended))
+            # Without a driver, autocast would switch itself off.
+            stack.enter_context(patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False))
+            stack.enter_context(patch("torch.cuda.is_bf16_supported", lambda including_emulation=True: True))
+            stack.enter_context(self._in_thread())
+            yield
+
+    @contextmanager
+    def _in_thread(self) -> Iterator[None]:
+        with _OfFunctions(self), _OfOperations(self):
+            yield
 
     def device_of(self, tensor: Tensor) -> torch.device:
         """Where ``tensor`` is said to be; the CPU if nothing was said."""
@@ -69,16 +110,126 @@ class PretendedDevices:
             self.say(tensor, torch.device(device))
 
     def say(self, tensor: Tensor, device: torch.device) -> None:
-        """``tensor`` and all that shares its storage are on ``device``."""
+        """``tensor`` and all that shares its storage are on ``device``.
+
+        Raises:
+            TypeError: A float64 tensor on MPS.
+        """
+        if device.type == "mps" and tensor.dtype in (torch.float64, torch.complex128):
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype: the MPS framework doesn't support float64.")
         self._places[_address(tensor)] = (_storage(tensor), _numbered(device))
 
     def is_known(self, tensor: Tensor) -> bool:
         """Whether it was said where ``tensor`` is."""
         return _address(tensor) in self._places
 
-    def waits_for(self, tensors: Iterable[Tensor]) -> None:
-        """Counts a synchronisation, if there is a device to wait for."""
-        self.synchronisations += any(self.device_of(x) != CPU for x in tensors)
+    def waits_for(self, tensors: Iterable[Tensor], what: str) -> None:
+        """Counts a wait, if there is a device to wait for."""
+        if any(self.device_of(x) != CPU for x in tensors):
+            self.waits[what] += 1
+
+
+def in_parallel(functions: Sequence[Callable[[], Any]]) -> list[Any]:
+    """What functions return, each called in a thread of its own, as ``DataParallel`` calls the replicas of a model.
+
+    They get whether there are gradients and autocast, but not to which dtype, and the devices that are pretended.
+    """
+    if len(functions) == 1:
+        return [functions[0]()]
+    modes: list[Any] = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    pretended = [mode.devices for mode in modes if isinstance(mode, _OfFunctions)]
+    with_gradients, autocast = torch.is_grad_enabled(), torch.is_autocast_enabled("cuda")
+    returned: dict[int, Any] = {}
+    errors: list[Exception] = []
+
+    def run(number: int) -> None:
+        with ExitStack() as stack:
+            for devices in pretended[-1:]:
+                stack.enter_context(devices._in_thread())
+            stack.enter_context(torch.set_grad_enabled(with_gradients))
+            stack.enter_context(torch.autocast("cuda", enabled=autocast))
+            try:
+                returned[number] = functions[number]()
+            except Exception as error:
+                errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(functions))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return [returned[number] for number in range(len(functions))]
+
+
+class _Event:
+    """An event of a stream that has done what was asked of it when it is asked for the second time."""
+
+    def __init__(self, devices: PretendedDevices, enable_timing: bool = False) -> None:
+        self.devices, self.enable_timing = devices, enable_timing
+        self.recorded: float | None = None
+        self.has_happened = False
+
+    def record(self, stream: object = None) -> None:
+        self.recorded = time.perf_counter()
+
+    def query(self) -> bool:
+        has_happened, self.has_happened = self.has_happened, True
+        return has_happened
+
+    def synchronize(self) -> None:
+        self.devices.waits["synchronize"] += 1
+        self.has_happened = True
+
+    def elapsed_time(self, end: _Event) -> float:
+        if not (self.enable_timing and end.enable_timing and end.has_happened) or None in (self.recorded, end.recorded):
+            raise RuntimeError("Both events have to be recorded, with enable_timing=True, and to have happened.")
+        return 1000 * (end.recorded - self.recorded)  # type: ignore[operator]
+
+
+def _module_without_streams(devices: PretendedDevices) -> SimpleNamespace:
+    """As of MPS, of which there is one."""
+
+    def synchronize() -> None:
+        devices.waits["synchronize"] += 1
+
+    return SimpleNamespace(
+        is_available=lambda: True,
+        device_count=lambda: 1,
+        synchronize=synchronize,
+        empty_cache=lambda: None,
+        recommended_max_memory=lambda: MEMORY,
+        current_allocated_memory=lambda: 0,
+    )
+
+
+def _module_with_streams(devices: PretendedDevices) -> SimpleNamespace:
+    """As of CUDA and XPU, of which there may be several."""
+
+    def synchronize(device: object = None) -> None:
+        devices.waits["synchronize"] += 1
+
+    def device(device: object) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    return SimpleNamespace(
+        is_available=lambda: True,
+        is_initialized=lambda: True,
+        device_count=lambda: COUNT,
+        set_device=lambda number: None,
+        device=device,
+        synchronize=synchronize,
+        current_stream=lambda device=None: None,
+        Event=lambda enable_timing=False: _Event(devices, enable_timing),
+        mem_get_info=lambda device=None: (MEMORY, MEMORY),
+        memory_reserved=lambda device=None: 0,
+        memory_allocated=lambda device=None: 0,
+        empty_cache=lambda: None,
+        is_bf16_supported=lambda including_emulation=True: True,
+        get_rng_state_all=list,
+        set_rng_state_all=lambda states: None,
+    )
 
 
 class _OfFunctions(TorchFunctionMode):
@@ -97,16 +248,34 @@ class _OfFunctions(TorchFunctionMode):
         if func == Tensor.is_cuda.__get__:  # type: ignore[attr-defined]
             return self.devices.device_of(args[0]).type == "cuda"
         if func in (Tensor.tolist, Tensor.numpy, Tensor.__array__):
-            self.devices.waits_for(args[:1])
+            self.devices.waits_for(args[:1], func.__name__)
+        if func is Tensor.new_tensor:
+            self.devices.waits_for(args[:1], "copy from the CPU")
         if func in (Tensor.numpy, Tensor.__array__) and self.devices.device_of(args[0]) != CPU:
             raise TypeError(f"can't convert {self.devices.device_of(args[0])} device type tensor to numpy.")
         target = self._target(func, args, kwargs)
         if target is None:
-            return func(*args, **kwargs)
+            with self._autocast((args, kwargs)):
+                return func(*args, **kwargs)
         args, kwargs = tree_map(_on_cpu, args), tree_map(_on_cpu, kwargs)
         moved = args[0].clone() if func is Tensor.cuda else func(*args, **kwargs)
         given = _tensors((args, kwargs))
+        if func in _COPIES and not kwargs.get("non_blocking"):
+            self._count_copy(_numbered(target), given[:1])
         return tree_map(lambda x: self._moved(x, target, given) if isinstance(x, Tensor) else x, moved)
+
+    def _autocast(self, given: Any) -> AbstractContextManager[object]:
+        """The CPU's autocast in place of that of the device, for what is on one."""
+        kind = next((kind for kind in KINDS if torch.is_autocast_enabled(kind)), None)
+        if kind is None or not any(self.devices.device_of(x).type == kind for x in _tensors(given)):
+            return nullcontext()
+        return torch.autocast("cpu", dtype=torch.get_autocast_dtype(kind))
+
+    def _count_copy(self, target: torch.device, given: list[Tensor]) -> None:
+        """Copies from pageable memory wait for the device too; those between devices do not."""
+        source = self.devices.device_of(given[0]) if given else CPU
+        if source != target and CPU in (source, target):
+            self.devices.waits["copy to the CPU" if target == CPU else "copy from the CPU"] += 1
 
     def _target(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device | None:
         """The device that a function is asked for."""
@@ -120,7 +289,7 @@ class _OfFunctions(TorchFunctionMode):
         for device in asked:
             if isinstance(device, Tensor):
                 return self.devices.device_of(device)
-            if isinstance(device, (torch.device, str, int)):
+            if isinstance(device, (torch.device, str)) or (isinstance(device, int) and not isinstance(device, bool)):
                 return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
         return None
 
@@ -131,7 +300,6 @@ class _OfFunctions(TorchFunctionMode):
                 return made
             made = made.clone()
         sources = {self.devices.device_of(x) for x in given} - {_numbered(target)}
-        self.devices.synchronisations += target == CPU and bool(sources)
         self.devices.say(made, target)
         if made.grad_fn is not None and sources:
             source = sources.pop()
@@ -160,7 +328,9 @@ class _OfOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]
             places = {self.devices.device_of(x) for x in given}
             device = self._judged(func, args, kwargs) if len(places) > 1 else next(iter(places), CPU)
             if _reads_values(func, args) or (device == CPU and _name(func) == "copy_"):
-                self.devices.waits_for(given)
+                self.devices.waits_for(given, _name(func))
+            if device != CPU and any(self.devices.device_of(x) == CPU for x in _copied_over(func, args)):
+                self.devices.waits["copy from the CPU"] += 1
             made = func(*args, **kwargs)
             for tensor in _tensors(made):
                 if device != CPU and not self.devices.is_known(tensor):
@@ -224,17 +394,23 @@ def _reads_values(func: Any, args: tuple[Any, ...]) -> bool:
     return torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags
 
 
+def _copied_over(func: Any, args: tuple[Any, ...]) -> list[Tensor]:
+    """What an operation copies to its device first, where it lies on the CPU: indices, and the source of a copy."""
+    given = args[1] if _name(func) in _INDEXINGS else args[1:2] if _name(func) == "copy_" else ()
+    return [x for x in _tensors(given) if x.dim()]
+
+
 def _tensors(tree: Any) -> list[Tensor]:
     return [x for x in tree_leaves(tree) if isinstance(x, Tensor)]
 
 
 def _on_cpu(argument: Any) -> Any:
-    is_device = isinstance(argument, torch.device) or (isinstance(argument, str) and argument.startswith("cuda"))
+    is_device = isinstance(argument, torch.device) or (isinstance(argument, str) and argument.startswith(KINDS))
     return CPU if is_device else argument
 
 
 def _numbered(device: torch.device) -> torch.device:
-    return torch.device("cuda", 0) if device == torch.device("cuda") else device
+    return torch.device(device.type, 0) if device.type in KINDS and device.index is None else device
 
 
 def _storage(tensor: Tensor) -> torch.UntypedStorage:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from captum_unioncam import LayerDenoisedGradCam, LayerScoreCam, LayerUnionCam, metrics
-from captum_unioncam.engine import tuning
+from captum_unioncam.engine import accelerators, tuning
 from captum_unioncam.engine.maps import minmax, up
 from captum_unioncam.engine.rows import check_rows_of_arguments, takes_any_format
 from captum_unioncam.engine.scoring import MaskedScorer
@@ -160,7 +160,7 @@ def test_two_calls_give_the_same_bits_on_a_clock_that_runs_wild(monkeypatch):
         def perf_counter():
             return float(np.random.default_rng().random()) * 1e6
 
-    monkeypatch.setattr(tuning, "time", Wild)
+    monkeypatch.setattr(accelerators, "time", Wild)
     net, inputs = TinyNet().float(), tiny_inputs(examples=9).float()
     first = LayerUnionCam(net, net.features).attribute(inputs, 1)
     method = LayerUnionCam(net, net.features)
@@ -213,27 +213,23 @@ def test_a_failed_pass_holds_nothing_when_its_memory_is_given_back(monkeypatch):
     assert alive == [[False, False]]
 
 
-def test_bfloat16_in_the_replicas_of_a_data_parallel_model_is_refused():
-    net, inputs = TinyNet(), tiny_inputs()
-    parallel = nn.DataParallel(net)
-    parallel.device_ids = [0, 1]
-    with pytest.raises(ValueError, match=r"^score_dtype: .*replicas"):
-        MaskedScorer(parallel, (inputs,), None, [1], None, score_dtype=torch.bfloat16)
-    MaskedScorer(parallel, (inputs,), None, [1], None, score_dtype=torch.float16)
-
-
-def test_autocast_is_where_the_model_computes(monkeypatch):
+def test_autocast_is_where_the_model_computes():
     net, inputs = TinyNet(activation=nn.SiLU()), tiny_inputs()
-    types, autocast = [], torch.autocast
-    monkeypatch.setattr(torch, "autocast", lambda device_type, **kw: types.append(device_type) or autocast("cpu", **kw))
-    scorer = MaskedScorer(net, (inputs,), None, [1], None, score_dtype=torch.bfloat16)
+    activations, on_gpu = net.features(inputs).detach(), []
+    net.register_forward_pre_hook(lambda *_: on_gpu.append(torch.is_autocast_enabled("cuda")))
     devices = PretendedDevices()
-    devices.place(net, "cuda:0")
-    with devices.active():
-        assert scorer._computes_on(net) == "cuda"
-        assert scorer._computes_on(lambda x: x) == "cuda"
-    scorer.sweep(net.features(inputs).detach(), torch.ones(3, 5, dtype=torch.bool))
-    assert types == ["cpu"]
+
+    def moves_its_inputs(x):
+        return net(x.to("cuda:0")).to("cpu")
+
+    for score_func in (None, moves_its_inputs):
+        on_gpu.clear()
+        scorer = MaskedScorer(net, (inputs,), None, [1], None, score_func=score_func, score_dtype=torch.bfloat16)
+        with devices.active():
+            if score_func is not None:
+                devices.place(net, "cuda:0")
+            scorer.sweep(activations, torch.ones(3, 5, dtype=torch.bool))
+        assert set(on_gpu) == {score_func is not None}
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64, torch.float16, torch.bfloat16, torch.float64])
@@ -298,7 +294,7 @@ def test_what_lies_elsewhere_is_waited_for_once_a_call_and_not_once_a_pass(argum
         scale = scale if argument == "additional" else devices.put(scale, "cuda:0")
 
         def forward(x, scale):
-            return x.mean((2, 3)).square() * scale.to(x.device)
+            return x.mean((2, 3)).square() * scale.to(x.device, non_blocking=True)
 
         with devices.active():
             MaskedScorer(forward, (inputs,), None, [target], (scale,), internal_batch_size=rows).confidences(maps)

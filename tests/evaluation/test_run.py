@@ -415,7 +415,9 @@ def test_a_process_under_torchrun_takes_a_gpu_of_its_own(monkeypatch):
         assert taken[-1] == int(device[-1])
         assert distributed.local_device("cuda:7") == "cuda:7"
         assert distributed.local_device("cpu") == "cpu"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        # There is but one.
+        assert distributed.local_device("mps") == "mps"
+    monkeypatch.setattr(distributed, "default_device", lambda: torch.device("cpu"))
     assert distributed.local_device(None) is None
 
 
@@ -428,6 +430,7 @@ def test_processes_that_share_a_gpu_are_told_once(monkeypatch):
         ("3", "1", "cuda:1", None),
         ("3", "0", "cpu", None),
         ("3", "0", None, None),
+        ("3", "0", "mps", None),
     ):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
         monkeypatch.setenv("LOCAL_RANK", rank)
@@ -457,7 +460,8 @@ def test_ranks_that_are_none_are_wrong_arguments(capsys, pictures, monkeypatch, 
 
 @pytest.mark.parametrize("text", ["abc", "", "-1"])
 def test_a_local_rank_that_is_none_is_a_wrong_argument(monkeypatch, text):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(distributed, "default_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", text)
     with pytest.raises(WrongArgument, match="LOCAL_RANK="):
         distributed.local_device(None)

@@ -116,7 +116,7 @@ def test_rows_are_halved_until_they_fit_and_remembered(subject, shown, monkeypat
 
     methods.register("large", factory)
     methods.register("other", lambda model, layer, settings: lambda *_: tried.append(settings) or _[0])
-    monkeypatch.setattr(judging, "_free_memory", freed.append)
+    monkeypatch.setattr(judging, "release_memory", freed.append)
     judge = judge_of(subject, "large", "other", rows=20)
     first, other, again = judge.run([("large", [0]), ("other", [0]), ("large", [1])], shown)
     assert first.error is other.error is again.error is None

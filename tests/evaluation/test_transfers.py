@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from captum_unioncam import demo, methods
+from captum_unioncam.engine.accelerators import Mark
 from captum_unioncam.evaluation.run import Evaluation, evaluate
-from captum_unioncam.evaluation.transfers import Mark, Uploads, queued, to_host
+from captum_unioncam.evaluation.transfers import Uploads, queued, to_host
 from captum_unioncam.methods.settings import MethodSettings
 from captum_unioncam.models.subject import ExplainedModel
 from captum_unioncam.system.errors import Failure
@@ -72,16 +73,15 @@ class PretendedGpu(TorchFunctionMode):
         self.devices, self.said, self.pinned = PretendedDevices(), [], []
         self.main = self.current = Stream()
         self.current_devices = []
-        for name, value in {
-            "Stream": Stream,
-            "Event": Event,
-            "stream": self.within,
-            "current_stream": lambda device=None: self.current,
-            "device": self.being_current,
-            "synchronize": lambda device=None: self.said.append("synchronize"),
-            "empty_cache": lambda: self.said.append("empty cache"),
-        }.items():
-            monkeypatch.setattr(torch.cuda, name, value)
+        vars(self.devices.modules["cuda"]).update(
+            Stream=Stream,
+            Event=Event,
+            stream=self.within,
+            current_stream=lambda device=None: self.current,
+            device=self.being_current,
+            synchronize=lambda device=None: self.said.append("synchronize"),
+            empty_cache=lambda: self.said.append("empty cache"),
+        )
         # It takes no stream that is none.
         monkeypatch.setattr(Tensor, "record_stream", lambda tensor, stream: self.recorded(stream))
 
@@ -177,9 +177,7 @@ def without_seconds(record):
 def on_cpu(data, tmp_path_factory):
     """The records on the CPU, in their order."""
     out = tmp_path_factory.mktemp("cpu")
-    torch.use_deterministic_algorithms(True)
     evaluated(data, ExplainedModel(device="cpu"), out)
-    torch.use_deterministic_algorithms(False)
     return [without_seconds(record) for record in lines_in(out)]
 
 

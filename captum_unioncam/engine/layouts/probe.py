@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from captum_unioncam.engine.accelerators import widened
+
 Outputs = Mapping[str, Tensor]
 """The last output of each layer, by name."""
 
@@ -158,7 +160,7 @@ def _answers_locally(answer: Tensor, fits: bool) -> bool:
     Args:
         fits (bool): The answer has the input's size at some stride: a difference that most channels show is enough.
     """
-    change = (answer[1:] - answer[:1]).detach().abs().double()
+    change = widened((answer[1:] - answer[:1]).detach().abs())
     dims = range(2, answer.dim())
     return all(_is_own(change, dim, dims, fits) for dim in dims if answer.shape[dim] > 1)
 
