@@ -10,7 +10,8 @@ channel weightings and both selections: what it does to the average drop and to 
 
     python -m benchmarks.ablation --only mri-features.30 --limit 24 --dtype bfloat16
 
-A slice's channels are scored once for all of it. Records are kept in
+A slice's channels are scored once for all of it. It takes about 100 seconds of a core with bfloat16 arithmetic: 55 for
+the channels, and the rest for the confidences in float32; with ``--max-channels 64`` half of it. Records are kept in
 ``benchmarks/runs/``, one folder for each limit, number of channels and precision: what is broken off goes on.
 """
 
