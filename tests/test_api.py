@@ -78,7 +78,9 @@ NAMES = {
         "sparseness",
     ],
     "captum_unioncam.methods": ["MethodSettings", "create", "describe", "names", "register"],
-    "captum_unioncam.models": ["load"],
+    "captum_unioncam.models": ["ExplainedModel", "load"],
+    "captum_unioncam.datasets": ["open_picture"],
+    "captum_unioncam.report": ["HeatMap", "Look", "panel"],
     "captum_unioncam.targets": ["DetectionTarget", "EmbeddingTarget", "PairTarget", "SegmentationTarget"],
     "captum_unioncam.scorers": ["onnx", "openvino"],
     "captum_unioncam.quantus": ["explain_func", "metric"],
@@ -104,17 +106,17 @@ EXPLAINED = (
 )
 LOOK = "--colormap --opacity --dpi --open --quiet -q --threads"
 OPTIONS = {
-    "": "--version",
+    "": "--version --install-completion --show-completion",
     "explain": f"{EXPLAINED} --method --target --top-k --channel-weights --quality --output --out -o --format --size "
     f"--overlay-only {LOOK}",
     "methods": "",
     "metrics": "",
-    "compare": f"{EXPLAINED} --target --methods --metrics --steps --seed --output --out -o {LOOK}",
+    "compare": f"{EXPLAINED} --target --methods --metrics --steps --curves --seed --output --out -o {LOOK}",
     "evaluate": f"{EXPLAINED} --methods --metrics --steps --seed --output --out --classes --limit --protocol --workers "
     "--subset --retry-failures --accept-other-versions",
     "sanity": f"{EXPLAINED} --target --methods --order --max-layers --seed --output --out -o",
     "report": "--against --by-class --format",
-    "app": f"{MODEL} --host --port",
+    "app": f"{MODEL} --host --port --open",
 }
 ARGUMENTS = {"explain": "images", "compare": "images", "sanity": "image", "evaluate": "data", "report": "folder"}
 

@@ -21,7 +21,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _API = "/gradio_api"
 _JOIN, _LISTEN, _UPLOAD = f"{_API}/queue/join", f"{_API}/queue/data", f"{_API}/upload"
-_POSTED = (_JOIN, _UPLOAD, f"{_API}/cancel", f"{_API}/reset")
+# Functions outside the queue, such as Stop; Gradio refuses to run queued ones so.
+_RUN = f"{_API}/run/predict"
+_POSTED = (_JOIN, _RUN, _UPLOAD, f"{_API}/cancel", f"{_API}/reset")
 
 # In bytes: of a request without upload; around an uploaded file; of all uploads in progress.
 _LARGEST_REQUEST = 2**20
@@ -43,6 +45,24 @@ class Listeners:
         self._lock = Lock()
         self._listening: Counter[str] = Counter()
         self._seen: OrderedDict[str, float] = OrderedDict()
+        self._stopped: set[str] = set()
+
+    def ask(self, visitor: str) -> None:
+        """Notes that the visitor has asked for an answer."""
+        self.see(visitor)
+        with self._lock:
+            self._stopped.discard(visitor)
+
+    def stop(self, visitor: str) -> None:
+        """Notes that the visitor, if it listens, does not want the rest of the answer."""
+        with self._lock:
+            if self._listening[visitor] > 0:
+                self._stopped.add(visitor)
+
+    def is_stopped(self, visitor: str) -> bool:
+        """Whether the visitor has stopped the answer that it listens to."""
+        with self._lock:
+            return visitor in self._stopped
 
     def see(self, visitor: str) -> None:
         """Notes that the visitor has sent a request."""
@@ -53,8 +73,10 @@ class Listeners:
                 self._seen.popitem(last=False)
 
     def is_waiting(self, visitor: str) -> bool:
-        """Whether the visitor listens, or has listened or sent a request a moment ago."""
+        """Whether the visitor listens, or has listened or sent a request a moment ago, and has not stopped."""
         with self._lock:
+            if visitor in self._stopped:
+                return False
             return self._listening[visitor] > 0 or monotonic() - self._seen.get(visitor, -_PATIENCE) < _PATIENCE
 
     @contextmanager
@@ -68,6 +90,8 @@ class Listeners:
             with self._lock:
                 self._listening[visitor] -= 1
                 self._listening += Counter()
+                if not self._listening[visitor]:
+                    self._stopped.discard(visitor)
             self.see(visitor)
 
 
@@ -173,7 +197,7 @@ class Guard:
             if len(body) > _LARGEST_REQUEST:
                 raise HTTPException(413, f"The request exceeds the maximum allowed size of {_LARGEST_REQUEST} bytes.")
         if scope["path"] == _JOIN:
-            self.listeners.see(_visitor(body))
+            self.listeners.ask(_visitor(body))
         parts = iter([{"type": "http.request", "body": body, "more_body": False}])
 
         async def replay() -> Message:

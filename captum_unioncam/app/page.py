@@ -6,10 +6,13 @@ Gradio renders it and queues the visitors. The page connects only to its own ser
 from __future__ import annotations
 
 import os
+import re
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from html import escape
 from ipaddress import ip_address
@@ -27,12 +30,12 @@ from starlette.types import ASGIApp
 
 from captum_unioncam.app.folder import keep_newest, temporary_folder
 from captum_unioncam.app.guard import Guard, Listeners
-from captum_unioncam.app.workbench import OWN_METHODS, Question, Workbench, embedded_pictures
+from captum_unioncam.app.workbench import OWN_METHODS, Answer, Question, Stopped, Workbench, embedded_pictures
 from captum_unioncam.datasets.pictures import open_picture
 from captum_unioncam.evaluation.explain import QUALITIES
 from captum_unioncam.methods.registry import names
 from captum_unioncam.models.subject import ExplainedModel
-from captum_unioncam.report.html import render
+from captum_unioncam.report.images import OPACITY
 from captum_unioncam.system.errors import Failure, WrongArgument, in_words, one_line
 
 _LARGEST_FILE = 20 * 2**20
@@ -67,12 +70,22 @@ _LABELS = {
 _PROGRESS = gr.Progress(track_tqdm=True)
 
 # For small screens, where the answer is below the controls.
-_SCROLL_TO_RESULT = "() => { if (innerWidth < 768) document.querySelector('.unioncam').scrollIntoView() }"
+_SCROLL_TO_RESULT = """(...inputs) => {
+  if (innerWidth < 768) document.querySelector('.status').scrollIntoView()
+  return inputs
+}"""
+
+# The maps' figures read it; it outlasts them.
+_SET_OPACITY = "value => document.documentElement.style.setProperty('--map-opacity', value)"
 
 _INTRODUCTION = """# What does the network look at?
 
 A network names what it sees in a picture. UnionCAM shows which places speak for that name: the brighter, the more.
 Take a picture, press **Explain**, and compare with other methods."""
+
+_EXAMPLE = (
+    "A worked example: the embedded network on the embedded picture. Press <b>Explain</b> for an answer of your own."
+)
 
 
 # Pillow's limit is the process's, and large pictures take much memory: one at a time, and always in the same thread,
@@ -134,17 +147,69 @@ class _Handlers:
         quality: str = "exact",
         request: gr.Request | None = None,
         progress: gr.Progress = _PROGRESS,
-    ) -> tuple[str, dict[str, Any]]:
+    ) -> Iterator[list[Any]]:
+        """What ``_shown`` gives of each answer, as it is ready."""
         with _as_sentence():
             question = _question(model, target, methods, layer, theta, channel_weights, quality)
-            is_wanted = None
-            if self.listeners is not None and request is not None:
-                is_wanted = partial(self.listeners.is_waiting, str(request.session_hash))
+            visitor = None if request is None else str(request.session_hash)
+            is_wanted = (
+                None if self.listeners is None or visitor is None else partial(self.listeners.is_waiting, visitor)
+            )
             if is_wanted is not None and not is_wanted():
-                raise Failure("nobody waits for the answer any more; ask again.")
+                raise Stopped("nobody waits for the answer any more; ask again.")
             name, picture = _opened(file)
-            answer = self.workbench.answer(name, picture, question, is_wanted)
-            return answer.page(), gr.update(value=answer.code, visible=True)
+            _watch(progress, self.workbench.stop_if_unwanted)
+            yield [f"Loading {escape(model)} …", gr.skip(), gr.skip(), gr.skip(), gr.update(visible=True)]
+            answer, start = None, time.monotonic()
+            try:
+                for answer in self.workbench.answers(name, picture, question, is_wanted, show_progress=True):
+                    doing = f"Computing {answer.computing} …" if answer.computing else ""
+                    yield _shown(answer, doing or f"Done in {time.monotonic() - start:.1f} s.")
+            except Stopped:
+                if answer is None or self.listeners is None or not self.listeners.is_stopped(str(visitor)):
+                    raise
+                yield _shown(
+                    replace(answer, computing=""), f"Stopped before {answer.computing}; the rest is not computed."
+                )
+
+    def stop(self, request: gr.Request) -> None:
+        """Stops the visitor's answer before the next pass of the model."""
+        if self.listeners is not None:
+            self.listeners.stop(str(request.session_hash))
+
+
+def _shown(answer: Answer, status: str) -> list[Any]:
+    """An answer for the places of ``_result_places``, and whether it can be stopped."""
+    bars = {f"{name} ({index})": confidence for index, (name, confidence) in answer.classes.items()}
+    code = gr.update(value=answer.code, visible=bool(answer.code))
+    return [escape(status), bars, answer.page(), code, gr.update(visible=bool(answer.computing))]
+
+
+def _chosen(bar: gr.SelectData) -> str:
+    """The class of a bar that was clicked, for the list of classes."""
+    found = re.search(r"\((\d+)\)$", str(bar.value))
+    return found[1] if found else _PREDICTED
+
+
+def _watch(progress: gr.Progress, check: Callable[[], object]) -> None:
+    """Adds the time left to the names of progress bars, and calls ``check`` as they move.
+
+    The workbench itself checks before each pass of a model, but some methods run only the layers behind the explained
+    one.
+    """
+    update = progress.update
+
+    def updated(n: int | float = 1) -> None:
+        check()
+        bar = progress.iterables[-1] if progress.iterables else None
+        if bar is not None and bar._tqdm is not None and bar.length:
+            known = bar._tqdm.format_dict
+            done = known["n"] + n
+            left = known["elapsed"] / done * (bar.length - done)
+            bar.desc = f"{known['prefix']}: {left:.0f} s left"
+        update(n)
+
+    progress.update = updated  # type: ignore[method-assign]
 
 
 def _question(
@@ -246,19 +311,33 @@ def build_page(workbench: Workbench, folder: Path, listeners: Listeners | None =
                 methods = gr.Dropdown(others, value=_COMPARED, multiselect=True, label="Compare with")
                 settings = _setting_controls(layers)
             with gr.Column(scale=5, min_width=280):
-                result, code = _result_places()
+                places = _result_places(_worked_example(workbench))
+        status, bars, _, _, stop = places
         handlers = _Handlers(workbench, listeners)
+        private: dict[str, Any] = {"api_visibility": "private"}
         # One computation at a time, since they share the models and put hooks on them.
-        one_by_one: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "private"}
+        one_by_one: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", **private}
         # gr.Examples would replace this image component by one with Gradio's own decoding.
-        embedded.click(files.__getitem__, embedded, image, api_visibility="private")
-        checked = image.upload(handlers.check, image, None, api_visibility="private")
-        checked.failure(lambda: None, None, image, api_visibility="private")
+        embedded.click(files.__getitem__, embedded, image, **private)
+        checked = image.upload(handlers.check, image, None, **private)
+        checked.failure(lambda: None, None, image, **private)
         model.input(handlers.choose, model, [settings[0], target], **one_by_one)
-        button.click(None, js=_SCROLL_TO_RESULT)
         asked = [image, model, target, methods, *settings]
-        button.click(handlers.explain, asked, [result, code], show_progress_on=result, **one_by_one)
+        chosen = bars.select(_chosen, None, target, show_progress="hidden", **private)
+        for event in (button.click, chosen.then):
+            explained = event(
+                handlers.explain, asked, places, show_progress_on=status, js=_SCROLL_TO_RESULT, **one_by_one
+            )
+            explained.failure(lambda: gr.update(visible=False), None, stop, show_progress="hidden", **private)
+        # Not queued, so that it is not behind what it stops, and always has a place.
+        stop.click(handlers.stop, None, None, queue=False, show_progress="hidden", **private)
     return page
+
+
+def _worked_example(workbench: Workbench) -> Answer:
+    """What the first screen shows."""
+    *_, answer = workbench.answers("embedded picture", embedded_pictures()[0][1], Question(methods=tuple(_COMPARED)))
+    return answer
 
 
 def _picture_controls(folder: Path) -> tuple[gr.Image, gr.Dataset, list[str]]:
@@ -286,11 +365,21 @@ def _setting_controls(layers: dict[str, Any]) -> tuple[gr.Dropdown, gr.Slider, g
         )
 
 
-def _result_places() -> tuple[gr.HTML, gr.Code]:
-    page = render("app.html", explanation=None).decode()
-    return gr.HTML(page, apply_default_css=False), gr.Code(
-        language="python", label="The same map in Python", visible=False, wrap_lines=True, show_line_numbers=False
+def _result_places(example: Answer) -> list[Any]:
+    """The places of an answer, in the order of ``_shown``; between them, the opacity of the maps."""
+    _, bars, page, code, _ = _shown(example, "")
+    with gr.Row(elem_classes="status"):
+        status = gr.HTML(_EXAMPLE, min_height=60, container=True)
+        stop = gr.Button("Stop", visible=False, variant="stop", scale=0, min_width=100)
+    with gr.Row():
+        label = gr.Label(bars, label="Classes: click one to explain it", show_heading=False, scale=3)
+        opacity = gr.Slider(0, 1, OPACITY, step=0.05, label="Opacity of the maps", scale=2)
+    opacity.input(None, opacity, None, js=_SET_OPACITY)
+    result = gr.HTML(page, apply_default_css=False)
+    lines = gr.Code(
+        code["value"], language="python", label="The same map in Python", wrap_lines=True, show_line_numbers=False
     )
+    return [status, label, result, lines, stop]
 
 
 @contextmanager

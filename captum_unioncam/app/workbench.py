@@ -1,32 +1,48 @@
-"""Answers the page's questions, one at a time, and keeps recent models."""
+"""Answers the page's questions, one at a time and as results are ready, and keeps recent models."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property, lru_cache
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import torch
 from PIL import Image
+from torch import Tensor
 
 from captum_unioncam import demo
-from captum_unioncam.evaluation.compare import Comparison, compare
+from captum_unioncam.attr.base import CAMS, PerturbationCam
+from captum_unioncam.engine.maps import minmax
+from captum_unioncam.evaluation.compare import Comparison, comparisons
 from captum_unioncam.evaluation.explain import Explanation, Settings
-from captum_unioncam.evaluation.judge import Judge
+from captum_unioncam.evaluation.judge import Judge, Judgement
+from captum_unioncam.methods.adapters.captum import CAPTUM_METHODS
 from captum_unioncam.methods.registry import names
 from captum_unioncam.models.subject import ExplainedModel
 from captum_unioncam.models.zoo import DEMO_MODEL
-from captum_unioncam.report.comparison import comparison_table
-from captum_unioncam.report.html import jpeg_uri, render
-from captum_unioncam.report.images import as_picture, overlay
+from captum_unioncam.report.comparison import best_methods, comparison_table
+from captum_unioncam.report.html import data_uri, jpeg_uri, png_uri, render
+from captum_unioncam.report.images import as_picture, dimmed, heat, sheet
+from captum_unioncam.report.panels import HeatMap, explanation_maps, panel, png
 from captum_unioncam.system.errors import Failure, WrongArgument
+from captum_unioncam.system.files import slug
 
 _MODELS_KEPT = 3
 _CURVE_STEPS = 50
+_CLASSES_SHOWN = 5
+
+PREVIEW_CHANNELS = 32
+"""Representatives of the channels that a preview scores."""
 
 # UnionCAM's name by its channel weights; it is always shown.
 OWN_METHODS = {"score": "union_cam", "softmax": "union_cam_softmax"}
+
+# Of Captum's methods, those that run many passes.
+_SLOW = {"occlusion", "integrated_gradients", "gradient_shap"}
 
 
 @dataclass(frozen=True)
@@ -53,33 +69,89 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer, as the page shows it.
+    """What is known of an answer so far, as the page shows it.
 
     Args:
-        explanation (Explanation): UnionCAM's.
-        comparison (Comparison): UnionCAM and the other methods judged.
-        code (str): Lines of Python that compute UnionCAM's map as ``attr``.
+        comparison (Comparison): The class, and the methods that the metrics have judged.
+        classes (dict[int, tuple[str, float]]): Name and confidence of the most probable classes, by index.
+        settings (Settings): UnionCAM's.
+        own (str): UnionCAM's name as a method.
+        computing (str): What is computed next. Default: "", nothing
+        results (dict[str, Judgement]): Each method's map. Default: none yet
+        is_preview (bool): Whether UnionCAM's map is of ``PREVIEW_CHANNELS`` channels. Default: False
+        code (str): Lines of Python that compute UnionCAM's map as ``attr``. Default: "", not yet
     """
 
-    explanation: Explanation
     comparison: Comparison
-    code: str
+    classes: dict[int, tuple[str, float]]
+    settings: Settings
+    own: str
+    computing: str = ""
+    results: dict[str, Judgement] = field(default_factory=dict)
+    is_preview: bool = False
+    code: str = ""
+
+    @cached_property
+    def explanation(self) -> Explanation | None:
+        """UnionCAM's, or its preview."""
+        if self.own not in self.results:
+            return None
+        compared, judged = self.comparison, self.results[self.own]
+        known = compared.photo, compared.class_index, compared.class_name, compared.confidence
+        return Explanation(*known, self.settings, judged.map, details=judged.details)
+
+    @cached_property
+    def heat_maps(self) -> list[HeatMap]:
+        """UnionCAM's maps and the other methods', each once: where a method's map is there already, it is named."""
+        shown = explanation_maps(self.explanation) if self.explanation else []
+        for method, judged in self.results.items():
+            if method == self.own:
+                continue
+            same = next((i for i, each in enumerate(shown) if _alike(each.values, judged.map)), None)
+            if same is None:
+                shown.append(HeatMap(judged.map, method))
+            else:
+                shown[same] = replace(shown[same], title=f"{shown[same].title}\nalso {method}")
+        return shown
 
     def page(self) -> str:
-        """The answer without the code, as a piece of HTML."""
-        explanation, photo = self.explanation, self.explanation.photo
-        maps = {name: getattr(explanation.details, f"{name}_map") for name in explanation.betas or ()}
+        """All but the code, as a piece of HTML."""
+        explanation, photo = self.explanation, as_picture(self.comparison.photo)
         table = comparison_table(self.comparison)
         return render(
             "app.html",
-            explanation=explanation,
+            answer=self,
+            preview_channels=PREVIEW_CHANNELS,
             comparison=self.comparison,
-            photo=jpeg_uri(as_picture(photo)),
-            maps={name: (overlay(photo, values), values.max() > 0) for name, values in maps.items()},
-            overlays={name: overlay(photo, each.attribution) for name, each in self.comparison.judgements.items()},
+            warnings=explanation.warnings if explanation and not self.is_preview else [],
+            photo=jpeg_uri(photo),
+            dimmed=jpeg_uri(dimmed(photo)),
+            size=photo.size,
+            maps=[(each.title.splitlines(), sheet(each.values, photo.size), each) for each in self.heat_maps],
+            raw=_raw(explanation.map) if explanation else None,
+            downloads=self._downloads() if self.code and not self.computing else {},
             headings=list(table.columns),
             rows=table.to_numpy().tolist(),
+            best=best_methods(self.comparison),
         ).decode()
+
+    def _downloads(self) -> dict[str, tuple[str, str]]:
+        """Files by what they hold: each with its name and its content."""
+        assert self.explanation is not None
+        compared = self.comparison
+        title = f"{compared.class_name}  {compared.confidence:.2f}   |   layer {compared.layer}"
+        figure = panel(compared.photo, self.heat_maps, title, notes=self.explanation.warnings)
+        stem = f"{slug(Path(compared.picture).stem)}-{slug(compared.class_name)}"
+        array = data_uri("application/octet-stream", self.explanation.npy())
+        return {
+            "Panel (png)": (f"{stem}.png", png_uri(png(figure))),
+            "UnionCAM's map (npy)": (f"{stem}-{self.own}.npy", array),
+            "Table (csv)": (f"{stem}.csv", data_uri("text/csv", compared.csv())),
+        }
+
+
+class Stopped(Failure):
+    """The visitor does not want the rest of the answer, or the page is closed."""
 
 
 class Workbench:
@@ -101,24 +173,30 @@ class Workbench:
         self.model_names = list(dict.fromkeys([model, DEMO_MODEL, *models.list_models(module=models)]))
         self.model, self.weights, self.device = model, weights, device
         self._subject = lru_cache(maxsize=_MODELS_KEPT)(self._load)
-        self._working, self._closed = Lock(), False
+        # The first is held for all of an answer, the second while something is computed.
+        self._answering, self._computing = Lock(), Lock()
+        self._closed = False
         self._is_wanted: Callable[[], bool] = _always
 
     def subject(self, model: str) -> ExplainedModel:
         """The model with its default layer."""
         subject = self._subject(model)
-        with self._working:
+        with self._answering:
             subject.set_layer()
         return subject
 
-    def answer(
+    def answers(
         self,
         name: str,
         picture: Image.Image,
         question: Question,
         is_wanted: Callable[[], bool] | None = None,
-    ) -> Answer:
-        """Explains a class of a picture, and compares.
+        show_progress: bool = False,
+    ) -> Iterator[Answer]:
+        """Explains a class of a picture, and compares: what is known so far, as each result is ready.
+
+        First comes the class, then the maps of methods without masked passes, then a preview of UnionCAM's map, then
+        its map and each other method's with the metrics.
 
         Args:
             name (str): The picture's file, as the code opens it.
@@ -126,35 +204,49 @@ class Workbench:
             question (Question): The question.
             is_wanted (callable or None): Whether the visitor still waits for the answer; called before each pass of
                 the model. Default: None, always
+            show_progress (bool): Show progress bars of tqdm over masked passes. Default: False
 
         Raises:
             WrongArgument: There is no such model, layer, class or method.
-            Failure: The model cannot be loaded, UnionCAM fails, or the answer is not wanted any more.
+            Failure: The model cannot be loaded, or UnionCAM fails.
+            Stopped: The answer is not wanted any more.
         """
         unknown = [method for method in question.methods if method not in names()]
         if unknown:
             # Visitors must not import code, as the registry does for package.module:function.
             raise WrongArgument(f"there is no method {unknown[0]!r}; give some of {', '.join(names())}.")
-        with self._working:
-            self._is_wanted = is_wanted or _always
+        with self._answering:
+            parts = self._answers(name, picture, question, show_progress)
+            while (answer := self._next(parts, is_wanted or _always)) is not None:
+                yield answer
+
+    def _next(self, parts: Iterator[Answer], is_wanted: Callable[[], bool]) -> Answer | None:
+        with self._computing:
+            self._is_wanted = is_wanted
             try:
-                self._stop_if_unwanted()
-                return self._answer(name, picture, question)
+                self.stop_if_unwanted()
+                return next(parts, None)
             finally:
                 self._is_wanted = _always
 
     def close(self) -> None:
         """Stops the computation at the next pass of its model; torch aborts a process that ends during a pass."""
         self._closed = True
-        with self._working:
+        with self._computing:
             pass
 
-    def _answer(self, name: str, picture: Image.Image, question: Question) -> Answer:
+    def stop_if_unwanted(self, *_: Any) -> None:
+        """Raises ``Stopped`` where nobody wants what is being computed; called before each pass of a model."""
+        if self._closed:
+            raise Stopped("the page is closed; start it again.")
+        if not self._is_wanted():
+            raise Stopped("nobody waits for the answer any more; ask again.")
+
+    def _answers(self, name: str, picture: Image.Image, question: Question, show_progress: bool) -> Iterator[Answer]:
         subject = self._subject(question.model)
         subject.set_layer(question.layer)
         own = OWN_METHODS[question.channel_weights]
         target = None if question.target is None else subject.class_index(question.target)
-        methods = dict.fromkeys((own, *question.methods))
         settings = Settings(
             question.model,
             subject.weights,
@@ -162,14 +254,32 @@ class Workbench:
             theta=question.theta,
             channel_weights=question.channel_weights,
         ).of_quality(question.quality, subject.device)
-        # The other methods keep their own channel weights.
-        of_methods = replace(settings.of_methods(show_progress=True), channel_weights=None)
-        judge = Judge(subject, methods, of_methods, _CURVE_STEPS)
-        comparison = compare(judge, name, picture, target, show_progress=True)
-        if own in comparison.failures:
-            raise Failure(f"UnionCAM: {comparison.failures[own]}")
-        explanation = _explanation(comparison, own, settings)
-        return Answer(explanation, comparison, python_lines(explanation, name, picture, self.device))
+        judges = _judges(subject, own, question.methods, settings, show_progress)
+        answer = None
+        for judge in judges:
+            is_preview = judge is not judges[-1]
+            waiting = [
+                f"preview of {method}" if is_preview and method == own else method for method in judge.method_names
+            ]
+            for comparison in comparisons(judge, name, picture, target):
+                # A method that is stopped has failed, and the next would begin.
+                self.stop_if_unwanted()
+                if own in comparison.failures:
+                    raise Failure(f"UnionCAM: {comparison.failures[own]}")
+                if answer is None:
+                    answer = Answer(comparison, _most_probable(judge, comparison), settings, own)
+                if not is_preview:
+                    answer = replace(answer, comparison=comparison)
+                results = {**answer.results, **comparison.judgements}
+                previews = is_preview if own in comparison.judgements else answer.is_preview
+                done = len(comparison.judgements) + len(comparison.failures)
+                answer = replace(
+                    answer, results=results, is_preview=previews, computing="".join(waiting[done : done + 1])
+                )
+                if answer.explanation and not answer.is_preview and not answer.code:
+                    answer = replace(answer, code=python_lines(answer.explanation, name, picture, self.device))
+                if answer.computing or not is_preview:
+                    yield answer
 
     def _load(self, model: str) -> ExplainedModel:
         if model not in self.model_names:
@@ -177,32 +287,54 @@ class Workbench:
             raise WrongArgument(f"there is no network {model!r}; choose one of the list.")
         weights = self.weights if model == self.model else None
         subject = ExplainedModel(model, weights, device=self.device, show_progress=True)
-        subject.model.register_forward_pre_hook(self._stop_if_unwanted)
+        subject.model.register_forward_pre_hook(self.stop_if_unwanted)
         return subject
-
-    def _stop_if_unwanted(self, *_: Any) -> None:
-        if self._closed:
-            raise Failure("the page is closed; start it again.")
-        if not self._is_wanted():
-            raise Failure("nobody waits for the answer any more; ask again.")
 
 
 def _always() -> bool:
     return True
 
 
-def _explanation(comparison: Comparison, method: str, settings: Settings) -> Explanation:
-    """One method's result in a comparison as an explanation."""
-    judged = comparison.judgements[method]
-    return Explanation(
-        comparison.photo,
-        comparison.class_index,
-        comparison.class_name,
-        comparison.confidence,
-        settings,
-        judged.map,
-        details=judged.details,
-    )
+def _judges(
+    subject: ExplainedModel, own: str, methods: tuple[str, ...], settings: Settings, show_progress: bool
+) -> list[Judge]:
+    """For the maps of the other methods without masked passes, for UnionCAM's preview, and for all with the metrics."""
+    others = [method for method in dict.fromkeys(methods) if method != own]
+    # The other methods keep their own channel weights.
+    of_methods = replace(settings.of_methods(show_progress), channel_weights=None)
+    has_preview = settings.max_channels is None or settings.max_channels > PREVIEW_CHANNELS
+    return [
+        Judge(subject, filter(_is_quick, others), of_methods, metrics=()),
+        Judge(subject, [own] * has_preview, replace(of_methods, max_channels=PREVIEW_CHANNELS), metrics=()),
+        Judge(subject, [own, *others], of_methods, _CURVE_STEPS),
+    ]
+
+
+def _is_quick(method: str) -> bool:
+    """Whether the method runs a pass or a few."""
+    of_captum = method in CAPTUM_METHODS and method not in _SLOW
+    return of_captum or (method in CAMS and not issubclass(CAMS[method], PerturbationCam))
+
+
+def _most_probable(judge: Judge, comparison: Comparison) -> dict[int, tuple[str, float]]:
+    """Name and confidence of the most probable classes, by index."""
+    confidences, classes = judge.confidences(comparison.photo).sort(descending=True)
+    name = judge.subject.classifier.class_name
+    most = zip(classes[:_CLASSES_SHOWN].tolist(), confidences[:_CLASSES_SHOWN].tolist(), strict=True)
+    return {index: (name(index), confidence) for index, confidence in most}
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Whether two maps are shown as the same picture."""
+    return one.shape == other.shape and torch.allclose(minmax(one), minmax(other), atol=1e-3)
+
+
+def _raw(values: Tensor) -> tuple[str, str]:
+    """A map as it is, a pixel for each of its places, and its size in words."""
+    width, height = values.shape[3], values.shape[2]
+    file = io.BytesIO()
+    heat(values, (width, height)).save(file, "PNG")
+    return png_uri(file.getvalue()), f"{height} x {width}"
 
 
 def python_lines(explanation: Explanation, name: str, picture: Image.Image, device: str | None) -> str:
@@ -221,13 +353,13 @@ def python_lines(explanation: Explanation, name: str, picture: Image.Image, devi
     cheaper += [] if settings.dtype == "float32" else [f"    score_dtype=torch.{settings.dtype},\n"]
     torch_import = "" if settings.dtype == "float32" else "import torch\n"
     from_file = (
-        "from pathlib import Path\nfrom captum_unioncam.datasets.pictures import open_picture\n"
+        "from pathlib import Path\nfrom captum_unioncam.datasets import open_picture\n"
         f"picture = open_picture(Path({name!r}))"
     )
     return f"""{next((lines for lines, embedded in embedded_pictures() if embedded == picture), from_file)}
 
 {torch_import}from captum_unioncam import LayerUnionCam
-from captum_unioncam.models.subject import ExplainedModel
+from captum_unioncam.models import ExplainedModel
 subject = ExplainedModel({settings.model!r}{given})
 inputs, black = subject.input_and_baseline(subject.shown(picture))
 union_cam = LayerUnionCam(subject.model, subject.layer)

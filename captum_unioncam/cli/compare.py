@@ -37,6 +37,12 @@ def compare(
     metrics: options.MetricsOption = None,
     target: options.TargetOption = None,
     steps: options.StepsOption = 100,
+    curves: Annotated[
+        bool,
+        typer.Option(
+            "--curves", help="Also draw the curves of deletion, insertion and the like: a file, and on the page."
+        ),
+    ] = False,
     seed: options.SeedOption = 0,
     output: options.OutputOption = Path("comparison"),
     colormap: options.ColormapOption = "glow",
@@ -50,12 +56,17 @@ def compare(
     """Compare methods on pictures, by maps and metrics.
 
     Writes for each picture a panel of the maps (png), each method's metrics and seconds (csv), and one page with both
-    (html). The best value of each metric is marked with a star. The error of a method that fails is printed, and the
-    exit code is 1.
+    (html). The best value of each metric is marked with a star, unless several methods share it. The error of a method
+    that fails is printed, and the exit code is 1.
     """
     from captum_unioncam.evaluation.compare import compare as compare_methods
     from captum_unioncam.evaluation.judge import Judge
-    from captum_unioncam.report.comparison import comparison_page, comparison_panel, comparison_text
+    from captum_unioncam.report.comparison import (
+        comparison_curves,
+        comparison_page,
+        comparison_panel,
+        comparison_text,
+    )
     from captum_unioncam.report.images import Look
     from captum_unioncam.report.panels import png
 
@@ -74,6 +85,8 @@ def compare(
     subject = settings.subject(on_terminal)
     class_index = None if target is None else subject.class_index(target)
     judge = Judge(subject, method_names, settings.of_methods(), steps, seed, metric_names)
+    if curves and not any(metric.has_curve for metric in judge.metrics):
+        raise WrongArgument("--curves: none of the metrics has a curve; add deletion or insertion to --metrics.")
     make_folder(output)
     if not quiet and (note := demo_note(settings, bool(pictures))):
         typer.echo(f"Note: {note}", err=True)
@@ -91,7 +104,8 @@ def compare(
         contents = {
             "png": png(comparison_panel(comparison, look), dpi),
             "csv": comparison.csv(),
-            "html": comparison_page(comparison, look),
+            **({"curves.png": png(comparison_curves(comparison), dpi)} if curves else {}),
+            "html": comparison_page(comparison, look, curves),
         }
         paths = names.write(stem, [comparison.class_name], contents)
         written += paths

@@ -34,7 +34,6 @@ except KeyboardInterrupt:
 
 app = typer.Typer(
     pretty_exceptions_enable=False,
-    add_completion=False,
     # Rich's tables leave little room for the help texts.
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -85,11 +84,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if isinstance(sys.stdout, io.TextIOWrapper):
             # Names of files and methods may not be in stdout's encoding.
             sys.stdout.reconfigure(errors="backslashreplace")
-        given = list(sys.argv[1:] if arguments is None else arguments)
         code: int = app(given or ["--help"], prog_name="captum-unioncam", standalone_mode=False) or 0
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -100,6 +99,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     except typer.Abort:
         return 130
     except SystemExit as error:
+        if _completes(given):
+            return int(error.code or 0)
         # Typer exits when the reader of a pipe has closed it.
         if isinstance(error.__context__, BrokenPipeError):
             return _cannot_print(error.__context__)
@@ -124,6 +125,12 @@ def _run(arguments: Sequence[str] | None) -> int:
         command = context.command_path if context else "captum-unioncam"
         complain(WrongArgument(f"{error.format_message().rstrip('.')}; see {command} --help."))
         return 2
+
+
+def _completes(given: Sequence[str]) -> bool:
+    """Whether Typer's shell completion answers, which ends by ``sys.exit``."""
+    options = "--install-completion", "--show-completion"
+    return "_CAPTUM_UNIONCAM_COMPLETE" in os.environ or (bool(given) and given[0].startswith(options))
 
 
 def _cannot_print(error: OSError) -> int:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from captum_unioncam.cli import options
+from captum_unioncam.cli.shared import settings_of, tell_of_download
 from captum_unioncam.system.errors import Failure
 
 
@@ -23,11 +24,13 @@ def serve(
         int | None,
         typer.Option("--port", min=1, max=65535, metavar="N", help="Port.", show_default="a free one from 7860 on"),
     ] = None,
+    open_it: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
     """Serve a demo page: a picture, a network, and the maps of several methods. Ctrl-C ends it.
 
     Visitors choose among the given network, the embedded one and torchvision's.
     """
+    typer.echo("loading PyTorch and Gradio ...", err=True)
     try:
         from captum_unioncam.app.page import served
         from captum_unioncam.app.workbench import Workbench
@@ -38,8 +41,13 @@ def serve(
             "gradio is missing; install what the command needs with: pip install 'captum-unioncam[app]'"
         ) from error
 
-    with suppress(KeyboardInterrupt), served(Workbench(model, weights, device), host, port) as address:
+    workbench = Workbench(model, weights, device)
+    tell_of_download(settings_of({"model": model, "weights": weights}))
+    typer.echo(f"loading {model}, and computing the example of the first screen ...", err=True)
+    with suppress(KeyboardInterrupt), served(workbench, host, port) as address:
         typer.echo(f"{address} (Ctrl-C ends it)")
+        if open_it:
+            typer.launch(address)
         while True:
             # Windows does not interrupt a wait without a limit.
             sleep(1)

@@ -35,6 +35,13 @@ def open_picture(path: Path, from_pipes: bool = False) -> Image.Image:
 
     Raises:
         Failure: The file is missing, broken, of an unknown format, or too large; the message begins with the path.
+
+    Examples::
+
+        >>> from pathlib import Path
+        >>> from captum_unioncam.datasets import open_picture
+        >>> demo.load_picture().save("photo.png")
+        >>> picture = open_picture(Path("photo.png"))
     """
     with _explained(path):
         if not from_pipes:

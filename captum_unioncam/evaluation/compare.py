@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 from PIL import Image
@@ -72,18 +73,19 @@ def compare(
     Returns:
         *Comparison*: Also of the other methods if one fails.
     """
+    *_, complete = comparisons(judge, name, picture, target, show_progress)
+    return complete
+
+
+def comparisons(
+    judge: Judge, name: str, picture: Image.Image, target: int | None = None, show_progress: bool = False
+) -> Iterator[Comparison]:
+    """As :func:`compare`, which gives the last: one before the first method, and one after each."""
     subject = judge.subject
     shown = subject.shown(picture)
     confidences = judge.confidences(shown)
     target = int(confidences.argmax()) if target is None else target
-    methods = progress(judge.method_names, desc="methods") if show_progress else judge.method_names
-    judgements, failures = {}, {}
-    for outcome in judge.run(((method, [target]) for method in methods), shown, name=name, confidences=confidences):
-        if outcome.problem is None:
-            (judgements[outcome.method],) = outcome.judgements
-        else:
-            failures[outcome.method] = outcome.problem
-    return Comparison(
+    comparison = Comparison(
         picture=name,
         photo=shown,
         class_index=target,
@@ -91,6 +93,14 @@ def compare(
         confidence=confidences[target].item(),
         layer=subject.layer_name,
         metrics=[*(metric for metric in judge.metrics if not metric.needs_objects), SECONDS],
-        judgements=judgements,
-        failures=failures,
+        judgements={},
     )
+    yield comparison
+    methods = progress(judge.method_names, desc="methods") if show_progress else judge.method_names
+    for outcome in judge.run(((method, [target]) for method in methods), shown, name=name, confidences=confidences):
+        if outcome.problem is None:
+            judgements = {**comparison.judgements, outcome.method: outcome.judgements[0]}
+            comparison = replace(comparison, judgements=judgements)
+        else:
+            comparison = replace(comparison, failures={**comparison.failures, outcome.method: outcome.problem})
+        yield comparison

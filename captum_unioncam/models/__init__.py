@@ -7,10 +7,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["load"]
+from captum_unioncam.system.imports import lazy_names
 
 if TYPE_CHECKING:
     from captum_unioncam.models.subject import ExplainedModel
+else:
+    __getattr__ = lazy_names(__name__, {"ExplainedModel": "subject"})
+
+__all__ = ["ExplainedModel", "load"]
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
 
 
 def load(name: str = "demo", weights: str | None = None, **options: Any) -> ExplainedModel:
@@ -34,10 +42,13 @@ def load(name: str = "demo", weights: str | None = None, **options: Any) -> Expl
     Examples::
 
         >>> from captum_unioncam import models
-        >>> subject = models.load("timm:vit_tiny_patch16_224", weights="random")  # else they are downloaded
+        >>> # Without weights="random", they are downloaded.
+        >>> subject = models.load("timm:vit_tiny_patch16_224", weights="random")
         >>> inputs, black = subject.input_and_baseline(subject.shown(demo.load_picture()))
         >>> union_cam = LayerUnionCam(subject.model, subject.layer)
-        >>> attr = union_cam.attribute(inputs, target=281, baselines=black, max_channels=32)  # (1, 1, 14, 14)
+        >>> attr = union_cam.attribute(
+        ...     inputs, target=281, baselines=black, max_channels=32
+        ... )  # (1, 1, 14, 14)
     """
     from captum_unioncam.models.subject import ExplainedModel
 

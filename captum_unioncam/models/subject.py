@@ -66,6 +66,16 @@ class ExplainedModel:
     Raises:
         WrongArgument: There is no such model, layer or device, or the layer has no space.
         Failure: The model cannot be loaded, does not run on pictures, or does not return (N, classes).
+
+    Examples::
+
+        >>> from captum_unioncam.models import ExplainedModel
+        >>> subject = ExplainedModel("demo", layer="features.7", device="cpu")
+        >>> inputs, black = subject.input_and_baseline(subject.shown(demo.load_picture()))
+        >>> confidence = subject.confidences(inputs)[0, subject.class_index("star")]
+        >>> union_cam = LayerUnionCam(subject.model, subject.layer)
+        >>> target = subject.class_index("star")
+        >>> attr = union_cam.attribute(inputs, target=target, baselines=black)
     """
 
     def __init__(

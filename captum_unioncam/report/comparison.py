@@ -10,6 +10,7 @@ from captum_unioncam.metrics.table import Metric
 from captum_unioncam.report.html import png_uri, render
 from captum_unioncam.report.images import Look
 from captum_unioncam.report.panels import HeatMap, panel, png
+from captum_unioncam.report.plots import drawn_curves
 
 
 def comparison_table(comparison: Comparison) -> pd.DataFrame:
@@ -58,14 +59,49 @@ def comparison_panel(comparison: Comparison, look: Look | None = None) -> Figure
     return panel(comparison.photo, heat_maps, title, look)
 
 
-def comparison_page(comparison: Comparison, look: Look | None = None) -> bytes:
-    """A self-contained HTML page."""
+def comparison_curves(comparison: Comparison) -> Figure:
+    """Each method's curves, of insertion, deletion and the like, with the areas under them.
+
+    Raises:
+        ValueError: No metric of the comparison has a curve.
+    """
+    with_curve = [metric for metric in comparison.metrics if metric.has_curve]
+    if not with_curve:
+        raise ValueError("metrics: none has a curve; add deletion or insertion.")
+    judgements = comparison.judgements
+    return drawn_curves(
+        {
+            metric.name: {method: each.curves[metric.name] for method, each in judgements.items()}
+            for metric in with_curve
+        },
+        {
+            metric.name: {method: metric.text(each.values[metric.name]) for method, each in judgements.items()}
+            for metric in with_curve
+        },
+        "confidence",
+        len(judgements),
+    )
+
+
+def comparison_page(comparison: Comparison, look: Look | None = None, curves: bool = False) -> bytes:
+    """A self-contained HTML page.
+
+    Args:
+        comparison, look: As ``comparison_panel`` takes them.
+        curves (bool): Show ``comparison_curves``. Default: False
+    """
     table = comparison_table(comparison)
     return render(
         "comparison.html",
         comparison=comparison,
         panel=png_uri(png(comparison_panel(comparison, look))),
+        curves=png_uri(png(comparison_curves(comparison))) if curves else None,
         headings=list(table.columns),
         rows=table.to_numpy().tolist(),
-        best=[None, *(best_method(comparison, metric) for metric in comparison.metrics)],
+        best=best_methods(comparison),
     )
+
+
+def best_methods(comparison: Comparison) -> list[str | None]:
+    """For each column of ``comparison_table``, the method with the best value."""
+    return [None, *(best_method(comparison, metric) for metric in comparison.metrics)]

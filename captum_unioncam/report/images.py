@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from captum_unioncam.engine.maps import minmax, up
-from captum_unioncam.report.html import jpeg_uri
+from captum_unioncam.report.html import png_uri
 from captum_unioncam.system.errors import WrongArgument
 from captum_unioncam.system.imports import suggestion
 
@@ -50,6 +51,11 @@ class Look:
 
     Raises:
         WrongArgument: There is no such colour map, or the opacity is outside [0, 1].
+
+    Examples::
+
+        >>> from captum_unioncam.report import Look
+        >>> look = Look("viridis", opacity=0.8)
     """
 
     colormap: str = COLORMAP
@@ -80,7 +86,7 @@ class Look:
 
     def opacities(self, values: Pixels) -> Pixels:
         """The opacity of values in [0, 1], of the same shape."""
-        return self.opacity * (_LEAST + (1 - _LEAST) * values)
+        return self.opacity * _share(values)
 
     def bar(self) -> Colormap:
         """The colours that the values have over a photo of middle gray, for a colour bar."""
@@ -129,9 +135,34 @@ def laid_over(picture: Image.Image, values: Tensor, look: Look | None = None, bo
     return _image(colors)
 
 
-def overlay(photo: Tensor, values: Tensor) -> str:
-    """``laid_over`` for a photo (3, H, W) in [0, 1], as a ``data:`` URI."""
-    return jpeg_uri(laid_over(as_picture(photo), values))
+def dimmed(picture: Image.Image) -> Image.Image:
+    """The picture in gray as it is under a map."""
+    return picture.convert("L").point(lambda value: round(_DIMMED * value))
+
+
+def sheet(values: Tensor, size: tuple[int, int], look: Look | None = None) -> str:
+    """A map to lay over ``dimmed`` with the look's opacity, which makes ``laid_over``; a page may choose the opacity.
+
+    Args:
+        values (Tensor): (1, 1, h, w), as ``laid_over`` takes it.
+        size (tuple[int, int]): Width and height.
+        look (Look or None): The colours; its opacity is not applied. Default: None, ``Look()``
+
+    Returns:
+        *str*: A ``data:`` URI of a PNG file, which is less opaque where values are low.
+    """
+    # As matplotlib divides values among the colours of a map.
+    levels = (np.arange(256) + 0.5) / 256
+    picture = Image.fromarray(np.minimum(scaled(values, size) * 256, 255).astype(np.uint8))
+    picture.putpalette(((look or Look()).colors(levels)[:, :3] * 255).round().astype(np.uint8).tobytes())
+    file = io.BytesIO()
+    picture.save(file, "PNG", transparency=(_share(levels) * 255).round().astype(np.uint8).tobytes())
+    return png_uri(file.getvalue())
+
+
+def _share(values: Pixels) -> Pixels:
+    """The opacity of values in [0, 1], as a share of the highest one's."""
+    return _LEAST + (1 - _LEAST) * values
 
 
 def _image(colors: Pixels) -> Image.Image:

@@ -39,6 +39,11 @@ class HeatMap:
         values (Tensor): (1, 1, h, w), of any scale and resolution; negative values show as 0.
         title (str): Shown above it.
         selected (bool): Mark it with a frame. Default: False
+
+    Examples::
+
+        >>> from captum_unioncam.report import HeatMap
+        >>> heat_map = HeatMap(attr[:1], "UnionCAM", selected=True)
     """
 
     values: Tensor
@@ -66,6 +71,14 @@ def panel(
 
     Returns:
         *matplotlib.figure.Figure*: Made without pyplot, so it need not be closed.
+
+    Examples::
+
+        >>> from captum_unioncam.report import HeatMap, Look, panel
+        >>> attr = LayerUnionCam(model, layer).attribute(images[:1], target=3)
+        >>> look = Look("viridis", opacity=0.7)
+        >>> figure = panel(images[0], [HeatMap(attr, "UnionCAM")], "a cat  0.93", look)
+        >>> figure.savefig("cat.pdf")
     """
     look = look or Look()
     picture = as_picture(photo) if isinstance(photo, Tensor) else photo
@@ -104,6 +117,13 @@ def explanation_panel(explanation: Explanation, look: Look | None = None, origin
     Returns:
         *matplotlib.figure.Figure*: One axis for each of them, and one for the colour bar.
     """
+    title = f"{explanation.class_name}  {explanation.confidence:.2f}   |   layer {explanation.settings.layer}"
+    photo, box = explanation.original() if original else (explanation.photo, None)
+    return panel(photo, explanation_maps(explanation), title, look, box, explanation.warnings)
+
+
+def explanation_maps(explanation: Explanation) -> list[HeatMap]:
+    """GradCAM's map, where there is one, and the method's, or UnionCAM's three."""
     heat_maps = []
     if explanation.grad_cam is not None and explanation.settings.method != "grad_cam":
         heat_maps.append(HeatMap(explanation.grad_cam, "GradCAM\nfor comparison"))
@@ -115,9 +135,7 @@ def explanation_panel(explanation: Explanation, look: Look | None = None, origin
             selected = name == explanation.choice
             title = f"{titles[name]}{' - selected' if selected else ''}\nbeta = {beta:.2f}"
             heat_maps.append(HeatMap(getattr(explanation.details, f"{name}_map"), title, selected))
-    title = f"{explanation.class_name}  {explanation.confidence:.2f}   |   layer {explanation.settings.layer}"
-    photo, box = explanation.original() if original else (explanation.photo, None)
-    return panel(photo, heat_maps, title, look, box, explanation.warnings)
+    return heat_maps
 
 
 def explanation_overlay(explanation: Explanation, look: Look | None = None, original: bool = False) -> Image.Image:

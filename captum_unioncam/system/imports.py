@@ -5,11 +5,27 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
 from captum_unioncam.system.errors import Failure, WrongArgument, one_line
+
+
+def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
+    """The ``__getattr__`` of a package whose public names are loaded when they are first used.
+
+    Args:
+        package (str): Its ``__name__``.
+        homes (Mapping[str, str]): The module within it that holds each name.
+    """
+
+    def found(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+
+    return found
 
 
 def suggestion(wrong: str, names: Iterable[str]) -> str:

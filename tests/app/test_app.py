@@ -12,8 +12,10 @@ from html import escape, unescape
 from pathlib import Path
 from signal import SIGTERM, getsignal
 from threading import Thread, get_ident
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -38,8 +40,9 @@ from gradio.data_classes import FileData
 
 from captum_unioncam.app import page
 from captum_unioncam.app import workbench as bench
-from captum_unioncam.app.workbench import Question, Workbench
-from captum_unioncam.report.images import overlay
+from captum_unioncam.app.guard import Listeners
+from captum_unioncam.app.workbench import Question, Stopped, Workbench
+from captum_unioncam.report.images import sheet
 
 pytest_plugins = ("tests.browser",)
 
@@ -65,14 +68,19 @@ def photo(tmp_path, monkeypatch):
     return NASTY
 
 
-def ask(workbench, name, question):
+def answers(workbench, name, question, **how):
     with Image.open(name) as picture:
-        return workbench.answer(name, picture.convert("RGB"), question)
+        yield from workbench.answers(name, picture.convert("RGB"), question, **how)
+
+
+def ask(workbench, name, question):
+    *_, answer = answers(workbench, name, question)
+    return answer
 
 
 def figures(page):
     """What the page shows: the caption, the source of the image, and whether it is marked, of each figure."""
-    found = re.findall(r"<figure(.*?)>\s*<img src=\"(.*?)\".*?<figcaption>(.*?)</figcaption>", page, re.DOTALL)
+    found = re.findall(r"<figure(.*?)>.*?<img[^>]*? src=\"(.*?)\".*?<figcaption>(.*?)</figcaption>", page, re.DOTALL)
     return [(words(caption), image, "selected" in attributes) for attributes, image, caption in found]
 
 
@@ -94,7 +102,7 @@ def test_the_code_makes_the_map_that_is_shown(workbench, photo, question):
     exec(answer.code, namespace)
     torch.testing.assert_close(namespace["attr"], answer.explanation.map)
     shown = [image for _, image, is_marked in figures(answer.page()) if is_marked]
-    assert shown == [overlay(answer.explanation.photo, answer.explanation.map)]
+    assert shown == [sheet(answer.explanation.map, (112, 112))]
 
 
 @pytest.mark.parametrize("number", [0, 3])
@@ -120,8 +128,9 @@ def test_the_page_says_what_the_explainer_says(workbench, photo, question):
     page = ask(workbench, photo, question).page()
     captions = [caption for caption, _, _ in figures(page)]
     for name, beta in expected.betas.items():
-        mark = " (selected)" if name == expected.choice else ""
-        assert f"{name}{mark} beta {beta:.2f}" in captions
+        mark = " - selected" if name == expected.choice else ""
+        (caption,) = (caption for caption in captions if caption.startswith(f"{name} ("))
+        assert caption.endswith(f"{mark} beta = {beta:.2f}")
     assert f"<h2>{expected.class_name}, confidence {expected.confidence:.2f}</h2>" in page
     assert sum(is_marked for _, _, is_marked in figures(page)) == 1
 
@@ -130,12 +139,12 @@ def test_methods_are_compared_by_map_and_metrics(workbench, photo):
     answer = ask(workbench, photo, Question(methods=("grad_cam", "union_cam", "saliency")))
     compared = ["union_cam", "grad_cam", "saliency"]
     page = answer.page()
-    assert [caption for caption, _, _ in figures(page)][-3:] == compared
+    assert [caption for caption, _, _ in figures(page)][-3:-1] == ["grad_cam", "saliency"]
     rows = re.findall(r'<th scope="row">(.*?)</th>(.*?)</tr>', page, re.DOTALL)
     assert [name for name, _ in rows] == compared
     for name, cells in rows:
         judged = answer.comparison.judgements[name]
-        numbers = [float(number) for number in re.findall("<td>(.*?)</td>", cells)]
+        numbers = [float(words(number)) for number in re.findall("<td>(.*?)</td>", cells)]
         metrics = ("drop", "increase", "insertion", "deletion", "seconds")
         assert numbers == pytest.approx([judged.values[metric] for metric in metrics], abs=6e-3)
     # The table of metrics says what is shown, and how.
@@ -153,28 +162,142 @@ def test_a_method_that_fails_keeps_no_other_from_being_shown(workbench, photo, m
 
     monkeypatch.setitem(registry._registered, "broken", broken)
     page = ask(workbench, photo, Question(methods=("broken", "grad_cam"))).page()
-    assert [caption for caption, _, _ in figures(page)][-2:] == ["union_cam", "grad_cam"]
+    assert [caption for caption, _, _ in figures(page)][-2] == "grad_cam"
     assert re.search(r"<strong>broken</strong> failed: .*not &lt;today&gt;", page)
 
 
-def test_an_overlay_is_the_colored_map_over_the_gray_photo():
-    photo = torch.full((3, 64, 64), 0.4)
-    values = torch.tensor([[[[0.0, 0.5], [-1.0, 2.0]]]])
-    header, content = overlay(photo, values).split(",")
-    assert header == "data:image/jpeg;base64"
-    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(content)))).astype(float)
-    assert pixels.shape == (64, 64, 3)
-    black, dark_red, light_yellow = (0, 0, 0), (0.25 / 0.415, 0, 0), (1, 1, 0.5)
-    corners = {(0, 0): (0.0, black), (0, 63): (0.25, dark_red), (63, 0): (0.0, black), (63, 63): (1.0, light_yellow)}
-    for (y, x), (share, color) in corners.items():
-        opacity = 0.3 + 0.3 * share
-        expected = (1 - opacity) * 0.65 * 0.4 + opacity * np.array(color)
-        # JPEG keeps even pixels up to a few of 255 steps.
-        np.testing.assert_allclose(pixels[y, x], 255 * expected, atol=5)
+def counted_rows(workbench):
+    """The number of pictures in each pass of the demo model from now on."""
+    rows = []
+    workbench.subject("demo").model.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+    return rows
 
 
-def test_a_map_of_zeros_is_drawn():
-    assert overlay(torch.rand(3, 8, 8), torch.zeros(1, 1, 2, 2)).startswith("data:image/jpeg")
+def test_results_come_as_they_are_ready_quick_ones_first(photo, monkeypatch):
+    monkeypatch.setattr(bench, "_CURVE_STEPS", 2)
+    workbench = Workbench()
+    rows, passed, seen = counted_rows(workbench), [], []
+    for answer in answers(workbench, photo, Question(methods=("score_cam", "grad_cam"))):
+        seen.append(answer)
+        passed.append(sum(rows))
+    steps = ["grad_cam", "preview of union_cam", "union_cam", "score_cam", "grad_cam", ""]
+    assert [answer.computing for answer in seen] == steps
+    # The class, and then its gradient: no masked pass yet.
+    assert passed[1] < 10
+    known = [set(answer.results) for answer in seen]
+    assert known == [
+        set(),
+        {"grad_cam"},
+        *[{"grad_cam", "union_cam"}] * 2,
+        *[{"grad_cam", "union_cam", "score_cam"}] * 2,
+    ]
+    assert [answer.is_preview for answer in seen] == [False, False, True, False, False, False]
+    assert [len(answer.comparison.judgements) for answer in seen] == [0, 0, 0, 1, 2, 3]
+    for answer, channels in ((seen[2], 32), (seen[3], None)):
+        with Image.open(photo) as picture:
+            explained = next(Explainer(Settings(max_channels=channels)).explain(picture.convert("RGB")))
+        torch.testing.assert_close(answer.explanation.map, explained.map)
+    assert "preview" in seen[2].page()
+    assert "preview" not in seen[3].page()
+
+
+def test_no_picture_is_shown_twice(workbench, photo):
+    page = ask(workbench, photo, Question(methods=("score_cam", "denoised_grad_cam", "grad_cam"))).page()
+    shown = figures(page)
+    assert len({image for _, image, _ in shown}) == len(shown) == 6
+    assert [caption.partition(" also ")[2] for caption, _, _ in shown] == [
+        "",
+        "denoised_grad_cam",
+        "score_cam",
+        "",
+        "",
+        "",
+    ]
+
+
+def test_the_most_probable_classes_are_told(workbench, photo):
+    answer = ask(workbench, photo, Question(target="3"))
+    subject = ExplainedModel("demo", device="cpu")
+    with Image.open(photo) as picture:
+        confidences = subject.confidences(subject.input_and_baseline(subject.shown(picture.convert("RGB")))[0])[0]
+    expected = sorted(range(8), key=lambda index: -confidences[index])[:5]
+    assert list(answer.classes) == expected
+    for index, (name, confidence) in answer.classes.items():
+        assert name == demo.CLASS_NAMES[index]
+        assert confidence == pytest.approx(confidences[index].item(), abs=1e-6)
+
+
+def test_downloads_hold_what_is_shown(workbench, photo):
+    *earlier, answer = answers(workbench, photo, Question(methods=("grad_cam",)))
+    found = re.findall(r'<a download="(.*?)" href="data:(.*?);base64,(.*?)"', answer.page())
+    files = {kind: (name, io.BytesIO(base64.b64decode(content))) for name, kind, content in found}
+    assert np.array_equal(np.load(files["application/octet-stream"][1]), answer.explanation.map[0, 0].numpy())
+    table = pd.read_csv(files["text/csv"][1]).set_index("method")
+    for method, judged in answer.comparison.judgements.items():
+        for metric, value in judged.values.items():
+            assert table.loc[method, metric] == pytest.approx(value)
+    with Image.open(files["image/png"][1]) as picture:
+        assert picture.width > 2 * picture.height
+    stem = f"a-b-value-value-img-src-x-onerror-alert-1-{answer.comparison.class_name}"
+    assert [name for name, _ in files.values()] == [f"{stem}.png", f"{stem}-union_cam.npy", f"{stem}.csv"]
+    assert not any("download=" in each.page() for each in earlier)
+
+
+@pytest.mark.parametrize("seen", [0, 2, 4])
+def test_stop_stops_the_passes_and_keeps_what_is_there(photo, seen):
+    workbench, listeners = Workbench(), Listeners()
+    handlers, rows = page._Handlers(workbench, listeners), counted_rows(workbench)
+    file, mine = uploaded(Path(photo).absolute()), SimpleNamespace(session_hash="me")
+    listeners.ask("me")
+    with listeners.listening("me"):
+        asked = file, "demo", PREDICTED, ["occlusion", "grad_cam"], None, 10, "score", "exact", mine
+        shown = handlers.explain(*asked)
+        for _ in range(2 + seen):
+            kept = next(shown)
+        assert kept[-1]["visible"] is True
+        # Another visitor's changes nothing.
+        handlers.stop(SimpleNamespace(session_hash="other"))
+        assert listeners.is_waiting("me")
+        handlers.stop(mine)
+        before = len(rows)
+        *_, (status, bars, result, _, stop) = shown
+        assert len(rows) == before
+        assert status.startswith("Stopped before ")
+        assert stop["visible"] is False
+        assert bars == kept[1]
+        assert [image for _, image, _ in figures(result)] == [image for _, image, _ in figures(kept[2])]
+        # The next question is answered.
+        listeners.ask("me")
+        assert next(handlers.explain(*asked))[-1]["visible"] is True
+
+
+def test_a_pass_that_runs_is_the_last_after_stop(photo):
+    workbench, listeners = Workbench(), Listeners()
+    rows, model = counted_rows(workbench), workbench.subject("demo").model
+    with listeners.listening("me"):
+        model.register_forward_hook(lambda *_: listeners.stop("me") if len(rows) == 20 else None)
+        with pytest.raises(Stopped):
+            list(
+                answers(
+                    workbench, photo, Question(methods=("occlusion",)), is_wanted=lambda: listeners.is_waiting("me")
+                )
+            )
+    assert len(rows) == 20
+
+
+def test_bars_tell_the_time_left_and_are_where_to_stop():
+    progress, checked = gr.Progress(), []
+    page._watch(progress, lambda: checked.append(None))
+    known = {"n": 25, "elapsed": 5.0, "prefix": "UnionCAM"}
+    bar = SimpleNamespace(_tqdm=SimpleNamespace(format_dict=known), length=100, index=25, desc=None)
+    progress.iterables.append(bar)
+    progress.update(25)
+    assert bar.desc == "UnionCAM: 5 s left"
+    # Bars without an end, as of a generator, have no time left.
+    progress.iterables.append(SimpleNamespace(_tqdm=SimpleNamespace(), length=None, index=0, desc="methods"))
+    progress.update(1)
+    assert progress.iterables[-1].desc == "methods"
+    assert len(checked) == 2
 
 
 def tiny_vision_transformer():
@@ -269,7 +392,8 @@ def test_closing_stops_what_is_running(photo):
 
 
 def explain(workbench, file, model="demo", target=PREDICTED, compared=(), layer=None, theta=10, quality="exact"):
-    return page._Handlers(workbench).explain(file, model, target, list(compared), layer, theta, "score", quality)
+    *_, last = page._Handlers(workbench).explain(file, model, target, list(compared), layer, theta, "score", quality)
+    return last
 
 
 def uploaded(path, name=None):
@@ -277,8 +401,11 @@ def uploaded(path, name=None):
 
 
 def test_a_handler_answers_with_the_page_and_the_code(workbench, photo):
-    page, code = explain(workbench, uploaded(Path(photo).absolute(), NASTY))
+    status, bars, page, code, stop = explain(workbench, uploaded(Path(photo).absolute(), NASTY))
     assert len(figures(page)) == 5
+    assert re.fullmatch(r"Done in \d+\.\d s\.", status)
+    assert len(bars) == 5
+    assert stop["visible"] is False
     assert "a&#39;b {{value}} ${value} &lt;img" in page
     assert repr(NASTY) in code["value"]
     assert code["visible"] is True
@@ -380,7 +507,8 @@ def test_weights_are_for_the_model_that_they_are_given_for(tmp_path, monkeypatch
 
 def run(capsys, *arguments):
     code = main(["app", *arguments])
-    return code, capsys.readouterr().err.splitlines()
+    # Without what it says that it waits for.
+    return code, [line for line in capsys.readouterr().err.splitlines() if not line.endswith("...")]
 
 
 def test_without_gradio_the_command_says_what_to_install(capsys, monkeypatch):
@@ -412,6 +540,25 @@ def test_a_host_that_is_not_there_is_told(capsys):
     assert code == 1
     assert len(errors) == 1
     assert errors[0].startswith("Error: cannot listen at 0.0.0.0.0: ")
+
+
+def test_the_command_says_what_it_waits_for_and_opens_the_page(capsys, monkeypatch):
+    @contextmanager
+    def served(*_):
+        yield "http://127.0.0.1:7860/"
+
+    def ctrl_c(_):
+        raise KeyboardInterrupt
+
+    opened = []
+    monkeypatch.setattr(page, "served", served)
+    monkeypatch.setattr("captum_unioncam.cli.serve.sleep", ctrl_c)
+    monkeypatch.setattr("typer.launch", opened.append)
+    assert main(["app", "--open"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "http://127.0.0.1:7860/ (Ctrl-C ends it)\n"
+    assert err == "loading PyTorch and Gradio ...\nloading demo, and computing the example of the first screen ...\n"
+    assert opened == ["http://127.0.0.1:7860/"]
 
 
 @pytest.fixture(scope="module")
@@ -471,26 +618,68 @@ def upload(page, file):
     page.locator("input[type=file]").first.set_input_files(file)
 
 
+def wait_for_the_end(page):
+    page.locator(".status").get_by_text(re.compile("Done in")).wait_for()
+
+
 def test_a_visitor_uploads_a_picture_and_sees_its_maps(chromium, address, photo):
     with visit(chromium, address, width=390) as page:
         upload(page, photo)
         page.get_by_label("Compare with").press("Backspace")
         page.get_by_role("button", name="Explain").click()
-        page.locator(".progress-bar").first.wait_for(state="attached")
-        page.get_by_role("heading", name="Methods side by side").wait_for()
+        wait_for_the_end(page)
         assert NASTY in page.locator(".unioncam p").first.inner_text()
         assert page.locator("figure.selected").count() == 1
-        assert len(re.findall(r"beta \d\.\d\d", page.locator(".unioncam").inner_text())) == 3
-        images = page.locator(".unioncam img")
-        assert images.count() == 4 + 3
+        assert len(re.findall(r"beta = -?\d\.\d\d", page.locator(".unioncam").inner_text())) == 3
+        # The region map is Score-CAM's.
+        assert page.locator(".unioncam img").count() == 1 + 3 + 1 + 1
         page.wait_for_function(
-            "[...document.querySelectorAll('.unioncam img')].every(image => image.naturalWidth === 112)"
+            "[...document.querySelectorAll('.unioncam img:not(.raw)')].every(image => image.naturalWidth === 112)"
         )
         assert page.locator(".unioncam tbody tr").count() == 3
         # Gradio loads the editor when there is code to show.
         page.locator(".cm-line").first.wait_for()
         assert f"Path({NASTY!r})" in page.locator(".cm-content").inner_text().replace("\n", "")
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_the_first_screen_shows_an_example_to_play_with(chromium, address, tmp_path):
+    with visit(chromium, address) as page:
+        page.locator(".status").get_by_text("A worked example").wait_for()
+        maps = page.locator(".unioncam .over img")
+        assert maps.count() >= 5
+        opacities = "images => images.map(image => getComputedStyle(image).opacity)"
+        assert set(maps.evaluate_all(opacities)) == {"0.6"}
+        page.get_by_label("number input for Opacity of the maps").fill("0.9")
+        page.keyboard.press("Tab")
+        page.wait_for_function("getComputedStyle(document.querySelector('.over img')).opacity === '0.9'")
+        assert set(maps.evaluate_all(opacities)) == {"0.9"}
+        with page.expect_download() as download:
+            page.get_by_role("link", name="UnionCAM's map (npy)").click()
+        download.value.save_as(tmp_path / "map.npy")
+        assert np.load(tmp_path / "map.npy").shape == (7, 7)
+        # Its class is the first; the second is explained when its bar is clicked.
+        bar = page.get_by_role("button", name=re.compile(r"\(\d\)")).nth(1)
+        chosen = re.search(r"(\S+) \(\d\)", bar.inner_text())
+        bar.click()
+        wait_for_the_end(page)
+        assert page.locator(".unioncam h2").inner_text().startswith(f"{chosen[1]}, confidence ")
+        assert page.get_by_role("combobox", name="Class to explain").input_value() == chosen[0]
+        assert maps.first.evaluate("image => getComputedStyle(image).opacity") == "0.9"
+
+
+def test_a_visitor_stops_an_answer(chromium, address):
+    with visit(chromium, address) as page:
+        choose(page, "Compare with", "occlusion")
+        page.keyboard.press("Tab")
+        stop = page.get_by_role("button", name="Stop")
+        assert not stop.is_visible()
+        page.get_by_role("button", name="Explain").click()
+        page.locator(".status").get_by_text("Computing").wait_for()
+        stop.click()
+        page.locator(".status").get_by_text("Stopped before").wait_for()
+        stop.wait_for(state="hidden")
+        assert page.locator("th", has_text="occlusion").count() == 0
 
 
 def choose(page, label, option):
@@ -502,7 +691,8 @@ def test_each_control_does_what_its_label_says(chromium, address, workbench):
     from playwright.sync_api import expect
 
     picture = bench.embedded_pictures()[2][1]
-    expected = workbench.answer("", picture, Question("demo", "features.7", "3", 85.0, "softmax", ("saliency",)))
+    question = Question("demo", "features.7", "3", 85.0, "softmax", ("saliency",))
+    *_, expected = workbench.answers("", picture, question)
     with visit(chromium, address) as page:
         page.locator(".gallery-item").nth(2).click()
         page.locator("img[src*='embedded-3']:not(.gallery-item *)").first.wait_for()
@@ -516,11 +706,11 @@ def test_each_control_does_what_its_label_says(chromium, address, workbench):
         page.get_by_label("number input for Theta").fill("85")
         page.get_by_label("softmax", exact=True).check()
         page.get_by_role("button", name="Explain").click()
-        page.get_by_role("heading", name="Metrics").wait_for()
+        wait_for_the_end(page)
         assert page.locator(".unioncam h2").inner_text().startswith(f"{demo.CLASS_NAMES[3]}, confidence ")
         assert page.locator(".unioncam p").first.inner_text().startswith("demo, layer features.7; ")
         assert page.locator(".unioncam tbody th").all_inner_texts() == ["union_cam_softmax", "saliency"]
-        betas = re.findall(r"beta (-?\d\.\d\d)", page.locator(".unioncam").inner_text())
+        betas = re.findall(r"beta = (-?\d\.\d\d)", page.locator(".unioncam").inner_text())
         # Rounded to two decimals.
         assert [float(beta) for beta in betas] == pytest.approx(list(expected.explanation.betas.values()), abs=6e-3)
         lines = [line or "\n" for line in expected.code.splitlines()]

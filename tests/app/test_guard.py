@@ -188,10 +188,39 @@ def test_a_full_queue_is_told_and_what_nobody_waits_for_is_dropped(client, tmp_p
     codes = [join(client, slow, f"gone {i}", event).status_code for i in range(12)]
     assert codes[0] == 200
     assert codes[-1] == 503
-    time.sleep(1.5)
+    start = time.monotonic()
+    while join(client, data, "early", event).status_code == 503 and time.monotonic() - start < 20:
+        time.sleep(0.2)
     start = time.monotonic()
     assert answer(client, data, "next") == (True, None)
     assert time.monotonic() - start < 10
+
+
+def test_only_what_is_not_queued_is_run_past_the_queue(client, tmp_path):
+    data = [picture(client, tmp_path), *SETTINGS]
+    events = client.get("config").json()["dependencies"]
+    codes = {}
+    for event in events:
+        if event["backend_fn"]:
+            request = {"data": data, "fn_index": event["id"], "session_hash": "hasty"}
+            codes.setdefault(event["queue"], set()).add(client.post("gradio_api/run/predict", json=request).status_code)
+    assert codes == {True: {404}, False: {200}}
+
+
+def test_a_visitor_who_does_not_listen_cannot_stop():
+    listeners = guard.Listeners()
+    listeners.ask("me")
+    listeners.stop("me")
+    assert listeners.is_waiting("me")
+    with listeners.listening("me"):
+        listeners.stop("me")
+        assert listeners.is_stopped("me")
+        assert not listeners.is_waiting("me")
+        listeners.ask("me")
+        assert listeners.is_waiting("me")
+        listeners.stop("me")
+    # What is kept of a visitor ends with its connection.
+    assert not listeners.is_stopped("me")
 
 
 def test_an_answer_that_nobody_waits_for_is_not_finished():
@@ -202,7 +231,7 @@ def test_an_answer_that_nobody_waits_for_is_not_finished():
         return len(asked) < 3
 
     with pytest.raises(Failure, match="nobody waits"):
-        workbench.answer("a.png", demo.load_picture(), Question(methods=("occlusion",)), is_wanted)
+        list(workbench.answers("a.png", demo.load_picture(), Question(methods=("occlusion",)), is_wanted))
 
 
 def test_pictures_of_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, monkeypatch):

@@ -599,6 +599,44 @@ def test_compare_shows_the_metrics_asked_for(capsys, photo):
     assert next(Path("comparison").glob("*.csv")).read_text().startswith("method,drop,deletion,seconds,error\n")
 
 
+def test_compare_draws_the_curves_of_each_picture_where_asked_for(capsys, tmp_path):
+    photos = [picture(tmp_path / f"{name}.png", seed) for seed, name in enumerate("ab")]
+    quick = ["--methods", "grad_cam, saliency", "--model", "own_model:net", "--steps", "2", "--target", "0"]
+    code, _, errors = run(capsys, "compare", *photos, *quick, "--metrics", "deletion, drop", "--curves", "--dpi", "40")
+    assert (code, errors) == (0, [])
+    expected = [f"{name}-class-0.{suffix}" for name in "ab" for suffix in ("csv", "curves.png", "html", "png")]
+    assert output_files(Path("comparison")) == expected
+    assert "<h2>Curves</h2>" in Path("comparison/a-class-0.html").read_text()
+    run(capsys, "compare", *photos, *quick, "--metrics", "deletion", "-o", "without")
+    assert not any("curves" in name for name in output_files(Path("without")))
+    assert "<h2>Curves</h2>" not in Path("without/a-class-0.html").read_text()
+    code, _, errors = run(capsys, "compare", *photos, *quick, "--metrics", "drop", "--curves")
+    assert code == 2
+    assert "--curves: none of the metrics has a curve" in one_error(errors)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_shell_completes_commands_and_options(capsys, monkeypatch, shell):
+    monkeypatch.setattr("shellingham.detect_shell", lambda: (shell, shell))
+    assert main(["--show-completion"]) == 0
+    script, errors = capsys.readouterr()
+    assert "_CAPTUM_UNIONCAM_COMPLETE" in script
+    assert errors == ""
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [("captum-unioncam ev", ["evaluate"]), ("captum-unioncam explain --quality b", ["balanced"])],
+)
+def test_what_is_typed_is_completed(capsys, monkeypatch, typed, offered):
+    monkeypatch.setenv("_CAPTUM_UNIONCAM_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", typed)
+    monkeypatch.setenv("COMP_CWORD", str(typed.count(" ")))
+    assert main([]) == 0
+    out, errors = capsys.readouterr()
+    assert (out.split(), errors) == (offered, "")
+
+
 def test_without_pictures_that_are_there_nothing_is_loaded_or_made(capsys, monkeypatch):
     monkeypatch.setattr("captum_unioncam.models.zoo.load_classifier", None)
     for command in ("explain", "compare"):

@@ -12,7 +12,7 @@ from PIL import Image
 from captum_unioncam import demo
 from captum_unioncam.attr.union_cam import UnionCamDetails
 from captum_unioncam.evaluation.explain import Explainer, Explanation, Settings
-from captum_unioncam.report.images import Look, as_picture, laid_over, overlay
+from captum_unioncam.report.images import Look, as_picture, dimmed, laid_over, sheet
 from captum_unioncam.report.notebooks import explain, show
 from captum_unioncam.report.panels import HeatMap, drawn, explanation_panel, panel, picture_file, png
 from captum_unioncam.system.errors import WrongArgument
@@ -116,13 +116,15 @@ def test_maps_are_laid_over_the_gray_photo_as_interpolated(photo):
         assert np.abs(shown(axis) - expected_overlay(photo, values)).max() < 2
 
 
-def test_panels_and_pages_show_the_same_overlay():
-    photo, values = torch.rand(3, 1, 1).expand(3, 60, 80), torch.rand(1, 1, 4, 4)
-    in_page = Image.open(io.BytesIO(base64.b64decode(overlay(photo, values).partition(",")[2])))
-    in_panel = shown(panel(photo, [HeatMap(values, "a map")], "a class").axes[1])
-    np.testing.assert_array_equal(in_panel, laid_over(as_picture(photo), values))
-    # JPEG loses a little.
-    assert np.abs(in_panel.astype(int) - np.asarray(in_page)).mean() < 3
+@pytest.mark.parametrize("opacity", [0.0, 0.6, 1.0])
+def test_a_sheet_laid_over_the_dimmed_photo_makes_the_overlay(opacity):
+    """As a browser does by ``opacity``, which multiplies the file's own."""
+    photo, values = as_picture(torch.rand(3, 60, 80)), torch.randn(1, 1, 4, 4)
+    on_top = Image.open(io.BytesIO(base64.b64decode(sheet(values, photo.size).partition(",")[2]))).convert("RGBA")
+    colors, share = np.asarray(on_top)[..., :3].astype(float), np.asarray(on_top)[..., 3:] / 255
+    below = np.asarray(dimmed(photo))[..., None]
+    expected = laid_over(photo, values, Look(opacity=opacity))
+    assert np.abs((1 - opacity * share) * below + opacity * share * colors - np.asarray(expected)).max() < 3
 
 
 def test_maps_that_are_positive_everywhere_are_shown_above_their_minimum(photo):
