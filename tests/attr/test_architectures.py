@@ -73,8 +73,7 @@ class LastNet(TinyNet):
         return self.head(self.last(self.features(x).movedim(1, -1)).movedim(-1, 1))
 
 
-@pytest.mark.parametrize("class_tokens", [1, 0, 2])
-@pytest.mark.parametrize("ndim", SIZES)
+@pytest.mark.parametrize(("ndim", "class_tokens"), [(1, 1), (2, 1), (2, 0), (2, 2), (3, 1)])
 def test_tokens_agree_with_the_reference_and_with_the_same_network_in_maps(ndim, class_tokens):
     # For other inputs, a denominator of Smooth Grad-CAM++ nearly cancels, which magnifies rounding errors 300 times.
     net, inputs = TokenNet(ndim, class_tokens), tiny_inputs(ndim, seed=3)
@@ -93,7 +92,8 @@ def test_tokens_agree_with_the_reference_and_with_the_same_network_in_maps(ndim,
 def test_channels_last_equal_the_same_network_with_channels_first(ndim):
     net, first, inputs = LastNet(ndim), TinyNet(ndim), tiny_inputs(ndim)
     for method in OF_ANY_NETWORK:
-        for settings in ({}, {"attribute_to_layer_input": True}, {"attr_dim_summation": not method.has_terms}):
+        further = {"attribute_to_layer_input": True}, {"attr_dim_summation": not method.has_terms}
+        for settings in ({}, *(further if ndim == 2 else ())):
             last = method(net, net.last, reshape_transform=channels_last_to_maps).attribute(inputs, 1, **settings)
             settings = settings | {"attribute_to_layer_input": False}
             assert same(last, method(net, net.features).attribute(inputs, 1, **settings))
