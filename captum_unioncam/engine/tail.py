@@ -24,7 +24,7 @@ from captum_unioncam.engine.seen import looked_at
 from captum_unioncam.engine.traced import TracedTail, UntraceableError
 from captum_unioncam.engine.tuning import PassTuner, fixed_rows
 
-_WRONG_GRAPH = (UntraceableError, RuntimeError, TypeError, ValueError, AttributeError, LookupError)
+_WRONG_GRAPH = (UntraceableError, RuntimeError, TypeError, ValueError, AttributeError, IndexError)
 """What a graph that is not quite the model's raises."""
 
 Replace = Callable[[Tensor, Tensor, Tensor], Tensor]
