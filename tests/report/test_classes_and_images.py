@@ -118,6 +118,8 @@ def test_a_class_and_an_image_are_chosen_in_the_page(open_page, folder, records,
     options = page.get_by_label("Image", exact=True).locator("option").all_inner_texts()
     assert options == [f"{image}: star" for image in sampled]
     assert page.locator("figure[data-target]:visible").count() == page.locator("figure[data-target='7']").count() > 0
+    with_maps = page.locator("h4:visible:has(+ .gallery > figure:not([hidden]))")
+    assert 0 < with_maps.count() == page.locator("h4:visible").count() < page.locator("h4").count()
     # Step by step, the buttons end where the images do.
     following, previous = page.get_by_role("button", name="Next"), page.get_by_role("button", name="Previous")
     assert previous.is_disabled()

@@ -92,6 +92,9 @@ function showClass() {
   for (const figure of document.querySelectorAll("figure[data-target]")) {
     figure.hidden = !isShown(figure.dataset.target);
   }
+  for (const heading of document.querySelectorAll("h4")) {
+    heading.hidden = !heading.nextElementSibling.querySelector("figure:not([hidden])");
+  }
   showImage();
 }
 
