@@ -636,9 +636,16 @@ def test_gradients_are_where_their_tensors_are():
         lambda x: torch.zeros(x.shape).copy_(x),
         lambda x: torch.as_tensor(x, device="cpu"),
         lambda x: torch.equal(x, x),
+        # Copies from pageable memory.
+        lambda x: torch.zeros(2).to(x.device),
+        lambda x: torch.tensor([1.0, 2.0], device=x.device),
+        lambda x: torch.as_tensor(2.0, device=x.device),
+        lambda x: x.new_tensor([1.0]),
+        lambda x: x.copy_(torch.zeros(3, 2)),
+        lambda x: x[torch.tensor([0, 2])],
     ],
 )
-def test_questions_to_a_device_are_counted(question):
+def test_what_blocks_the_host_is_counted(question):
     devices = PretendedDevices()
     on_cuda, on_cpu = (devices.put(torch.rand(3, 2), device) for device in ("cuda:0", "cpu"))
     with devices.active():
@@ -646,4 +653,30 @@ def test_questions_to_a_device_are_counted(question):
         assert devices.synchronisations == 1
         question(on_cpu)
         on_cuda.sum(1).relu().to("cuda:1")
+        torch.full((), 2.0, device="cuda:0")
+        on_cuda.to("cpu", non_blocking=True)
+        on_cpu.to("cuda:0", non_blocking=True)
+        on_cuda[0] = 2.0
         assert devices.synchronisations == 1
+
+
+def test_there_is_no_float64_on_mps():
+    devices = PretendedDevices()
+    values = devices.put(torch.rand(3), "mps")
+    with devices.active():
+        assert str((2 * values).device) == "mps:0"
+        for question in (Tensor.double, lambda x: x.to(torch.float64), lambda x: x.new_zeros(2, dtype=torch.float64)):
+            with pytest.raises(TypeError, match="float64"):
+                question(values)
+
+
+def test_autocast_has_its_effect_on_an_accelerator():
+    devices, net = PretendedDevices(), TinyNet().float()
+    devices.place(net, "cuda:0")
+    here = devices.put(tiny_inputs().float(), "cuda:0")
+    with devices.active():
+        for dtype in (torch.bfloat16, torch.float16):
+            with torch.autocast("cuda", dtype=dtype):
+                assert net(here).dtype == dtype
+                assert TinyNet().float()(tiny_inputs().float()).dtype == torch.float32
+        assert net(here).dtype == torch.float32

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -255,14 +256,16 @@ class _OfFunctions(TorchFunctionMode):
             raise TypeError(f"can't convert {self.devices.device_of(args[0])} device type tensor to numpy.")
         target = self._target(func, args, kwargs)
         if target is None:
+            if not any(map(torch.is_autocast_enabled, KINDS)):
+                return func(*args, **kwargs)
             with self._autocast((args, kwargs)):
                 return func(*args, **kwargs)
-        args, kwargs = tree_map(_on_cpu, args), tree_map(_on_cpu, kwargs)
+        args, kwargs = tuple(map(_on_cpu, args)), {name: _on_cpu(value) for name, value in kwargs.items()}
         moved = args[0].clone() if func is Tensor.cuda else func(*args, **kwargs)
         given = _tensors((args, kwargs))
         if func in _COPIES and not kwargs.get("non_blocking"):
             self._count_copy(_numbered(target), given[:1])
-        return tree_map(lambda x: self._moved(x, target, given) if isinstance(x, Tensor) else x, moved)
+        return self._moved(moved, target, given) if isinstance(moved, Tensor) else moved
 
     def _autocast(self, given: Any) -> AbstractContextManager[object]:
         """The CPU's autocast in place of that of the device, for what is on one."""
@@ -329,8 +332,8 @@ class _OfOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]
             device = self._judged(func, args, kwargs) if len(places) > 1 else next(iter(places), CPU)
             if _reads_values(func, args) or (device == CPU and _name(func) == "copy_"):
                 self.devices.waits_for(given, _name(func))
-            if device != CPU and any(self.devices.device_of(x) == CPU for x in _copied_over(func, args)):
-                self.devices.waits["copy from the CPU"] += 1
+            if len(places) > 1 and any(self.devices.device_of(x) == CPU for x in _copied_over(func, args)):
+                self.devices.waits["copy from the CPU"] += device != CPU
             made = func(*args, **kwargs)
             for tensor in _tensors(made):
                 if device != CPU and not self.devices.is_known(tensor):
@@ -379,6 +382,7 @@ class _OfOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 )
 
 
+@cache
 def _name(func: Any) -> str:
     return str(func._schema.name).removeprefix("aten::")
 
@@ -391,6 +395,11 @@ def _reads_values(func: Any, args: tuple[Any, ...]) -> bool:
     """Whether an operation has to know values before it can return."""
     if _name(func) in _INDEXINGS:
         return any(_is_mask(index) for index in args[1])
+    return _depends_on_values(func)
+
+
+@cache
+def _depends_on_values(func: Any) -> bool:
     return torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags
 
 
@@ -401,7 +410,11 @@ def _copied_over(func: Any, args: tuple[Any, ...]) -> list[Tensor]:
 
 
 def _tensors(tree: Any) -> list[Tensor]:
-    return [x for x in tree_leaves(tree) if isinstance(x, Tensor)]
+    # PyTorch's trees take several times as long.
+    if isinstance(tree, Tensor):
+        return [tree]
+    parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (tuple, list)) else ()
+    return [x for part in parts for x in _tensors(part)]
 
 
 def _on_cpu(argument: Any) -> Any:

@@ -64,6 +64,21 @@ def test_any_part_may_be_on_any_device(metric, mix):
     torch.testing.assert_close(made, metric.compute(arguments(lambda tensor, _part: tensor)), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
+def test_an_accelerator_needs_no_float64(metric):
+    devices = PretendedDevices()
+    given = arguments(lambda tensor, _part: devices.put(single(tensor), "mps"))
+    with devices.active():
+        made = metric.compute(given)
+        assert str(made.device) == "mps:0"
+    expected = metric.compute(arguments(lambda tensor, _part: single(tensor)))
+    torch.testing.assert_close(made, expected, check_dtype=False)
+
+
+def single(tensor):
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
 @pytest.mark.parametrize("place", ["cuda:1", "cpu"])
 @pytest.mark.parametrize("metric", RUNNING, ids=lambda metric: metric.name)
 def test_a_module_elsewhere_than_its_inputs_is_refused_as_pytorch_does(metric, place):
