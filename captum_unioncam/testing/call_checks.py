@@ -6,7 +6,6 @@ import inspect
 import pickle
 from collections.abc import Callable
 from functools import partial
-from itertools import product
 from typing import Any
 
 import torch
@@ -137,8 +136,9 @@ def targets_in_one_call(subject: Subject) -> None:
 @layer_check
 def lists_of_layers(subject: Subject) -> None:
     """A list of layers gives a list of what each layer alone gives."""
-    forms = [{"attr_dim_summation": summed} for summed in subject.summations]
-    for ndim, settings in product(subject.traits.spatial_dims, ({"attribute_to_layer_input": True}, *forms)):
+    further = [{"attribute_to_layer_input": True}, *({"attr_dim_summation": s} for s in subject.summations if not s)]
+    forms: list[tuple[int, dict[str, bool]]] = [(ndim, {}) for ndim in subject.traits.spatial_dims]
+    for ndim, settings in (*forms, *((subject.ndim, settings) for settings in further)):
         plain, inputs = subject.net(ndim), tiny_inputs(ndim)
         with given(f"{ndim}-D inputs, {settings}"):
             alone = [subject.explain(plain, plain.features[n], inputs, TARGETS, **settings) for n in range(5)]
