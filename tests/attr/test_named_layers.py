@@ -86,8 +86,7 @@ def test_every_method_refuses_heads(method):
 
 
 @pytest.mark.parametrize("method", METHODS_2D, ids=lambda method: method.name)
-@pytest.mark.parametrize("layer", ["norm", "mlp"])
-@pytest.mark.parametrize("size", [(32, 32), (32, 16)])
+@pytest.mark.parametrize(("layer", "size"), [("norm", (32, 32)), ("mlp", (32, 16))])
 def test_every_method_takes_channels_last_as_maps(method, layer, size):
     net, pictures = ChannelsLast().eval(), torch.rand(2, 3, *size)
     attr, given = (
