@@ -8,6 +8,7 @@ import shutil
 import site
 import subprocess
 import sys
+import tarfile
 import tomllib
 import venv
 from contextlib import suppress
@@ -120,6 +121,38 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     assert {name for name in names if not name.startswith(described)} == sources
     assert f"{described}licenses/LICENSE" in names
     assert wheel.stat().st_size < 1.5e6
+
+
+def test_the_wheel_is_small(wheel):
+    assert wheel.stat().st_size < 1.5e6
+
+
+def test_the_source_archive_makes_the_same_wheel(wheel, tmp_path):
+    """It holds all that is needed, and no part of the tests."""
+    if not builds_wheels():
+        pytest.skip("setuptools is older than pyproject.toml asks for")
+    build = "import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])"
+    # The copy of the tree that the wheel was built of.
+    run(sys.executable, "-c", build, "build_sdist", tmp_path, cwd=wheel.parent / "source")
+    (archive,) = tmp_path.glob("*.tar.gz")
+    shutil.unpack_archive(archive, tmp_path, filter="data")
+    run(sys.executable, "-c", build, "build_wheel", tmp_path, cwd=tmp_path / f"captum_unioncam-{__version__}")
+    (again,) = tmp_path.glob("*.whl")
+    names = [sorted(ZipFile(path).namelist()) for path in (again, wheel)]
+    assert names[0] == names[1]
+    assert archive.stat().st_size < 1.5e6
+    with tarfile.open(archive) as held:
+        assert not any("/tests" in name for name in held.getnames())
+
+
+def test_the_oldest_versions_that_are_claimed_are_those_that_are_tested():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    claims = [*project["dependencies"], *extras["cli"], *extras["bench"]]
+    claimed = dict(claim.split(">=") for claim in claims if not claim.startswith("captum-unioncam["))
+    lines = (ROOT / ".github" / "minimum.txt").read_text().splitlines()
+    tested = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert {name: re.sub(r"(\.0)+$", "", version) for name, version in tested.items()} == claimed
 
 
 def test_the_wheel_needs_torch_and_captum_alone(wheel):
