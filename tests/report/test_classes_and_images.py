@@ -12,7 +12,7 @@ import torch
 from captum_unioncam.cli.main import main
 from captum_unioncam.evaluation.records import Record
 from captum_unioncam.report.images import Look
-from captum_unioncam.report.page import write_report
+from captum_unioncam.report.page import report_page
 from captum_unioncam.report.statistics import class_table, summarize
 from captum_unioncam.report.tables import classes_text, display_classes
 
@@ -100,10 +100,17 @@ def test_the_command_prints_classes_and_writes_them(capsys, folder, records):
     assert "--against and --by-class: are two tables; give one" in capsys.readouterr().err
 
 
+def page_in(folder, records, photo):
+    """Without the plots."""
+    path = folder / "report.html"
+    path.write_bytes(report_page(summarize(records, resamples=10), {}, photo, []))
+    return path
+
+
 @pytest.mark.parametrize(("width", "dark"), [(390, True), (1280, False)])
-def test_a_class_and_an_image_are_chosen_in_the_page(open_page, folder, records, width, dark):
+def test_a_class_and_an_image_are_chosen_in_the_page(open_page, tmp_path, records, width, dark):
     photos = {"000.png": torch.full((3, 60, 80), 0.5)}
-    page = open_page(write_report(folder, photos.get)[-1], width=width, dark=dark)
+    page = open_page(page_in(tmp_path, records, photos.get), width=width, dark=dark)
     assert page.get_by_label("Class", exact=True).locator("option").all_inner_texts() == [
         "all classes", "ring", "star", "star",
     ]  # fmt: skip
@@ -131,9 +138,8 @@ def test_a_class_and_an_image_are_chosen_in_the_page(open_page, folder, records,
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
-def test_a_map_is_drawn_in_the_colours_of_the_look_over_its_photo(open_page, folder):
-    photos = dict.fromkeys([f"{i:03}.png" for i in range(70)], torch.full((3, 60, 80), 0.5))
-    page = open_page(write_report(folder, photos.get)[-1])
+def test_a_map_is_drawn_in_the_colours_of_the_look_over_its_photo(open_page, tmp_path, records):
+    page = open_page(page_in(tmp_path, records, lambda name: torch.full((3, 60, 80), 0.5)))
     figures = page.locator("#image-maps figure")
     assert figures.count() == 1 + len(METHODS)
     assert figures.nth(0).locator("img").get_attribute("alt").startswith("The photo 0")
