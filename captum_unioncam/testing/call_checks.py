@@ -136,9 +136,10 @@ def targets_in_one_call(subject: Subject) -> None:
 @layer_check
 def lists_of_layers(subject: Subject) -> None:
     """A list of layers gives a list of what each layer alone gives."""
-    further = [{"attribute_to_layer_input": True}, *({"attr_dim_summation": s} for s in subject.summations if not s)]
-    forms: list[tuple[int, dict[str, bool]]] = [(ndim, {}) for ndim in subject.traits.spatial_dims]
-    for ndim, settings in (*forms, *((subject.ndim, settings) for settings in further)):
+    forms: list[tuple[int, dict[str, Any]]] = [(ndim, {}) for ndim in subject.traits.spatial_dims]
+    forms.append((subject.ndim, {"attribute_to_layer_input": True}))
+    forms += [(subject.ndim, {"attr_dim_summation": summed}) for summed in subject.summations if not summed]
+    for ndim, settings in forms:
         plain, inputs = subject.net(ndim), tiny_inputs(ndim)
         with given(f"{ndim}-D inputs, {settings}"):
             alone = [subject.explain(plain, plain.features[n], inputs, TARGETS, **settings) for n in range(5)]
