@@ -23,7 +23,7 @@ def test_weights_are_small_and_load_in_evaluation_mode(model):
 
 
 def test_accuracy_on_fresh_pictures(model):
-    images, labels, _ = demo.generate(400, seed=FRESH)
+    images, labels, _ = demo.generate(200, seed=FRESH)
     with torch.no_grad():
         accuracy = (model(images).argmax(1) == labels).double().mean().item()
     assert accuracy >= 0.95
@@ -73,8 +73,8 @@ def test_theta_matters_in_it(model):
 
 @pytest.fixture(scope="module")
 def localisation(model):
-    """Share of 64 fresh pictures whose maximum lies on the object, and share of the map's sum there, by method."""
-    images, labels, masks = demo.generate(64, seed=FRESH)
+    """Share of 32 fresh pictures whose maximum lies on the object, and share of the map's sum there, by method."""
+    images, labels, masks = demo.generate(32, seed=FRESH)
     layer = model.get_submodule(demo.EXPLAINED_LAYER)
     result = {}
     for method in (LayerUnionCam, LayerGradCam):
