@@ -369,7 +369,7 @@ def _result_places(example: Answer) -> list[Any]:
     """The places of an answer, in the order of ``_shown``; between them, the opacity of the maps."""
     _, bars, page, code, _ = _shown(example, "")
     with gr.Row(elem_classes="status"):
-        status = gr.HTML(_EXAMPLE, min_height=60, container=True)
+        status = gr.HTML(_EXAMPLE, container=True)
         stop = gr.Button("Stop", visible=False, variant="stop", scale=0, min_width=100)
     with gr.Row():
         label = gr.Label(bars, label="Classes: click one to explain it", show_heading=False, scale=3)

@@ -244,7 +244,8 @@ class Workbench:
 
     def _answers(self, name: str, picture: Image.Image, question: Question, show_progress: bool) -> Iterator[Answer]:
         subject = self._subject(question.model)
-        subject.set_layer(question.layer)
+        if question.layer != subject.layer_name:
+            subject.set_layer(question.layer)
         own = OWN_METHODS[question.channel_weights]
         target = None if question.target is None else subject.class_index(question.target)
         settings = Settings(
