@@ -202,6 +202,8 @@ def _module_without_streams(devices: PretendedDevices) -> SimpleNamespace:
         empty_cache=lambda: None,
         recommended_max_memory=lambda: MEMORY,
         current_allocated_memory=lambda: 0,
+        get_rng_state=list,
+        set_rng_state=lambda state: None,
     )
 
 

@@ -130,8 +130,12 @@ def test_out_of_memory_on_any_accelerator_gives_back_what_is_kept_free():
     assert emptied == ["cuda", "xpu", "mps"]
 
 
-def test_generators_of_accelerators_in_use_keep_their_state():
+@pytest.mark.parametrize("on_a_mac", [False, True])
+def test_generators_of_accelerators_in_use_keep_their_state(monkeypatch, on_a_mac):
     devices, given = PretendedDevices(), []
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: on_a_mac)
+    devices.modules["mps"].get_rng_state = lambda: "third"
+    devices.modules["mps"].set_rng_state = given.append
     devices.modules["cuda"].get_rng_state_all = lambda: ["first", "second"]
     devices.modules["cuda"].set_rng_state_all = given.append
     devices.modules["xpu"].is_initialized = lambda: False
@@ -141,5 +145,5 @@ def test_generators_of_accelerators_in_use_keep_their_state():
     torch.manual_seed(0)
     with devices.active(), accelerators.kept_random_states():
         torch.rand(3)
-    assert given == [["first", "second"]]
+    assert given == [["first", "second"], *["third"] * on_a_mac]
     assert torch.equal(torch.rand(2), expected)

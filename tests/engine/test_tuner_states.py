@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from captum_unioncam.engine import tuning
+from captum_unioncam.engine import accelerators
 from captum_unioncam.engine.tuning import PASSES_BEFORE_MORE, PassSetting, PassTuner
 
 CPU = torch.device("cpu")
@@ -26,7 +26,7 @@ class Passes(RuleBasedStateMachine):
         super().__init__()
         self.patch = pytest.MonkeyPatch()
         self.clock = Clock()
-        self.patch.setattr(tuning, "time", self.clock)
+        self.patch.setattr(accelerators, "time", self.clock)
 
     def teardown(self):
         self.patch.undo()
