@@ -20,6 +20,8 @@ def test_every_block_is_of_a_kind_that_is_run():
 
 def test_it_is_short():
     assert len(README.read_text(encoding="utf-8").splitlines()) <= 150
+    first = next(block.text for block in blocks(README) if block.language == "python")
+    assert len([line for line in first.splitlines() if line]) <= 9
 
 
 def test_python_blocks(working_folder, capsys):

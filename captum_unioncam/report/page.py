@@ -159,7 +159,11 @@ def report_page(
     texts, best = display_table(summary)
     shown = [metric for metric in all_metrics().values() if metric.heading in texts.columns]
     against = against or (_AGAINST if _AGAINST in summary.judged else next(iter(summary.judged), None))
-    photos = {name: _small_photo(photo(name)) for name in summary.sample}
+    photos = {
+        # An image that failed for all methods may be broken.
+        name: _small_photo(photo(name)) if any(record.error is None for record in records) else None
+        for name, records in summary.sample.items()
+    }
     return render(
         "report.html",
         summary=summary,
