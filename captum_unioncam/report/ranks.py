@@ -114,7 +114,7 @@ def rank_plot(ranks: list[Ranks]) -> Figure:
                 color = "C0" if like_best else "0.45"
                 axis.errorbar(mean, place, xerr=half, fmt="o", color=color, capsize=3, markersize=4)
             axis.set_yticks(range(len(each.means)), [str(name) for name in each.means.index], fontsize=8)
-            axis.invert_yaxis()
+            axis.set_ylim(len(each.means) - 0.5, -0.5)
             axis.set_title(each.metric.heading, fontsize=10)
             axis.set_xlabel(f"mean rank over {each.images} images; {p_text(each.p_value)}", fontsize=8)
             axis.grid(axis="x", alpha=0.3)
