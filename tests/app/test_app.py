@@ -43,6 +43,7 @@ from captum_unioncam.app import workbench as bench
 from captum_unioncam.app.guard import Listeners
 from captum_unioncam.app.workbench import Question, Stopped, Workbench
 from captum_unioncam.report.images import sheet
+from captum_unioncam.report.panels import png
 
 pytest_plugins = ("tests.browser",)
 
@@ -55,6 +56,8 @@ NASTY = "a'b {{value}} ${value} <img src=x onerror=alert(1)>.png"
 def workbench():
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(bench, "_CURVE_STEPS", 2)
+        # It takes longer than all else, and one test has the real one.
+        monkeypatch.setattr(bench, "png", lambda _: b"")
         yield Workbench()
 
 
@@ -227,7 +230,8 @@ def test_the_most_probable_classes_are_told(workbench, photo):
         assert confidence == pytest.approx(confidences[index].item(), abs=1e-6)
 
 
-def test_downloads_hold_what_is_shown(workbench, photo):
+def test_downloads_hold_what_is_shown(workbench, photo, monkeypatch):
+    monkeypatch.setattr(bench, "png", png)
     *earlier, answer = answers(workbench, photo, Question(methods=("grad_cam",)))
     found = re.findall(r'<a download="(.*?)" href="data:(.*?);base64,(.*?)"', answer.page())
     files = {kind: (name, io.BytesIO(base64.b64decode(content))) for name, kind, content in found}
