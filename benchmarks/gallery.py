@@ -40,6 +40,9 @@ DOCS = Path(__file__).parent.parent / "docs"
 RESULTS = Path(__file__).parent / "results"
 WIDTH = 1500
 CHANNELS = 128
+NETWORK = "benchmarks.imagenet_sample:load_model"
+UNIFORM = 652
+"""The number of ImageNet's class military uniform."""
 EARLY_TO_LATE = {
     "1.features.7.conv.0": "early, 28x28",
     "1.features.14.conv.0": "middle, 14x14",
@@ -77,8 +80,7 @@ class Seen:
 @cache
 def trained() -> ExplainedModel:
     """The sample's MobileNetV2, which sees the middle square of a photo."""
-    name = "benchmarks.imagenet_sample:load_model"
-    return ExplainedModel(name, layer=imagenet_sample.LAYER, preprocess="size=256 crop=224")
+    return ExplainedModel(NETWORK, layer=imagenet_sample.LAYER, preprocess="size=256 crop=224")
 
 
 def three_methods() -> Figure:
@@ -96,8 +98,12 @@ def three_methods() -> Figure:
 def methods_photo() -> Figure:
     """Every method on the photo of Grace Hopper."""
     with matplotlib.cbook.get_sample_data("grace_hopper.jpg") as file:
-        seen = Seen(Image.open(file).convert("RGB"))
-    return all_methods(seen.subject, seen.shown, 652, seen.title(652))
+        photo = Image.open(file).convert("RGB")
+    # The whole photo, since its middle square cuts off the cap.
+    subject = ExplainedModel(NETWORK, layer=imagenet_sample.LAYER)
+    shown = subject.shown(photo)
+    confidence = subject.confidences(subject.input_and_baseline(shown)[0])[0, UNIFORM]
+    return all_methods(subject, shown, UNIFORM, f"military uniform  {confidence:.2f}")
 
 
 def methods_demo() -> Figure:
