@@ -21,7 +21,7 @@ from captum_unioncam.evaluation.explain import Explainer, Settings
 from captum_unioncam.methods.registry import create
 from captum_unioncam.models.subject import ExplainedModel
 from captum_unioncam.system.errors import WrongArgument
-from tests.attr import OF_ANY_NETWORK, reference
+from tests.attr import OF_ANY_NETWORK, few_passes, reference
 from tests.networks import CLASSES, CONVOLUTIONS, SIZES, TinyNet, same, tiny_inputs
 
 models = pytest.importorskip("torchvision.models")
@@ -79,8 +79,9 @@ def test_tokens_agree_with_the_reference_and_with_the_same_network_in_maps(ndim,
     net, inputs = TokenNet(ndim, class_tokens), tiny_inputs(ndim, seed=3)
     transform = tokens_to_maps(*net.grid, class_tokens=class_tokens)
     for method in OF_ANY_NETWORK:
-        attr = method(net, net.tokens, reshape_transform=transform).attribute(inputs, [0, 2, 3])
-        assert same(attr, method(net, net.maps).attribute(inputs, [0, 2, 3]))
+        few = few_passes(method)
+        attr = method(net, net.tokens, reshape_transform=transform).attribute(inputs, [0, 2, 3], **few)
+        assert same(attr, method(net, net.maps).attribute(inputs, [0, 2, 3], **few))
         assert attr.abs().max() > 0
     attr = LayerUnionCam(net, net.tokens, reshape_transform=transform).attribute(inputs, [0, 2, 3])
     for i, (example, target) in enumerate(zip(inputs.split(1), [0, 2, 3], strict=True)):
@@ -93,13 +94,14 @@ def test_channels_last_equal_the_same_network_with_channels_first(ndim):
     net, first, inputs = LastNet(ndim), TinyNet(ndim), tiny_inputs(ndim)
     for method in OF_ANY_NETWORK:
         further = {"attribute_to_layer_input": True}, {"attr_dim_summation": not method.has_terms}
-        for settings in ({}, *(further if ndim == 2 else ())):
+        for form in ({}, *(further if ndim == 2 else ())):
+            settings = {**form, **few_passes(method)}
             last = method(net, net.last, reshape_transform=channels_last_to_maps).attribute(inputs, 1, **settings)
             settings = settings | {"attribute_to_layer_input": False}
             assert same(last, method(net, net.features).attribute(inputs, 1, **settings))
         assert same(
-            method(net, net.last, reshape_transform=channels_last_to_maps).attribute(inputs, 1),
-            method(first, first.features).attribute(inputs, 1),
+            method(net, net.last, reshape_transform=channels_last_to_maps).attribute(inputs, 1, **few_passes(method)),
+            method(first, first.features).attribute(inputs, 1, **few_passes(method)),
         )
 
 

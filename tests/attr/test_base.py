@@ -11,7 +11,7 @@ from torch import nn
 from captum_unioncam import LayerScoreCam, LayerUnionCam
 from captum_unioncam.attr.base import CAMS, GradientCam, PerturbationCam
 from captum_unioncam.engine.maps import weighted
-from tests.attr import OF_ANY_NETWORK
+from tests.attr import OF_ANY_NETWORK, few_passes
 from tests.networks import TinyNet, same, tiny_inputs
 
 CLASSES = sorted(set(CAMS.values()), key=lambda cls: cls.__name__)
@@ -70,11 +70,11 @@ def test_an_argument_that_does_not_exist_is_refused(cls):
 @pytest.mark.parametrize("cls", OF_ANY_NETWORK)
 @pytest.mark.parametrize("wrap", [lambda net: net, lambda net: net.forward, nn.DataParallel], ids=["", "method", "dp"])
 def test_layers_by_name(cls, wrap):
-    net, inputs = TinyNet(), tiny_inputs()
-    expected = cls(net, [net.features[0], net.features]).attribute(inputs, 1)
-    maps = cls(wrap(net), ["features.0", net.features]).attribute(inputs, 1)
+    net, inputs, few = TinyNet(), tiny_inputs(), few_passes(cls)
+    expected = cls(net, [net.features[0], net.features]).attribute(inputs, 1, **few)
+    maps = cls(wrap(net), ["features.0", net.features]).attribute(inputs, 1, **few)
     assert all(same(*pair) for pair in zip(maps, expected, strict=True))
-    assert same(cls(wrap(net), "features").attribute(inputs, 1), expected[1])
+    assert same(cls(wrap(net), "features").attribute(inputs, 1, **few), expected[1])
 
 
 def test_a_layer_by_name_in_a_compiled_model():

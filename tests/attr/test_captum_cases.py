@@ -10,7 +10,7 @@ from captum.attr._models.base import _set_deep_layer_value
 from torch import nn
 
 from captum_unioncam import LayerUnionCam
-from tests.attr import OF_ANY_NETWORK
+from tests.attr import OF_ANY_NETWORK, few_passes
 
 pytest.importorskip("captum.testing")
 from captum.testing.attr.helpers.gen_test_utils import get_target_layer, parse_test_config
@@ -78,6 +78,7 @@ def test_no_hook_is_left_behind(method, entry, mode):
         _set_deep_layer_value(model, layer_name, ErrorModule())
         errors = (AssertionError,)
     attribution = method(model, get_target_layer(model, layer_name))
+    args |= few_passes(method)
     if errors:
         with pytest.raises(errors):
             attribution.attribute(**args)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from captum_unioncam import LayerDenoisedGradCam, LayerScoreCam, LayerUnionCam, channels_last_to_maps
-from tests.attr import METHODS, OF_ANY_NETWORK
+from tests.attr import METHODS, OF_ANY_NETWORK, few_passes
 from tests.attr.test_map_probe import ChannelsLast, Transformer
 
 
@@ -90,7 +90,7 @@ def test_every_method_refuses_heads(method):
 def test_every_method_takes_channels_last_as_maps(method, layer, size):
     net, pictures = ChannelsLast().eval(), torch.rand(2, 3, *size)
     attr, given = (
-        method(net, layer, reshape_transform=transform).attribute(pictures, 1)
+        method(net, layer, reshape_transform=transform).attribute(pictures, 1, **few_passes(method))
         for transform in (None, channels_last_to_maps)
     )
     assert torch.allclose(attr, given, rtol=0, atol=1e-6)

@@ -2,7 +2,6 @@
 
 import gc
 import weakref
-from inspect import signature
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from captum_unioncam import LayerDenoisedGradCam, LayerScoreCam, LayerUnionCam, 
 from captum_unioncam.attr.base import CAMS, PerturbationCam
 from captum_unioncam.engine import independence
 from captum_unioncam.engine.model_state import evaluation_mode
+from tests.attr import few_passes
 from tests.networks import PooledNet, same, tiny_inputs
 
 ON_OTHERS = r"^forward_func: what it gives for an example depends on the other rows of its pass"
@@ -237,10 +237,6 @@ class NeedsTwo(PooledNet):
         return output[:-1] if self.way == "loses a row" and len(x) == 1 else output
 
 
-def few_passes(method):
-    return {name: 2 for name in ("n_samples", "n_steps") if name in signature(CAMS[method].attribute).parameters}
-
-
 WAYS = [(method, "raises") for method in CAMS]
 WAYS += [(method, way) for method in ("union_cam", "ablation_cam") for way in ("squeezes", "loses a row")]
 
@@ -250,13 +246,13 @@ def test_one_example_of_a_model_that_needs_two_rows(method, way):
     net, plain, inputs = NeedsTwo(way), NeedsTwo(None), tiny_inputs(examples=1)
 
     def explain(model, **options):
-        return CAMS[method](model, model.features).attribute(inputs, [1], **few_passes(method), **options)
+        return CAMS[method](model, model.features).attribute(inputs, [1], **few_passes(CAMS[method]), **options)
 
     assert torch.allclose(explain(net), explain(plain), rtol=0, atol=1e-12)
     if CAMS[method].gives_details:
         made, expected = (explain(model, return_details=True)[1] for model in (net, plain))
         assert all(getattr(made, n).shape == getattr(expected, n).shape for n in vars(expected))
-    of_targets = CAMS[method](net, net.features).attribute_targets(inputs, [[1, 2]], **few_passes(method))
+    of_targets = CAMS[method](net, net.features).attribute_targets(inputs, [[1, 2]], **few_passes(CAMS[method]))
     assert torch.allclose(of_targets[:, 0], explain(plain), rtol=0, atol=1e-12)
 
 

@@ -30,7 +30,7 @@ NETWORKS = {
     "xcit_nano_12_p16_224": ({"img_size": 64, "depth": 2}, "cls_attn_blocks.1.norm1", 1),
     "convit_tiny": ({"img_size": 64, "depth": 2, "local_up_to_layer": 1}, "blocks.1.norm1", 1),
     "tnt_s_patch16_224": ({"img_size": 64, "depth": 1}, None, 1),
-    "hiera_tiny_224": ({"stages": (1, 1, 1, 1)}, "blocks.3", 0),
+    "hiera_tiny_224": ({"img_size": 64, "stages": (1, 1, 1, 1)}, "blocks.3", 0),
     "mixer_s32_224": ({"img_size": 64}, "norm", 0),
     "resmlp_12_224": ({"img_size": 64}, "norm", 0),
     "gmlp_ti16_224": ({"img_size": 64}, "norm", 0),
@@ -114,5 +114,4 @@ def test_networks_of_timm(name):
     torch.manual_seed(0)
     net = randomized(timm.create_model(name, num_classes=5, **arguments))
     assert isinstance(net, nn.Module)
-    size = arguments.get("img_size", 224 if name.startswith("hiera") else 64)
-    check(net, size, layer, layout)
+    check(net, arguments.get("img_size", 64), layer, layout)
