@@ -45,13 +45,14 @@ def onnx(path: str | Path, threads: int = 0) -> Scorer:
     return _on_cpu(lambda array: session.run(None, {name: array}), [one.name for one in session.get_outputs()])
 
 
-def openvino(path: str | Path, device: str = "CPU", precision: str = "f32") -> Scorer:
+def openvino(path: str | Path, device: str = "CPU", precision: str = "f32", threads: int = 0) -> Scorer:
     """A model of an ``.xml`` or ``.onnx`` file, run by OpenVINO (extra [openvino]).
 
     Args:
         path (str or Path): The file, as ``onnx`` takes it.
         device (str): As OpenVINO calls it. Default: "CPU"
         precision (str): In which to compute what is not quantised: "f32", "bf16" or "f16". Default: "f32"
+        threads (int): How many to compute with. Default: 0, all cores
 
     Returns:
         *Callable*: Inputs to the output, on the inputs' device; to a dict by their names where there are several.
@@ -70,7 +71,8 @@ def openvino(path: str | Path, device: str = "CPU", precision: str = "f32") -> S
     import openvino as runtime
 
     # Its default is 16 bits where the processor has such arithmetic.
-    compiled = runtime.Core().compile_model(str(path), device, {"INFERENCE_PRECISION_HINT": precision})
+    settings = {"INFERENCE_PRECISION_HINT": precision, **({"INFERENCE_NUM_THREADS": threads} if threads else {})}
+    compiled = runtime.Core().compile_model(str(path), device, settings)
     return _on_cpu(lambda array: compiled(array).values(), [one.any_name for one in compiled.outputs])
 
 

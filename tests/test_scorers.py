@@ -75,7 +75,7 @@ def test_maps_of_the_demo(exported, expected, name):
 @pytest.mark.parametrize("name", PACKAGES)
 def test_int8_is_another_model_with_nearly_the_same_maps(quantised, images, expected, name):
     pytest.importorskip(PACKAGES[name])
-    score_func = getattr(scorers, name)(quantised)
+    score_func = getattr(scorers, name)(quantised, threads=1)
     with torch.no_grad():
         assert (score_func(images) - demo.load_model()(images)).abs().max() > 1e-3
     for one, other in zip(explained(LayerScoreCam, score_func).flatten(1), expected.flatten(1), strict=True):
