@@ -54,20 +54,34 @@ class Judgement:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """One method's results for some classes of a picture, or its error.
+class _OfMethod:
+    """What became of one method for some classes of a picture.
 
     Args:
         method (str): Its name.
         targets (tuple[int, ...]): The classes.
-        judgements (list[Judgement]): One for each class; none if the method failed.
         error (Exception or None): What the method raised. Default: None
     """
 
     method: str
     targets: tuple[int, ...]
+    error: Exception | None = field(default=None, kw_only=True)
+
+    @property
+    def is_shortage(self) -> bool:
+        """Whether memory ran out."""
+        return _is_shortage(self.error)
+
+
+@dataclass(frozen=True)
+class Outcome(_OfMethod):
+    """One method's results for some classes of a picture, or its error.
+
+    Args:
+        judgements (list[Judgement]): One for each class; none if the method failed.
+    """
+
     judgements: list[Judgement] = field(default_factory=list)
-    error: Exception | None = None
 
     @property
     def problem(self) -> str | None:
@@ -76,11 +90,6 @@ class Outcome:
             return None
         message = one_line(self.error).removeprefix(f"{self.method}: ")
         return message if isinstance(self.error, Failure) else f"{type(self.error).__name__}: {message}"
-
-    @property
-    def is_shortage(self) -> bool:
-        """Whether memory ran out."""
-        return _is_shortage(self.error)
 
 
 @dataclass(frozen=True)
@@ -124,25 +133,14 @@ class Pending:
 
 
 @dataclass(frozen=True)
-class Started:
+class Started(_OfMethod):
     """One method's results for some classes of a picture, which a GPU may still be computing, or its error.
 
     Args:
-        method (str): Its name.
-        targets (tuple[int, ...]): The classes.
         pending (list[Pending]): One for each class; none if the method failed.
-        error (Exception or None): What the method raised. Default: None
     """
 
-    method: str
-    targets: tuple[int, ...]
     pending: list[Pending] = field(default_factory=list)
-    error: Exception | None = None
-
-    @property
-    def is_shortage(self) -> bool:
-        """Whether memory ran out."""
-        return _is_shortage(self.error)
 
     def outcome(self) -> Outcome:
         """Waits for the results."""
