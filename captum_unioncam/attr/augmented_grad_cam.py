@@ -178,8 +178,13 @@ def moved_back(places: Tensor, move: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _centre_and_shift(places: Tensor, move: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    lengths = torch.tensor(list(size), dtype=places.dtype, device=places.device)
+    lengths = _lengths(size, places)
     return (lengths - 1) / 2, move[1:] * lengths
+
+
+def _lengths(size: Sequence[int], like: Tensor) -> Tensor:
+    # Filled on the device: a copy to it would wait for the passes before.
+    return torch.stack([like.new_full((), length) for length in size])
 
 
 def _turned(places: Tensor, angle: Tensor) -> Tensor:
@@ -189,7 +194,7 @@ def _turned(places: Tensor, angle: Tensor) -> Tensor:
 
 def sampled(pictures: Tensor, places: Tensor) -> Tensor:
     """Pictures (N, C, H, W) at places (h, w, 2), between pixels bilinearly and 0 outside: (N, C, h, w)."""
-    lengths = torch.tensor(list(pictures.shape[2:]), dtype=places.dtype, device=places.device)
+    lengths = _lengths(pictures.shape[2:], places)
     grid = ((2 * places + 1) / lengths - 1).flip(-1)
     # Examples as channels: one grid serves them all.
     flat = F.grid_sample(pictures.flatten(0, 1)[None], grid[None], align_corners=False)

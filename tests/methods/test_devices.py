@@ -12,7 +12,7 @@ from tests.methods.test_methods import data, net_for
 BLOCKING = {
     "ablation_cam": 20,
     "ablation_cam_plus_plus": 36,
-    "augmented_grad_cam": 1011,
+    "augmented_grad_cam": 414,
     "cam": 14,
     "denoised_grad_cam": 15,
     "eigen_cam": 13,
