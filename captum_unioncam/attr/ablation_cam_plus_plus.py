@@ -19,36 +19,37 @@ between equal channels."""
 
 class LayerAblationCamPlusPlus(TailCam[LayerT]):
     r"""
-    After Ablation-CAM++: Ablation-CAM at a lower price, since groups of similar channels are ablated together.
+    After Ablation-CAM++: a cheaper Ablation-CAM that removes groups of similar channels together.
 
     The channels of the layer's output :math:`A` are clustered into groups. Each group is the root of a binary tree: a
     node :math:`S`, a set of channels, has two parts of :math:`S` as its children. With :math:`y_c(A)` the target's
-    output of what comes behind the layer, and :math:`A^{(S)}` being :math:`A` with the channels of :math:`S` set to 0,
+    output of the part of the model behind the layer, and :math:`A^{(S)}` equal to :math:`A` with the channels of
+    :math:`S` set to 0,
 
     .. math::
         d(S) = y_c(A) - y_c(A^{(S)}), \qquad
         w_k = \frac{d(S)}{|S|} \text{ for } k \in S, \qquad
         L = \text{ReLU}\Big(\sum_k w_k A_k\Big)
 
-    :math:`S` being the first node on the way down from the group of :math:`k` that has a single channel, or for which
-    :math:`d(S) \le \tau \max_G d(G)`, the maximum over the groups. Below it nothing is run.
+    where :math:`S` is the first node below the group of :math:`k` that has a single channel, or for which
+    :math:`d(S) \le \tau \max_G d(G)`, the maximum over the groups. Nodes below it are not evaluated.
 
-    It is after Ablation-CAM++ (Salama, Adly and Torki, ICIP 2022, https://doi.org/10.1109/ICIP46576.2022.9897617). Of
-    the paper, the abstract alone could be read, and no code is known. The abstract has the clustering of activation
-    maps into groups, the binary tree of each group, the ablation of its parts, its pruning, and a price of less than
-    half of Ablation-CAM's time. All else is this package's choice: what is clustered and how, ``groups``, the limit at
-    which a tree is pruned and ``tau``, and how the channels of a node share its drop. Do not expect the paper's maps or
-    numbers.
+    It follows the abstract of Ablation-CAM++ (Salama, Adly and Torki, ICIP 2022,
+    https://doi.org/10.1109/ICIP46576.2022.9897617); the paper itself was not available, and no code is known. The
+    abstract describes the clustering of activation maps into groups, a binary tree for each group, the ablation of its
+    parts, pruning, and less than half of Ablation-CAM's time. The rest is this package's choice: what is clustered and
+    how, ``groups``, the limit for pruning and ``tau``, and how the channels of a node share its drop. Do not compare
+    the results with the paper's.
 
     Groups are clustered, and nodes split in two, by k-means of the flattened :math:`A_k` divided by their norms. It
     draws no random numbers: the first centre is the vector farthest from the mean, each further one the vector farthest
     from the centres so far; then vectors go to their nearest centre, and centres to the mean of their vectors, for at
-    most 10 rounds. Of equal distances, to 9 decimals, the first counts. Vectors that are equal are split in their
-    order. A channel that is 0 everywhere is in no group; its weight is 0.
+    most 10 rounds. If distances are equal to 9 decimals, the first counts. Equal vectors are split in their order. A
+    channel that is 0 everywhere is in no group and has weight 0.
 
-    Choose it for layers of many channels, where Ablation-CAM takes too long. With :math:`G` groups it costs 1 pass of
-    the model and from :math:`G + 1` to :math:`2 K - G + 1` of what comes behind the layer, the fewer the larger ``tau``
-    is; :math:`G + 1` of these serve all targets. An absent channel holds 0, as it does behind a ReLU.
+    Use it for layers with many channels, if Ablation-CAM takes too long. With :math:`G` groups, it needs 1 pass of the
+    model and from :math:`G + 1` to :math:`2 K - G + 1` passes of the part behind the layer, fewer for a larger ``tau``;
+    :math:`G + 1` of them serve all targets. A removed channel is 0, as after a ReLU.
     """
 
     name = "ablation_cam_plus_plus"
@@ -61,9 +62,9 @@ class LayerAblationCamPlusPlus(TailCam[LayerT]):
     def weights(self, activations: Tensor, tail: TailPasses, *, groups: int = 32, tau: float = 0.05) -> Tensor:
         r"""
         Args:
-            groups (int): Groups of channels, at least 1. Of fewer channels each has its own. Default: 32
+            groups (int): Number of groups of channels, at least 1; at most one per channel. Default: 32
             tau (float): :math:`\tau`, in [0, 1]: a node whose drop is at most this share of the largest group's is not
-                split. With 1 no group is; with 0 every node is that has a positive drop. Default: 0.05
+                split. With 1, no group is split; with 0, every node with a positive drop is split. Default: 0.05
 
         Raises:
             ValueError: ``groups`` below 1, a ``tau`` outside [0, 1].

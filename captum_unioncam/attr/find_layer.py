@@ -30,24 +30,23 @@ _WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
 
 
 def find_spatial_layer(model: Module, inputs: Tensor | tuple[Tensor, ...]) -> tuple[str, Module]:
-    """Finds the last layer whose output has space, which is the usual one to explain, by running the model a few times.
+    """Finds the last layer with a spatial output, the usual one to explain, by running the model a few times.
 
-    A layer's output has space if it has as many spatial dimensions as an input, and more than one position in them; if
-    it grows with the input, or answers to each half of it in that half, as tokens, heads of attention and biases do
-    not; and if the model's output depends on it. One that is called several times in a pass is not taken.
-    Outputs with their channels last and tokens are maps too, where they show it: of transformers with a class token,
-    the tokens that enter the last attention are taken, since behind it the class token alone counts. Of nested modules
-    that end with the same output, the outermost is taken.
+    A spatial output has as many spatial dimensions as an input, and more than one position. Its size must grow with the
+    input's, or a change of one half of the input must change mainly that half of it, and the model's output must depend
+    on it. Layers that are called several times in a pass are skipped. Tokens and channels-last outputs are recognised.
+    For transformers with a class token, the layer is the one whose tokens enter the last attention, because after it
+    only the class token counts. If nested modules end with the same output, the outermost is returned.
 
     Args:
-        model (torch.nn.Module): Left as it was found; runs in evaluation mode.
-        inputs (Tensor or tuple[Tensor, ...]): An example or more, (N, C, *spatial).
+        model (torch.nn.Module): Runs in evaluation mode, and is restored afterwards.
+        inputs (Tensor or tuple[Tensor, ...]): One or more examples, (N, C, *spatial).
 
     Returns:
         *tuple[str, Module]*: The layer's dotted name in the model, and the layer.
 
     Raises:
-        ValueError: No layer has an output with space on which the model's output depends; a model of TorchScript.
+        ValueError: No layer has a spatial output on which the model's output depends, or the model is in TorchScript.
 
     Examples::
 

@@ -22,22 +22,22 @@ class LayerSmoothGradCamPlusPlus(GradientCam[LayerT]):
     r"""
     Smooth Grad-CAM++: Grad-CAM++ whose gradients, and their powers, are means over noisy inputs.
 
-    With :math:`A` the layer's output for the input itself, :math:`g` the gradients :math:`\partial y_c / \partial A` at
-    the input with noise, and :math:`D_p` the mean of :math:`g^p` over the samples of it,
+    With :math:`A` the layer's output for the input without noise, :math:`g` the gradients
+    :math:`\partial y_c / \partial A` at the input with noise, and :math:`D_p` the mean of :math:`g^p` over the samples,
 
     .. math::
         \alpha_{kij} = \frac{D_{2,kij}}{2 D_{2,kij} + D_{3,kij} \sum_{ab} A_{kab}}, \qquad
         w_k = \sum_{ij} \alpha_{kij} \, \text{ReLU}(D_{1,kij}), \qquad
         L = \text{ReLU}\Big(\sum_k w_k \, A_k\Big)
 
-    after Omeiza et al., *Smooth Grad-CAM++*, 2019, https://arxiv.org/abs/1908.01224. There is no code by its authors.
-    The paper is quoted with :math:`D_1` as numerator; :math:`D_2` is what the derivation of Grad-CAM++ gives, and what
-    torchcam takes. A denominator of 0 makes the coefficient 0. The class is that of the input itself in all samples.
+    after Omeiza et al., *Smooth Grad-CAM++*, 2019, https://arxiv.org/abs/1908.01224. The authors published no code. The
+    paper is quoted with :math:`D_1` as the numerator; :math:`D_2` follows from the derivation of Grad-CAM++, and is
+    used by torchcam. If the denominator is 0, the coefficient is 0. All samples explain the same class.
 
-    Passes an image: n_samples + 1 forward, n_samples backward; memory does not grow with the samples. Take it where
-    Grad-CAM++'s map changes much with small changes of the input.
+    Passes per image: n_samples + 1 forward, n_samples backward; memory does not grow with the samples. Use it if
+    Grad-CAM++'s map changes considerably with small changes of the input.
 
-    torchcam 0.5.0 multiplies with the activations, and the positive gradients, of its last noisy pass alone.
+    torchcam 0.5.0 uses the activations and the positive gradients of its last noisy pass only.
     """
 
     name = "smooth_grad_cam_plus_plus"
@@ -68,17 +68,17 @@ class LayerSmoothGradCamPlusPlus(GradientCam[LayerT]):
     ) -> Tensor:
         """
         Args:
-            n_samples (int): Noisy inputs of each example. Default: 25
+            n_samples (int): Number of noisy inputs per example. Default: 25
             stdevs (float, tuple[float, ...] or None): The standard deviation of the Gaussian noise, in the units of
-                ``inputs``; of a tuple, one for each input. Noise goes on every input that has as many spatial
-                dimensions as the layer's output. Default: None, 0.15 of each example's range in that input, maximum
-                minus minimum, as SmoothGrad has it
+                ``inputs``; a tuple has one for each input. Noise is added to every input with as many spatial
+                dimensions as the layer's output. Default: None, 0.15 of each example's range (maximum minus minimum) in
+                that input, as in SmoothGrad
             generator (torch.Generator or None): Draws the noise, sample by sample: the same for all examples, layers
                 and targets. Default: None, a new one with seed 0, so that two calls give the same map
 
         Raises:
             ValueError: ``n_samples`` below 1, ``stdevs`` that are negative or not one for each input.
-            TypeError: A ``generator`` that is none.
+            TypeError: A ``generator`` that is not a torch.Generator.
 
         Examples::
 

@@ -150,7 +150,8 @@ def box_masks(boxes: Sequence[Tensor | Sequence[Sequence[float]]], size: Sequenc
 
     Examples::
 
-        >>> masks = box_masks([[(10, 20, 50, 80)], [(0, 0, 30, 30), (60, 60, 90, 90)]], images.shape[2:])
+        >>> boxes = [[(10, 20, 50, 80)], [(0, 0, 30, 30), (60, 60, 90, 90)]]
+        >>> masks = box_masks(boxes, images.shape[2:])
     """
     height, width = check_size("size", size, dims=2)
     if not _is_sequence(boxes) or not all(map(_is_sequence, boxes)):
