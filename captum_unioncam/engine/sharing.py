@@ -69,7 +69,8 @@ def shared_passes() -> SharedPasses:
 
         >>> with shared_passes():
         ...     united = LayerUnionCam(model, layer).attribute(images, target=labels)
-        ...     region = LayerScoreCam(model, layer).attribute(images, target=3)  # no further pass of a channel
+        ...     # Runs no further pass for the channels.
+        ...     region = LayerScoreCam(model, layer).attribute(images, target=3)
     """
     return SharedPasses()
 

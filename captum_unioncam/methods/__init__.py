@@ -5,7 +5,9 @@ Example::
     >>> from captum_unioncam import methods
     >>> attribute = methods.create("union_cam", model, model.layer4)
     >>> maps = attribute(images, labels, torch.zeros_like(images[:1]))  # (N, 1, H, W)
-    >>> methods.register("mine", lambda model, layer, settings: lambda images, labels, baselines: images.abs())
+    >>> def mine(model, layer, settings):
+    ...     return lambda images, labels, baselines: images.abs()
+    >>> methods.register("mine", mine)
 
 A name is one of ``names()``, ``torchcam:NAME`` or ``grad_cam:NAME`` for a CAM class of those packages, or
 ``package.module:function`` for a factory of your own.

@@ -85,19 +85,19 @@ class JudgedAttributions:
         attributions (Tensor or tuple[Tensor, ...]): (N, K, \*spatial), at the inputs' resolution or any other. One for
             all masked inputs, or a tuple of one for each input, of which only the masked inputs' are used.
         target (int, tuple, Tensor, list or None): The output that was explained, as in Captum. Default: None
-        baselines (number, Tensor, tuple or None): What masked-out places show, as Captum's ``baselines``.
-            Default: None, which is 0, black
+        baselines (number, Tensor, tuple or None): Values of masked pixels, as Captum's ``baselines``. Default: None,
+            which is 0 (black)
         additional_forward_args (Any): Further arguments of ``forward_func``. Default: None
-        confidence_fn (Callable or None): The output of ``forward_func`` to confidences, not negative, of the same
-            shape. Default: softmax over dimension 1 where there are several classes, of which probabilities that sum to
-            1 are taken as they are; the output itself otherwise; an error where the outputs are other confidences
-            already, or the only one is negative
-        output_fn (Callable or None): What ``forward_func`` returns to the tensor of which ``target`` chooses, such as
-            ``lambda output: output[0]``. Default: None, the tensor itself; of a tuple, dict or dataclass the one named
-            "logits" or "out", or else the only one with a row for each example
+        confidence_fn (Callable or None): Converts the output of ``forward_func`` to confidences of the same shape that
+            are not negative. Default: softmax over dimension 1 for several classes (probabilities that sum to 1 are
+            used as they are), the output itself otherwise; an error for other outputs that are already in [0, 1], and
+            for a single negative output
+        output_fn (Callable or None): Converts what ``forward_func`` returns to the tensor that ``target`` indexes, such
+            as ``lambda output: output[0]``. Default: None, the tensor itself; of a tuple, dict or dataclass the tensor
+            named "logits" or "out", or else the only one with one row per example
         internal_batch_size (int, "auto" or None): Batch size of the forward passes. Halved automatically when memory
-            runs out. "auto" is the fastest, learnt from the passes and remembered for ``forward_func`` and inputs of
-            this shape. Default: None, by a fixed rule of the inputs' size and the device
+            runs out. "auto" measures the fastest during the passes and keeps it for ``forward_func`` and inputs of this
+            shape. Default: None, a fixed rule based on the inputs' size and the device
 
     Raises:
         ValueError: No input has the attributions' dimensions, an empty batch, attributions that are no real tensors, of

@@ -69,20 +69,20 @@ def located(function: Callable[..., Tensor]) -> Callable[..., Any]:
     form=".1f",
     needs_objects=True,
     is_yes_or_no=True,
-    description="1 where the map's maximum lies on the object.",
+    description="1 if the map's maximum is on the object, else 0.",
 )
 @located
 def pointing_game(attributions: Tensor, objects: Tensor, tolerance: float = 0) -> Tensor:
     r"""
-    Whether the attribution's maximum lies on the object.
+    Whether the attribution's maximum is on the object.
 
-    Averaged over examples it is the accuracy of the pointing game (Zhang et al., Excitation Backprop, IJCV 2018,
-    https://arxiv.org/abs/1608.00507). The first of several maxima in row-major order counts. A constant attribution
-    counts as a miss.
+    Averaged over examples, it is the accuracy of the pointing game (Zhang et al., Excitation Backprop, IJCV 2018,
+    https://arxiv.org/abs/1608.00507). Of several maxima, the first in row-major order counts. A constant
+    attribution counts as a miss.
 
     Args:
-        tolerance (float): Distance in pixels from the object that still counts, at least 0. The paper takes 15 at its
-            photos' full size. Default: 0
+        tolerance (float): Largest distance in pixels from the object that counts as a hit, at least 0. The paper uses
+            15 at the photos' full size. Default: 0
 
     Returns:
         *Tensor* (N,), 1 or 0.
@@ -113,17 +113,17 @@ def pointing_game(attributions: Tensor, objects: Tensor, tolerance: float = 0) -
     scale=100,
     form=".1f",
     needs_objects=True,
-    description="The share of the map that lies on the object.",
+    description="The share of the map on the object.",
 )
 @located
 def energy_pointing_game(attributions: Tensor, objects: Tensor) -> Tensor:
     r"""
-    The share of the attribution that lies on the object: its sum there over its sum everywhere, negative values as 0.
+    The share of the attribution on the object: its sum there divided by its total sum, with negative values set to 0.
 
     Larger is better (Wang et al., Score-CAM, CVPR Workshops 2020, https://arxiv.org/abs/1910.01279).
 
     Returns:
-        *Tensor* (N,), in [0, 1]; 0 where nothing is positive.
+        *Tensor* (N,), in [0, 1]; 0 if no value is positive.
 
     Examples::
 
@@ -138,15 +138,15 @@ def box_masks(boxes: Sequence[Tensor | Sequence[Sequence[float]]], size: Sequenc
     """Masks of boxes, as the pointing games take them.
 
     Args:
-        boxes (Sequence): For each of N examples its object's boxes, (B, 4): left, top, right, bottom, in pixels from
-            the input's upper left corner. A pixel belongs to a box if its centre does.
+        boxes (Sequence): For each of N examples the boxes of its object, (B, 4): left, top, right, bottom, in pixels
+            from the input's upper left corner. A pixel belongs to a box if its centre is inside.
         size (Sequence[int]): Height and width of the inputs.
 
     Returns:
         *Tensor* (N, 1, height, width), bool.
 
     Raises:
-        ValueError: Boxes are not of four numbers, the last two not below the first two, or there is no such size.
+        ValueError: A box does not have four numbers, right or bottom is less than left or top, or the size is invalid.
 
     Examples::
 

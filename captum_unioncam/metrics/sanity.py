@@ -1,4 +1,4 @@
-"""Whether an attribution is another where the model, or the class, is: sanity checks, as metrics of evaluations."""
+"""Sanity checks as metrics: whether an attribution changes with the model, and with the class."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from captum_unioncam.metrics.table import metric
 @judged
 def model_randomization(attr: JudgedAttributions, *, randomized_func: ExplanationFunction | None = None) -> Tensor:
     """
-    How alike the attribution is to that of the same method on a model that has learnt nothing.
+    The similarity of the attribution to that of the same method on a model with random weights.
 
     Spearman's rank correlation of the absolute attributions at the inputs' size, channels summed (Adebayo et al.,
     *Sanity Checks for Saliency Maps*, NeurIPS 2018, https://arxiv.org/abs/1810.03292). Smaller is better.
@@ -59,7 +59,7 @@ def model_randomization(attr: JudgedAttributions, *, randomized_func: Explanatio
 @judged
 def random_logit(attr: JudgedAttributions, *, other_class_func: ExplanationFunction | None = None) -> Tensor:
     """
-    How alike the attribution is to that of the same method for another class.
+    The similarity of the attribution to that of the same method for another class.
 
     As :func:`model_randomization` (Sixt et al., *When Explanations Lie*, ICML 2020, https://arxiv.org/abs/1912.09818).
     Smaller is better.

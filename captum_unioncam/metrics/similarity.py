@@ -1,6 +1,7 @@
-r"""How alike two maps of the same example are, place by place.
+r"""The similarity of two maps of the same example, position by position.
 
-No metrics of the table: they compare two maps of a method, as its sanity checks do. Maps are (N, 1, \*spatial).
+These are not in the table of metrics: they compare two maps of a method, for its sanity checks. Maps are
+(N, 1, \*spatial).
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ def structural_similarity(one: Tensor, other: Tensor) -> Tensor:
         \text{mean} \frac{(2 \mu_x \mu_y + C_1)(2 \sigma_{xy} + C_2)}
         {(\mu_x^2 + \mu_y^2 + C_1)(\sigma_x^2 + \sigma_y^2 + C_2)}
 
-    Means, variances and the covariance are those under a Gaussian window, 11 places wide with a standard deviation of
-    1.5; the mean is over the places at which the whole window lies on the map. On smaller maps it is as wide as fits.
+    Means, variances and the covariance are computed in a Gaussian window, 11 pixels wide with a standard deviation of
+    1.5, and averaged over the positions at which the whole window is on the map. On smaller maps, the window is as wide
+    as possible.
 
     Args:
         one, other (Tensor): (N, 1, \*spatial), in [0, 1].
@@ -60,7 +62,7 @@ def rank_correlation(one: Tensor, other: Tensor) -> Tensor:
         one, other (Tensor): (N, 1, \*spatial).
 
     Returns:
-        *Tensor* (N,), in [-1, 1]; 0 where a map is constant, which ranks no place.
+        *Tensor* (N,), in [-1, 1]; 0 if a map is constant.
     """
     x, y = (_ranks(values) - (values[0].numel() + 1) / 2 for values in (one, other))
     return divide_or_zero((x * y).sum(1), ((x * x).sum(1) * (y * y).sum(1)).sqrt()).clamp(-1, 1)
