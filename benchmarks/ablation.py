@@ -1,7 +1,7 @@
 """The paper's ablation: the halves alone, the union without selection, the whole; theta, weights and channels.
 
 ``python -m benchmarks.ablation`` writes a table for each network, and a plot over theta, to ``benchmarks/results/``:
-for the embedded network, whose fully connected head reads each position by its own weights, and, where IMAGENET_SAMPLE
+for the demo model, whose fully connected head reads each position by its own weights, and, where IMAGENET_SAMPLE
 names its folder, for the sample's trained MobileNetV2. Behind the latter's global average pooling every channel's
 gradient is the same everywhere, so theta removes nothing there.
 
@@ -109,7 +109,7 @@ def region(_attributions: Tensor, details: Any) -> Tensor:
 
 
 def variants() -> Variants:
-    """All that the tables of the embedded network and of the sample compare."""
+    """All that the tables of the demo model and of the sample compare."""
     found = Variants()
     found.add("Parts", "denoised alone (AMD)", denoised, theta=10.0)
     found.add("Parts", "region alone", region, theta=10.0)

@@ -74,7 +74,7 @@ def experiments(limit: int | None) -> list[Experiment]:
     found = [
         Experiment(
             "demo",
-            "Embedded network (a fully connected head), generated pictures",
+            "Demo model (a fully connected head), generated pictures",
             "demo",
             "demo",
             preprocess="auto",

@@ -1,4 +1,4 @@
-"""The embedded network and generator: accuracy, size, and maps that find the object better than GradCAM's."""
+"""The demo model and generator: accuracy, size, and maps that find the object better than GradCAM's."""
 
 from pathlib import Path
 

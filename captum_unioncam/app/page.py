@@ -83,9 +83,7 @@ _INTRODUCTION = """# What does the network look at?
 A network names what it sees in a picture. UnionCAM shows which places speak for that name: the brighter, the more.
 Take a picture, press **Explain**, and compare with other methods."""
 
-_EXAMPLE = (
-    "A worked example: the embedded network on the embedded picture. Press <b>Explain</b> for an answer of your own."
-)
+_EXAMPLE = "A worked example: the demo model on the demo image. Press <b>Explain</b> for an answer of your own."
 
 
 # Pillow's limit is the process's, and large pictures take much memory: one at a time, and always in the same thread,
@@ -286,7 +284,7 @@ def build_page(workbench: Workbench, folder: Path, listeners: Listeners | None =
 
     Args:
         workbench (Workbench): Answers the questions; its model is loaded.
-        folder (Path): For the files of the embedded pictures.
+        folder (Path): For the files of the demo images.
         listeners (Listeners or None): Visitors that wait for an answer; others get none. Default: None, all get one
 
     Raises:
@@ -341,7 +339,7 @@ def _worked_example(workbench: Workbench) -> Answer:
 
 
 def _picture_controls(folder: Path) -> tuple[gr.Image, gr.Dataset, list[str]]:
-    """The picture component, the embedded pictures to choose from, and their files."""
+    """The picture component, the demo images to choose from, and their files."""
     files = []
     for number, (_, picture) in enumerate(embedded_pictures(), 1):
         files.append(str(folder / f"embedded-{number}.png"))

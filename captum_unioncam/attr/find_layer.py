@@ -71,7 +71,7 @@ def find_spatial_layer(model: Module, inputs: Tensor | tuple[Tensor, ...]) -> tu
 
 
 def spatial_layers(model: Module, inputs: Tensor) -> dict[str, Module]:
-    """All layers that can be explained, by running the model a few times: those whose output has space, and tokens.
+    """All layers that can be explained, by running the model a few times: those with a spatial output, and tokens.
 
     Args:
         model (torch.nn.Module): Left as it was found; runs in evaluation mode.

@@ -71,7 +71,8 @@ def explain(
         ),
     ] = Size.model,
     overlay_only: Annotated[
-        bool, typer.Option("--overlay-only", help="In place of the panel, the method's map over the picture, alone.")
+        bool,
+        typer.Option("--overlay-only", help="Write only the picture with the method's map over it, without the panel."),
     ] = False,
     colormap: options.ColormapOption = "glow",
     opacity: options.OpacityOption = 0.6,
@@ -87,7 +88,7 @@ def explain(
     confidence. UnionCAM's panel has its denoised, region and union maps, and says which was selected. With --output -
     the one file goes to standard output.
 
-    Without arguments, an embedded picture is explained with an embedded network, and nothing is downloaded.
+    Without arguments, the demo image is explained with the demo model, and nothing is downloaded.
     """
     if target is not None and top_k is not None:
         raise WrongArgument("--target and --top-k do not go together; give one of them.")

@@ -27,7 +27,7 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         metavar="NAME",
-        help="demo, the embedded network; a torchvision classification model; or package.module:function, a function "
+        help="demo, the demo model; a torchvision classification model; or package.module:function, a function "
         "that returns your own.",
     ),
 ]
@@ -36,7 +36,7 @@ PhotoModelOption = Annotated[
     typer.Option(
         "--model",
         metavar="NAME",
-        help="demo, the embedded network; a torchvision classification model; timm:NAME or hf:NAME; "
+        help="demo, the demo model; a torchvision classification model; timm:NAME or hf:NAME; "
         "efficientnet_lite0, of the extra [imagenet]; or package.module:function, a function that returns your own, "
         "a module or a Classifier.",
         show_default="demo; for photos resnet18",
@@ -132,7 +132,9 @@ OpacityOption = Annotated[
         "--opacity", min=0, max=1, metavar="SHARE", help="Opacity of a map's highest value; the lowest has half of it."
     ),
 ]
-DpiOption = Annotated[int, typer.Option("--dpi", min=20, max=2400, metavar="N", help="Pixels an inch of pictures.")]
+DpiOption = Annotated[
+    int, typer.Option("--dpi", min=20, max=2400, metavar="N", help="Resolution of pictures, in pixels per inch.")
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 ThreadsOption = Annotated[
     int | None,
@@ -175,23 +177,36 @@ def _model_options(
             "--input-size",
             min=1,
             metavar="N",
-            help="Of an own model: pictures are resized to N by N pixels or, with --crop, their shorter side is.",
+            help="For your own model: resize pictures to N by N pixels; with --crop, resize their shorter side to N.",
             show_default="224",
         ),
     ] = None,
     crop: Annotated[
         int | None,
-        typer.Option("--crop", min=1, metavar="N", help="Of an own model: the middle square, after resizing."),
+        typer.Option(
+            "--crop",
+            min=1,
+            metavar="N",
+            help="For your own model: crop to the middle square of N by N pixels, after resizing.",
+        ),
     ] = None,
     mean: Annotated[
         str | None,
         typer.Option(
-            "--mean", metavar="R,G,B", help="Of an own model: subtracted from pixels in [0, 1].", show_default="0,0,0"
+            "--mean",
+            metavar="R,G,B",
+            help="For your own model: mean of each channel, subtracted from pixels in [0, 1].",
+            show_default="0,0,0",
         ),
     ] = None,
     std: Annotated[
         str | None,
-        typer.Option("--std", metavar="R,G,B", help="Of an own model: divides afterwards.", show_default="1,1,1"),
+        typer.Option(
+            "--std",
+            metavar="R,G,B",
+            help="For your own model: standard deviation of each channel, by which the difference is divided.",
+            show_default="1,1,1",
+        ),
     ] = None,
     confidence: Annotated[
         Confidence,

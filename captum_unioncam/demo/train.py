@@ -32,7 +32,7 @@ PICTURE_SEED, PICTURE_INDEX = 0, 5
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, help="train, and write the weights here")
-    parser.add_argument("--picture", type=Path, help="write the embedded picture here, as PNG")
+    parser.add_argument("--picture", type=Path, help="write the demo image here, as PNG")
     parser.add_argument("--pictures", type=int, default=20_000, help="how many to train on")
     parser.add_argument("--epochs", type=int, default=11)
     parser.add_argument("--seed", type=int, default=0)
@@ -102,7 +102,7 @@ def write_weights(model: DemoNet, path: Path) -> None:
 
 
 def write_picture(path: Path) -> None:
-    """Writes the embedded picture."""
+    """Writes the demo image."""
     file = io.BytesIO()
     draw(PICTURE_SEED, PICTURE_INDEX).picture.save(file, format="PNG", optimize=True)
     write_whole(path, file.getvalue())

@@ -299,7 +299,7 @@ def _checked(value: Tensor, maps: Any, what: str, inputs: tuple[Tensor, ...]) ->
             )
         raise LayerError(
             f"layer: its {what} have shape {tuple(value.shape)}, not (N, K, *spatial) with one to three spatial "
-            f"dimensions; choose a layer with space, such as {USUAL_LAYER}."
+            f"dimensions; choose a layer with a spatial output, such as {USUAL_LAYER}."
         )
     examples = inputs[0].shape[0]
     if maps.shape[0] != examples:

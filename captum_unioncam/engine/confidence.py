@@ -84,7 +84,7 @@ def default_confidence(output: Tensor, inputs: tuple[Tensor, ...], run: Callable
         return _as_they_are
     raise ValueError(
         "confidence_fn: got none, and the model's outputs lie in [0, 1], as those of a sigmoid do: they are "
-        "confidences already, of which the default would take the softmax; give confidence_fn=lambda output: output to "
+        "confidences already, and the default would take their softmax; give confidence_fn=lambda output: output to "
         "take them as they are."
     )
 

@@ -72,7 +72,7 @@ def _described(one: LayerMaps, call: LayerCall, channels_last: bool) -> str:
             f"{OTHER_LAYER}."
         )
     return (
-        f"layer: {what} of shape {shape} that is no maps (N, K, *spatial), but heads of attention or the like: it does "
+        f"layer: {what} of shape {shape} that is not maps (N, K, *spatial), but attention heads or similar: it does "
         f"not follow the inputs place by place; {OTHER_LAYER}, or give a reshape_transform that makes maps of it, such "
         "as channels_last_to_maps."
     )

@@ -45,7 +45,7 @@ class Settings:
     Args:
         model, weights, preprocess: As ``load_classifier`` takes them.
         layer (str or None): Dotted name of the layer to explain. Default: None, the classifier's own, or else the last
-            whose output has space
+            with a spatial output
         device (str or None): Where to compute. Default: None, the accelerator (CUDA, XPU, MPS) if there
             is one, else "cpu"
         confidence (str): As ``ExplainedModel`` takes it. Default: "softmax"

@@ -222,8 +222,8 @@ class JudgedAttributions:
         negative = (confidences < 0).any(1).nonzero().flatten().tolist()
         if negative:
             raise ValueError(
-                f"confidence_fn: gave negative confidences for the examples {negative}, of which no share drops; "
-                "give one of no negative values, such as torch.sigmoid."
+                f"confidence_fn: gave negative confidences for the examples {negative}, so that no share "
+                "of them can drop; give one of no negative values, such as torch.sigmoid."
             )
         return confidences[:, 0], confidences[:, 1]
 

@@ -48,8 +48,8 @@ def confidence_gain(attr: JudgedAttributions) -> Tensor:
     above = ((whole > _MOST_CONFIDENCE) | (seen > _MOST_CONFIDENCE)).nonzero().flatten().tolist()
     if above:
         raise ValueError(
-            f"confidence_fn: gave confidences above 1 for the examples {above}, of which no share is missing; give one "
-            "of values from 0 to 1, such as torch.sigmoid."
+            f"confidence_fn: gave confidences above 1 for the examples {above}, so that no share of "
+            "them is missing; give one of values from 0 to 1, such as torch.sigmoid."
         )
     whole, seen = whole.clamp(max=1), seen.clamp(max=1)
     return divide_or_zero((seen - whole).clamp(min=0), 1 - whole)

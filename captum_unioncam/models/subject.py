@@ -39,7 +39,7 @@ class ExplainedModel:
     Args:
         name, weights, preprocess, show_progress: As ``load_classifier`` takes them.
         layer (str or None): Dotted name of the layer to explain. Default: None, the classifier's own, or else the last
-            whose output has space
+            with a spatial output
         device (str or None): Where to compute. Default: None, the accelerator (CUDA, XPU, MPS) if there
             is one, else "cpu"
         confidence (str): Converts the model's outputs to confidences: "softmax" for logits of classes that exclude each

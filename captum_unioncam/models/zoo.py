@@ -38,7 +38,7 @@ from captum_unioncam.system.errors import Failure, WrongArgument, one_line
 from captum_unioncam.system.imports import imported_function, suggestion
 
 DEMO_MODEL = "demo"
-"""Name of the embedded network."""
+"""Name of the demo model."""
 
 PHOTO_MODEL = "resnet18"
 """Name of the network for photos, where none is given: torchvision's smallest of the usual ones."""
@@ -76,7 +76,7 @@ def load_classifier(
     """Loads a model by name.
 
     Args:
-        name (str): "demo", the embedded network; a torchvision classification model; "timm:NAME" and "hf:NAME", of
+        name (str): "demo", the demo model; a torchvision classification model; "timm:NAME" and "hf:NAME", of
             the extras [timm] and [hf], the latter a name on Hugging Face's hub or a folder; "efficientnet_lite0", of
             the extra [imagenet]; or "package.module:function", a function without arguments that returns the model, or
             a ``Classifier`` with its preprocessing and class names. Default: "demo"

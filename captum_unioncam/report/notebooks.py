@@ -30,7 +30,7 @@ def explain(
     Args:
         picture (str, Path or PIL.Image.Image): A file, or an opened picture.
         target (int, str or None): The class to explain, by index or name. Default: None, the predicted one
-        model (str): "demo", the embedded network; a torchvision classification model, whose weights torchvision
+        model (str): "demo", the demo model; a torchvision classification model, whose weights torchvision
             downloads; "efficientnet_lite0", of the extra [imagenet]; or "package.module:function", a function of your
             own that returns a module or a ``Classifier``. Default: "resnet18"
         show_progress (bool): Show the progress of downloads and of masked passes. Default: False

@@ -25,7 +25,7 @@ _TITLE_WIDTH = 32
 _NOTE_WIDTH = 38
 
 DPI = 150
-"""Pixels an inch of panels."""
+"""Resolution of panels, in pixels per inch."""
 
 # Without the time of drawing, so that the same panel gives the same file.
 _METADATA = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
@@ -159,7 +159,7 @@ def drawn(figure: Figure, form: str, dpi: int = DPI) -> bytes:
     Args:
         figure (matplotlib.figure.Figure): As ``panel`` gives it.
         form (str): "png", "pdf" or "svg".
-        dpi (int): Pixels an inch. Default: 150
+        dpi (int): Resolution, in pixels per inch. Default: 150
     """
     file = io.BytesIO()
     figure.savefig(file, format=form, dpi=dpi, bbox_inches="tight", pad_inches=0.1, metadata=_METADATA[form])
