@@ -250,7 +250,7 @@ def _as_sentence() -> Iterator[None]:
 def _opened(file: FileData | None) -> tuple[str, Image.Image]:
     """The uploaded picture, and its name without the server's folder."""
     if file is None or not file.path:
-        raise Failure("there is no picture; drop one, or take an embedded one.")
+        raise Failure("there is no picture; drop one, or take an example.")
     # JSON may hold what no text file can.
     name = Path(file.orig_name or file.path).name.encode(errors="replace").decode()
     if not Path(file.path).exists():
@@ -302,7 +302,7 @@ def build_page(workbench: Workbench, folder: Path, listeners: Listeners | None =
                     workbench.model_names,
                     value=workbench.model,
                     label="Network",
-                    info="demo is embedded; torchvision's are downloaded when first chosen.",
+                    info="demo needs no download; torchvision's weights are downloaded when first chosen.",
                 )
                 target = gr.Dropdown(**classes, label="Class to explain")
                 others = [name for name in names() if name != "union_cam"]
@@ -334,7 +334,7 @@ def build_page(workbench: Workbench, folder: Path, listeners: Listeners | None =
 
 def _worked_example(workbench: Workbench) -> Answer:
     """What the first screen shows."""
-    *_, answer = workbench.answers("embedded picture", embedded_pictures()[0][1], Question(methods=tuple(_COMPARED)))
+    *_, answer = workbench.answers("demo image", embedded_pictures()[0][1], Question(methods=tuple(_COMPARED)))
     return answer
 
 
@@ -348,7 +348,7 @@ def _picture_controls(folder: Path) -> tuple[gr.Image, gr.Dataset, list[str]]:
     # Gradio itself would open the file with any of Pillow's decoders.
     image.preprocess = _as_uploaded  # type: ignore[method-assign]
     samples = [[file] for file in files]
-    embedded = gr.Dataset(components=[image], samples=samples, type="index", label="Embedded pictures")
+    embedded = gr.Dataset(components=[image], samples=samples, type="index", label="Examples")
     image.keep_in_cache.update(sample["path"] for (sample,) in embedded.samples)
     return image, embedded, files
 

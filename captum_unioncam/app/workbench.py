@@ -163,7 +163,7 @@ class Workbench:
         device (str or None): As ``ExplainedModel`` takes it.
 
     Attributes:
-        model_names (list[str]): The models that visitors may choose: the given one, the embedded one, torchvision's.
+        model_names (list[str]): The models that visitors may choose: the given one, the demo model, torchvision's.
         model (str): The given model.
     """
 

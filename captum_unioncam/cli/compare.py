@@ -31,7 +31,7 @@ def compare(
     context: typer.Context,
     images: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="IMAGES", help="Pictures, folders or patterns.", show_default="an embedded one"),
+        typer.Argument(metavar="IMAGES", help="Pictures, folders or patterns.", show_default="the demo image"),
     ] = None,
     methods: options.MethodsOption = "union_cam, denoised_grad_cam, score_cam, grad_cam, guided_grad_cam, occlusion",
     metrics: options.MetricsOption = None,

@@ -43,7 +43,7 @@ def explain(
     context: typer.Context,
     images: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="IMAGES", help="Pictures, folders or patterns.", show_default="an embedded one"),
+        typer.Argument(metavar="IMAGES", help="Pictures, folders or patterns.", show_default="the demo image"),
     ] = None,
     method: options.MethodOption = _DEFAULT,
     target: options.TargetOption = None,

@@ -23,7 +23,7 @@ Order = StrEnum("Order", ["cascading", "independent", "both"])
 def sanity(
     context: typer.Context,
     image: Annotated[
-        Path | None, typer.Argument(metavar="IMAGE", help="Picture.", show_default="an embedded one")
+        Path | None, typer.Argument(metavar="IMAGE", help="Picture.", show_default="the demo image")
     ] = None,
     methods: options.MethodsOption = "union_cam, denoised_grad_cam, score_cam, grad_cam, guided_grad_cam, saliency",
     target: options.TargetOption = None,

@@ -28,7 +28,7 @@ def serve(
 ) -> None:
     """Serve a demo page: a picture, a network, and the maps of several methods. Ctrl-C ends it.
 
-    Visitors choose among the given network, the embedded one and torchvision's.
+    Visitors choose among the given network, the demo model and torchvision's.
     """
     typer.echo("loading PyTorch and Gradio ...", err=True)
     try:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from captum_unioncam.evaluation.explain import Settings
     from captum_unioncam.models.subject import ExplainedModel
 
-EMBEDDED = "embedded picture"
+EMBEDDED = "demo image"
 
 _SUFFIXES = {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 """Of the pictures in a folder."""

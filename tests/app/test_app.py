@@ -63,7 +63,7 @@ def workbench():
 
 @pytest.fixture
 def photo(tmp_path, monkeypatch):
-    """The name of a file in the working folder, as wide as no embedded picture is."""
+    """The name of a file in the working folder, as wide as no example is."""
     monkeypatch.chdir(tmp_path)
     image = demo.generate(1, seed=11)[0][0]
     pixels = (image * 255).byte().permute(1, 2, 0).numpy()
@@ -417,7 +417,7 @@ def test_a_handler_answers_with_the_page_and_the_code(workbench, photo):
 
 MARKER = "imported.txt"
 WRONG = {
-    "no picture": ({"file": None}, "there is no picture; drop one, or take an embedded one."),
+    "no picture": ({"file": None}, "there is no picture; drop one, or take an example."),
     "another model": ({"model": "own:function"}, "there is no network 'own:function'; choose one of the list."),
     "another method": (
         {"compared": ["own:function"]},
@@ -732,7 +732,7 @@ def test_a_visitor_is_told_what_is_wrong_with_a_file(chromium, address, tmp_path
         upload(page, tmp_path / "text.jpg")
         told.get_by_text("text.jpg: is not a picture in a known format; convert it to JPEG or PNG.").wait_for()
         page.get_by_role("button", name="Explain").click()
-        told.get_by_text("there is no picture; drop one, or take an embedded one.").wait_for()
+        told.get_by_text("there is no picture; drop one, or take an example.").wait_for()
         page.locator("input[type=file]").first.set_input_files(tmp_path / "large.png")
         told.get_by_text("exceed the maximum allowed size of 20").wait_for()
 

@@ -98,7 +98,7 @@ def test_the_numbers_are_those_of_each_method_and_metric(capsys):
         assert row["seconds"] > 0
         assert pd.isna(row["error"])
     # The same on the terminal, and before and after it what was explained and written.
-    assert lines[0] == f"embedded picture: {CLASS_NAMES[2]} {confidence(inputs):.2f}; layer {demo.EXPLAINED_LAYER}"
+    assert lines[0] == f"demo image: {CLASS_NAMES[2]} {confidence(inputs):.2f}; layer {demo.EXPLAINED_LAYER}"
     assert re.split(" {2,}| (?=[a-z])", lines[1].strip()) == [
         *("method", "drop ↓", "increase ↑", "insertion ↑", "deletion ↓", "seconds ↓"),
     ]

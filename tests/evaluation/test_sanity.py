@@ -393,7 +393,7 @@ QUICK = ["sanity", "--device", "cpu", "--max-layers", 2]
 def test_the_command_writes_a_plot_and_the_numbers(capsys):
     code, lines, errors = run(capsys, *QUICK, "--methods", "grad_cam,saliency", "--target", "star", "--order", "both")
     assert (code, errors) == (0, [])
-    assert lines[0] == f"embedded picture: star; layer {demo.EXPLAINED_LAYER}"
+    assert lines[0] == f"demo image: star; layer {demo.EXPLAINED_LAYER}"
     assert output_files(Path("sanity")) == [f"demo-star.{suffix}" for suffix in ("csv", "json", "png")]
     table = pd.read_csv("sanity/demo-star.csv")
     assert list(table.check.unique()) == ["cascading", "independent", "random_logit"]
