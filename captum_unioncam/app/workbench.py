@@ -18,7 +18,7 @@ from captum_unioncam import demo
 from captum_unioncam.attr.base import CAMS, PerturbationCam
 from captum_unioncam.engine.maps import minmax
 from captum_unioncam.evaluation.compare import Comparison, comparisons
-from captum_unioncam.evaluation.explain import Explanation, Settings
+from captum_unioncam.evaluation.explain import Explanation, Settings, demo_note
 from captum_unioncam.evaluation.judge import Judge, Judgement
 from captum_unioncam.methods.adapters.captum import CAPTUM_METHODS
 from captum_unioncam.methods.registry import names
@@ -76,6 +76,7 @@ class Answer:
         classes (dict[int, tuple[str, float]]): Name and confidence of the most probable classes, by index.
         settings (Settings): UnionCAM's.
         own (str): UnionCAM's name as a method.
+        picture (PIL.Image.Image): As it was given.
         computing (str): What is computed next. Default: "", nothing
         results (dict[str, Judgement]): Each method's map. Default: none yet
         is_preview (bool): Whether UnionCAM's map is of ``PREVIEW_CHANNELS`` channels. Default: False
@@ -86,6 +87,7 @@ class Answer:
     classes: dict[int, tuple[str, float]]
     settings: Settings
     own: str
+    picture: Image.Image
     computing: str = ""
     results: dict[str, Judgement] = field(default_factory=dict)
     is_preview: bool = False
@@ -98,7 +100,7 @@ class Answer:
             return None
         compared, judged = self.comparison, self.results[self.own]
         known = compared.photo, compared.class_index, compared.class_name, compared.confidence
-        return Explanation(*known, self.settings, judged.map, details=judged.details)
+        return Explanation(*known, self.settings, judged.map, details=judged.details, picture=self.picture)
 
     @cached_property
     def heat_maps(self) -> list[HeatMap]:
@@ -123,7 +125,7 @@ class Answer:
             answer=self,
             preview_channels=PREVIEW_CHANNELS,
             comparison=self.comparison,
-            warnings=explanation.warnings if explanation and not self.is_preview else [],
+            warnings=self.warnings,
             photo=jpeg_uri(photo),
             dimmed=jpeg_uri(dimmed(photo)),
             size=photo.size,
@@ -134,6 +136,14 @@ class Answer:
             rows=table.to_numpy().tolist(),
             best=best_methods(self.comparison),
         ).decode()
+
+    @property
+    def warnings(self) -> list[str]:
+        """Those of the explanation; before it is there, what the demo model knows."""
+        if self.explanation and not self.is_preview:
+            return self.explanation.warnings
+        note = demo_note(self.settings, self.picture)
+        return [] if note is None else [note]
 
     def _downloads(self) -> dict[str, tuple[str, str]]:
         """Files by what they hold: each with its name and its content."""
@@ -268,7 +278,7 @@ class Workbench:
                 if own in comparison.failures:
                     raise Failure(f"UnionCAM: {comparison.failures[own]}")
                 if answer is None:
-                    answer = Answer(comparison, _most_probable(judge, comparison), settings, own)
+                    answer = Answer(comparison, _most_probable(judge, comparison), settings, own, picture)
                 if not is_preview:
                     answer = replace(answer, comparison=comparison)
                 results = {**answer.results, **comparison.judgements}

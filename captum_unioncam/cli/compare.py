@@ -11,7 +11,6 @@ import typer
 from captum_unioncam.cli import options
 from captum_unioncam.cli.shared import (
     complain,
-    demo_note,
     methods_in,
     metrics_in,
     names_in,
@@ -60,6 +59,7 @@ def compare(
     that fails is printed, and the exit code is 1.
     """
     from captum_unioncam.evaluation.compare import compare as compare_methods
+    from captum_unioncam.evaluation.explain import demo_note
     from captum_unioncam.evaluation.judge import Judge
     from captum_unioncam.report.comparison import (
         comparison_curves,
@@ -88,8 +88,6 @@ def compare(
     if curves and not any(metric.has_curve for metric in judge.metrics):
         raise WrongArgument("--curves: none of the metrics has a curve; add deletion or insertion to --metrics.")
     make_folder(output)
-    if not quiet and (note := demo_note(settings, bool(pictures))):
-        typer.echo(f"Note: {note}", err=True)
     names = FreeNames(output, taken=pictures)
     failed = bool(problems)
     written: list[Path] = []
@@ -111,6 +109,8 @@ def compare(
         written += paths
         if not quiet:
             typer.echo(f"{name}: {comparison.class_name} {comparison.confidence:.2f}; layer {comparison.layer}")
+            if note := demo_note(settings, picture):
+                typer.echo(f"Note: {note}", err=True)
             if comparison.judgements:
                 typer.echo(comparison_text(comparison))
             typer.echo(", ".join(map(str, paths)))
@@ -131,8 +131,5 @@ def _metric_names(metrics: str | None) -> list[str] | None:
     named = [] if metrics is None else names_in("--metrics", metrics)
     for metric in find_metrics(names or ()):
         if metric.needs_objects and metric.name in named:
-            raise WrongArgument(
-                f"--metrics {metric.name}: is of the picture's objects, which evaluate knows of some data sets; leave "
-                "it out."
-            )
+            raise WrongArgument(f"--metrics {metric.name}: needs object masks, which only evaluate has; leave it out.")
     return names

@@ -17,7 +17,6 @@ from captum_unioncam.cli import options
 from captum_unioncam.cli.shared import (
     EMBEDDED,
     complain,
-    demo_note,
     layer_line,
     opened,
     pictures_in,
@@ -128,8 +127,6 @@ def explain(
             if quality is not None:
                 channels = settings.max_channels or "all"
                 typer.echo(f"quality: {quality}, {channels} channels scored in {settings.dtype}", err=piped)
-            if note := demo_note(settings, bool(pictures)):
-                typer.echo(f"Note: {note}", err=True)
         writer = None if piped else FreeNames(output, taken=pictures)
         outcomes = _explained(explainer, pictures or (None,), class_index, top_k or 1, contents, writer, on_terminal)
         written: list[Path] = []

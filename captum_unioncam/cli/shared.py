@@ -88,20 +88,6 @@ def tell_of_download(settings: Settings) -> None:
             typer.echo(f"downloading {line}", err=True)
 
 
-def demo_note(settings: Settings, has_photos: bool) -> str | None:
-    """What the demo model knows, where it is given something else than its own picture."""
-    from captum_unioncam.models.zoo import DEMO_MODEL
-
-    if settings.model != DEMO_MODEL or settings.weights is not None or not has_photos:
-        return None
-    from captum_unioncam.demo import CLASS_NAMES
-
-    return (
-        f"the demo model knows {len(CLASS_NAMES)} drawn shapes only ({', '.join(CLASS_NAMES)}), and sees one in any "
-        "photo; give another --model."
-    )
-
-
 def pictures_in(given: Sequence[Path]) -> tuple[list[Path], list[Failure]]:
     """The pictures that are given by files, folders and patterns, and what is wrong with the others.
 

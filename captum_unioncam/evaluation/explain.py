@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from captum_unioncam import demo
 from captum_unioncam.attr.union_cam import UnionCamDetails
 from captum_unioncam.engine.accelerators import fast_dtype
 from captum_unioncam.engine.maps import up
@@ -134,6 +135,16 @@ def _names_in(path: Path) -> tuple[str, ...]:
     return tuple(name.strip() for name in names)
 
 
+def demo_note(settings: Settings, picture: Image.Image) -> str | None:
+    """What the demo model knows, where it is given a picture of another size than demo images have."""
+    if settings.model != DEMO_MODEL or settings.weights is not None or picture.size == demo.load_picture().size:
+        return None
+    return (
+        f"The demo model knows only {len(demo.CLASS_NAMES)} drawn shapes ({', '.join(demo.CLASS_NAMES)}), and finds "
+        "one in any photo; choose another model."
+    )
+
+
 @dataclass(frozen=True)
 class Explanation:
     """One class of one picture explained.
@@ -166,7 +177,8 @@ class Explanation:
     @property
     def warnings(self) -> list[str]:
         """What to know before the map is trusted, a sentence each."""
-        found = []
+        note = None if self.picture is None else demo_note(self.settings, self.picture)
+        found = [] if note is None else [note]
         if self.confidence < _LOW_CONFIDENCE and self.settings.confidence != "sigmoid":
             found.append(
                 f"The model gives {self.class_name} a confidence of only {self.confidence:.2f}: the map explains a "

@@ -106,6 +106,7 @@ def test_the_code_makes_the_map_that_is_shown(workbench, photo, question):
     torch.testing.assert_close(namespace["attr"], answer.explanation.map)
     shown = [image for _, image, is_marked in figures(answer.page()) if is_marked]
     assert shown == [sheet(answer.explanation.map, (112, 112))]
+    assert "demo model knows only 8 drawn shapes" in answer.page()
 
 
 @pytest.mark.parametrize("number", [0, 3])
@@ -118,6 +119,7 @@ def test_the_code_makes_embedded_pictures_itself(workbench, tmp_path, number, mo
     namespace = {}
     exec(answer.code, namespace)
     assert namespace["picture"] == picture
+    assert "demo model knows" not in answer.page()
     torch.testing.assert_close(namespace["attr"], answer.explanation.map)
 
 

@@ -676,7 +676,7 @@ def test_photos_are_explained_by_a_network_for_photos_and_its_download_is_said(c
 def test_the_demo_model_says_what_it_knows_of_other_pictures(capsys, photo):
     quick = ["--max-channels", "2", *JSON]
     _, _, _, notes = run_with_notes(capsys, "explain", photo, "--model", "demo", *quick)
-    assert notes[0].startswith(f"the demo model knows 8 drawn shapes only ({', '.join(CLASS_NAMES)})")
+    assert notes[0].startswith(f"The demo model knows only 8 drawn shapes ({', '.join(CLASS_NAMES)})")
     _, _, _, notes = run_with_notes(capsys, "explain", *quick)
     assert not any("demo model" in note for note in notes)
 

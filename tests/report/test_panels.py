@@ -256,6 +256,9 @@ def test_explain_gives_what_the_command_writes_and_show_its_panel(tmp_path):
     titles = [axis.get_title() for axis in drawn_on(show(explained))]
     assert titles == [axis.get_title() for axis in drawn_on(explanation_panel(expected))]
     assert explain(demo.load_picture(), model="demo", max_channels=4).confidence > 0.5
+    of_photo = explain(demo.load_picture().resize((150, 120)), model="demo", max_channels=4, device="cpu")
+    assert of_photo.warnings[0].startswith("The demo model knows only 8 drawn shapes")
+    assert not any("demo model" in warning for warning in explained.warnings)
 
 
 def noted(photo, denoised, region, union, selected, confidence=0.9, method="union_cam"):
