@@ -27,7 +27,8 @@ def display_table(summary: Summary) -> tuple[pd.DataFrame, pd.DataFrame]:
 
     Returns:
         *tuple of two pandas.DataFrame*: A row for each method, a column for each metric and for "n" and "failures": the
-        texts, such as "12.3 [11.0, 13.6]", and whether each is the column's best. Equal texts are equally good.
+        texts, such as "12.3 [11.0, 13.6]", and whether each alone is the column's best: none
+        is where methods share the best text.
     """
     judged = summary.judged
     texts, best = _means_and_best(summary.table)
@@ -38,7 +39,7 @@ def display_table(summary: Summary) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _means_and_best(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Of each method and metric: the text of the mean with its interval, and whether the mean is the best shown."""
+    """Of each method and metric: the text of the mean with its interval, and whether it alone is the best shown."""
     texts = pd.DataFrame(index=pd.Index(table["method"].unique(), name="method"))
     best = texts.copy()
     for metric in all_metrics().values():
@@ -47,7 +48,8 @@ def _means_and_best(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
             continue
         rows = of_metric.set_index("method").reindex(texts.index)
         written = rows["mean"].map(lambda mean, form=metric.form: float(format(mean, form)))
-        best[metric.heading] = written == (written.max() if metric.larger_is_better else written.min())
+        is_best = written == (written.max() if metric.larger_is_better else written.min())
+        best[metric.heading] = is_best & (is_best.sum() == 1) & (len(written) > 1)
         texts[metric.heading] = [
             _mean_and_interval(*row, metric.form) for row in zip(rows["mean"], rows["low"], rows["high"], strict=True)
         ]
@@ -62,7 +64,7 @@ def display_classes(classes: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
     Returns:
         *tuple of two pandas.DataFrame*: A row for each class and method, a column for "class", each metric and "n": the
-        texts, and whether each is its column's best in the class.
+        texts, and whether each alone is its column's best in the class.
     """
     parts = [_class_texts(table) for _, table in classes.groupby("target", sort=False)]
     parts = parts or [_class_texts(classes)]
@@ -161,7 +163,7 @@ def remarks(summary: Summary, settings: Mapping[str, Any]) -> list[str]:
         found.append(f"Not finished: {wanted} records of each method are expected. Records so far: {counts}.")
     if not summary.same_maps:
         counts = ", ".join(f"{name} {count}" for name, count in judged.items())
-        found.append(f"The methods' means are over different maps ({counts}), so they do not quite compare.")
+        found.append(f"The methods' means are over different maps ({counts}), so they are not directly comparable.")
     return found
 
 
