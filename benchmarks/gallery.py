@@ -224,7 +224,7 @@ def curves() -> Figure:
 
 
 def randomization() -> Figure:
-    """How alike maps stay as layers of the demo model are initialised anew, on eight images."""
+    """How alike maps stay as layers of the demo model are reinitialised, on eight images."""
     model = demo.load_model()
     images, labels, _ = demo.generate(8, seed=2024)
     names = ["union_cam", "grad_cam", "saliency"]

@@ -1,4 +1,4 @@
-"""Copies of a model whose layers are initialised anew, and random numbers by a seed."""
+"""Copies of a model whose layers are reinitialised, and random numbers by a seed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def randomized_copies(
     max_layers: int | None = None,
     seed: int = 0,
 ) -> Iterator[tuple[str, Module, Module]]:
-    """Copies of a model with layers initialised anew, from the output's side down.
+    """Copies of a model with layers reinitialised, from the output's side down.
 
     Layers are the modules with parameters of their own that run in a pass. Each is initialised by its
     ``reset_parameters``. Parameters of a module without that, or that it leaves as they are, are drawn from the normal
@@ -95,7 +95,7 @@ def layers_from_the_top(model: Module, inputs: Tensor) -> list[str]:
     owners = [name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))]
     found = [(turn, i, name) for i, name in enumerate(owners) if (turn := _turn(name, turns)) is not None]
     if not found:
-        raise ValueError("model: has no parameters to initialise anew; give one that has.")
+        raise ValueError("model: has no parameters to reinitialise; give one that has.")
     return [name for _, _, name in sorted(found, reverse=True)]
 
 
@@ -109,7 +109,7 @@ def _turn(name: str, turns: dict[str, int]) -> int | None:
 
 @torch.no_grad()
 def initialize(module: Module) -> None:
-    """Initialises the module's own parameters anew, in place, by torch's global generator."""
+    """Reinitialises the module's own parameters in place, by torch's global generator."""
     parameters = [x for x in module.parameters(recurse=False) if x.is_floating_point()]
     before = [x.clone() for x in parameters]
     reset = getattr(module, "reset_parameters", None)

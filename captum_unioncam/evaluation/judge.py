@@ -381,7 +381,7 @@ class Judge:
         """For metrics: inputs to the method's attributions, each time with the same seed.
 
         "explanation_func" explains the target, "randomized_func" does so on a copy of the model whose layers are all
-        initialised anew, and "other_class_func" explains another class, the same for all methods.
+        reinitialised, and "other_class_func" explains another class, the same for all methods.
         """
         judged = self._methods[method]
 
@@ -403,7 +403,7 @@ class Judge:
         }
 
     def _on_randomized(self, method: str, inputs: Tensor) -> Method:
-        """The method on a copy of the model whose layers are all initialised anew, the same copy each time."""
+        """The method on a copy of the model whose layers are all reinitialised, the same copy each time."""
         if self._randomized is None:
             whole = self.subject.model, self.subject.layer, inputs
             ((_, model, layer),) = randomized_copies(*whole, CASCADING, max_layers=1, seed=self._seed)

@@ -1,7 +1,7 @@
 """Sanity checks of methods: does a map change when the model, or the class, is another?
 
 After Adebayo et al., *Sanity Checks for Saliency Maps*, NeurIPS 2018, https://arxiv.org/abs/1810.03292. A map that
-stays the same when the model's layers are initialised anew does not depend on what the model has learnt. One that stays
+stays the same when the model's layers are reinitialised does not depend on what the model has learnt. One that stays
 the same for another class does not depend on the class.
 """
 
@@ -43,7 +43,7 @@ class Similarity:
         method (str): Its name.
         check (str): "cascading" or "independent" randomisation of layers, or "random_logit".
         step (int): Number of the change, from 1.
-        changed (str): The layer that was initialised anew last, or the other class's index.
+        changed (str): The layer that was reinitialised last, or the other class's index.
         example (int): Number of the example.
         ssim (float): Structural similarity of the absolute maps, each scaled to [0, 1]; 1 for equal maps.
         rank_correlation (float): Spearman's, of the absolute maps.
@@ -76,7 +76,7 @@ def model_randomization(
     settings: MethodSettings | None = None,
     seed: int = 0,
 ) -> list[Similarity]:
-    """Compares maps with those of copies of the model whose layers are initialised anew, from the output's side down.
+    """Compares maps with those of copies of the model whose layers are reinitialised, from the output's side down.
 
     Layers are the modules with parameters of their own that run in a pass. Each is initialised by its
     ``reset_parameters``. Parameters of a module without that, or that it leaves as they are, are drawn from the normal
@@ -92,7 +92,7 @@ def model_randomization(
         target (int or Tensor): The explained output, one for all examples or (N,).
         layer (torch.nn.Module, str or None): The layer to explain, or its dotted name. Default: None, the last whose
             output has space
-        order (str): "cascading": all layers from the output down to the named one are initialised anew. "independent":
+        order (str): "cascading": all layers from the output down to the named one are reinitialised. "independent":
             that one alone. Default: "cascading"
         max_layers (int or None): Compare at most so many times, evenly spread over the layers, the lowest included.
             Default: None, once for each layer

@@ -16,8 +16,8 @@ from captum_unioncam.metrics.table import metric
     "likeness after model randomisation",
     larger_is_better=False,
     on_request=True,
-    description="The rank correlation of the map with that of a copy of the model whose layers are all initialised "
-    "anew; 1 for a constant map.",
+    description="The rank correlation of the map with that of a copy of the model whose layers are all "
+    "reinitialised; 1 for a constant map.",
 )
 @judged
 def model_randomization(attr: JudgedAttributions, *, randomized_func: ExplanationFunction | None = None) -> Tensor:
@@ -29,7 +29,7 @@ def model_randomization(attr: JudgedAttributions, *, randomized_func: Explanatio
 
     Args:
         randomized_func (Callable): Inputs, as they are given, to the attributions that the judged method has for them,
-            for the same target, on a copy of the model whose layers are initialised anew.
+            for the same target, on a copy of the model whose layers are reinitialised.
 
     Returns:
         *Tensor* (N,), in [-1, 1]; 0 where the copy's attribution alone is constant, and 1 where the judged one is.

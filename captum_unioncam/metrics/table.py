@@ -71,7 +71,7 @@ class Metric:
             arguments (Mapping[str, Any]): They include forward_func, inputs, attributions, target, baselines, objects,
                 steps, return_curve, confidence_fn, internal_batch_size, and functions of inputs to the method's
                 attributions: explanation_func for the same target, randomized_func for it on a copy of the model whose
-                layers are initialised anew, and other_class_func for another target.
+                layers are reinitialised, and other_class_func for another target.
 
         Returns:
             *Tensor* (N,), or with ``has_curve`` and ``return_curve`` a *Curve*.

@@ -25,7 +25,7 @@ def sanity_text(rows: Sequence[Similarity]) -> str:
 
 
 def randomization_plot(rows: Sequence[Similarity]) -> Figure:
-    """Each method's similarities against the layers that are initialised anew, a mean over the examples.
+    """Each method's similarities against the layers that are reinitialised, a mean over the examples.
 
     Args:
         rows (Sequence[Similarity]): As ``model_randomization`` returns them; other checks are left out.
@@ -51,7 +51,7 @@ def randomization_plot(rows: Sequence[Similarity]) -> Figure:
                 axis.set(title=f"{title}, {order}", ylim=(min(0.0, float(table.to_numpy().min())) - 0.05, 1.05))
                 axis.grid(alpha=0.3)
                 axis.axhline(0, color="gray", linewidth=0.8)
-        figure.supxlabel("layer initialised anew, from the output down", fontsize=9)
+        figure.supxlabel("layer reinitialised, from the output down", fontsize=9)
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
     return figure

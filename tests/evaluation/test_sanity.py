@@ -1,4 +1,4 @@
-"""Sanity checks: similarities in plain loops, which layers are initialised anew in which copies, the command."""
+"""Sanity checks: similarities in plain loops, which layers are reinitialised in which copies, the command."""
 
 import copy
 import json
@@ -187,7 +187,7 @@ def changed(model, other):
 
 
 @pytest.mark.parametrize("order", ["cascading", "independent"])
-def test_which_layers_are_initialised_anew(net, images, order):
+def test_which_layers_are_reinitialised(net, images, order):
     before, random = copy.deepcopy(net.state_dict()), torch.get_rng_state()
     copies = list(randomized_copies(net, net.second, images, order, seed=3))
     assert [name for name, _, _ in copies] == LAYERS
