@@ -18,7 +18,7 @@ from captum_unioncam import demo
 from captum_unioncam.attr.base import CAMS, PerturbationCam
 from captum_unioncam.engine.maps import minmax
 from captum_unioncam.evaluation.compare import Comparison, comparisons
-from captum_unioncam.evaluation.explain import Explanation, Settings, demo_note
+from captum_unioncam.evaluation.explain import Explanation, Settings, demo_note, is_photo
 from captum_unioncam.evaluation.judge import Judge, Judgement
 from captum_unioncam.methods.adapters.captum import CAPTUM_METHODS
 from captum_unioncam.methods.registry import names
@@ -142,7 +142,7 @@ class Answer:
         """Those of the explanation; before it is there, what the demo model knows."""
         if self.explanation and not self.is_preview:
             return self.explanation.warnings
-        note = demo_note(self.settings, self.picture)
+        note = demo_note(self.settings, is_photo(self.picture))
         return [] if note is None else [note]
 
     def _downloads(self) -> dict[str, tuple[str, str]]:
@@ -171,17 +171,24 @@ class Workbench:
         model, weights (str or None): The first model, as ``load_classifier`` takes them. Other models have their own
             weights.
         device (str or None): As ``ExplainedModel`` takes it.
+        quality (str): The preset that the page chooses at first, of ``QUALITIES``. Default: "exact"
 
     Attributes:
         model_names (list[str]): The models that visitors may choose: the given one, the demo model, torchvision's.
         model (str): The given model.
     """
 
-    def __init__(self, model: str = DEMO_MODEL, weights: str | None = None, device: str | None = None) -> None:
+    def __init__(
+        self,
+        model: str = DEMO_MODEL,
+        weights: str | None = None,
+        device: str | None = None,
+        quality: str = "exact",
+    ) -> None:
         from torchvision import models
 
         self.model_names = list(dict.fromkeys([model, DEMO_MODEL, *models.list_models(module=models)]))
-        self.model, self.weights, self.device = model, weights, device
+        self.model, self.weights, self.device, self.quality = model, weights, device, quality
         self._subject = lru_cache(maxsize=_MODELS_KEPT)(self._load)
         # The first is held for all of an answer, the second while something is computed.
         self._answering, self._computing = Lock(), Lock()

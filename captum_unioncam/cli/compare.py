@@ -59,7 +59,7 @@ def compare(
     that fails is printed, and the exit code is 1.
     """
     from captum_unioncam.evaluation.compare import compare as compare_methods
-    from captum_unioncam.evaluation.explain import demo_note
+    from captum_unioncam.evaluation.explain import demo_note, is_photo
     from captum_unioncam.evaluation.judge import Judge
     from captum_unioncam.report.comparison import (
         comparison_curves,
@@ -109,7 +109,7 @@ def compare(
         written += paths
         if not quiet:
             typer.echo(f"{name}: {comparison.class_name} {comparison.confidence:.2f}; layer {comparison.layer}")
-            if note := demo_note(settings, picture):
+            if note := demo_note(settings, is_photo(picture)):
                 typer.echo(f"Note: {note}", err=True)
             if comparison.judgements:
                 typer.echo(comparison_text(comparison))

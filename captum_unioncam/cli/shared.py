@@ -88,6 +88,13 @@ def tell_of_download(settings: Settings) -> None:
             typer.echo(f"downloading {line}", err=True)
 
 
+def demo_note(settings: Settings, has_photos: bool) -> str | None:
+    """What the demo model knows, where it is given something else than its own pictures."""
+    from captum_unioncam.evaluation import explain
+
+    return explain.demo_note(settings, has_photos)
+
+
 def pictures_in(given: Sequence[Path]) -> tuple[list[Path], list[Failure]]:
     """The pictures that are given by files, folders and patterns, and what is wrong with the others.
 

@@ -135,9 +135,14 @@ def _names_in(path: Path) -> tuple[str, ...]:
     return tuple(name.strip() for name in names)
 
 
-def demo_note(settings: Settings, picture: Image.Image) -> str | None:
-    """What the demo model knows, where it is given a picture of another size than demo images have."""
-    if settings.model != DEMO_MODEL or settings.weights is not None or picture.size == demo.load_picture().size:
+def is_photo(picture: Image.Image) -> bool:
+    """Whether the picture has another size than demo images."""
+    return picture.size != demo.load_picture().size
+
+
+def demo_note(settings: Settings, has_photos: bool) -> str | None:
+    """What the demo model knows, where it is given photos."""
+    if settings.model != DEMO_MODEL or settings.weights is not None or not has_photos:
         return None
     return (
         f"The demo model knows only {len(demo.CLASS_NAMES)} drawn shapes ({', '.join(demo.CLASS_NAMES)}), and finds "
@@ -177,7 +182,7 @@ class Explanation:
     @property
     def warnings(self) -> list[str]:
         """What to know before the map is trusted, a sentence each."""
-        note = None if self.picture is None else demo_note(self.settings, self.picture)
+        note = demo_note(self.settings, self.picture is not None and is_photo(self.picture))
         found = [] if note is None else [note]
         if self.confidence < _LOW_CONFIDENCE and self.settings.confidence != "sigmoid":
             found.append(
