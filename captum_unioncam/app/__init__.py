@@ -1,1 +1,1 @@
-"""The demo page in the browser. May import every wing except the command."""
+"""The web app. May import every wing except the command."""

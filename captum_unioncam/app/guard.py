@@ -34,7 +34,7 @@ _LARGEST_INCOMING = 200 * 2**20
 _PATIENCE = 5.0
 _VISITORS_KNOWN = 10_000
 
-_NOT_UNDERSTOOD = "This page does not send such a request; load it anew."
+_NOT_UNDERSTOOD = "This page does not send such a request; reload it."
 _HEADERS = {"x-frame-options": "SAMEORIGIN", "x-content-type-options": "nosniff"}
 
 

@@ -1,4 +1,4 @@
-"""The demo page: UnionCAM's maps, other methods' maps and their metrics for a picture and a network.
+"""The web app's page: UnionCAM's maps, other methods' maps and their metrics for a picture and a network.
 
 Gradio renders it and queues the visitors. The page connects only to its own server.
 """
@@ -80,7 +80,7 @@ _SET_OPACITY = "value => document.documentElement.style.setProperty('--map-opaci
 
 _INTRODUCTION = """# What does the network look at?
 
-A network names what it sees in a picture. UnionCAM shows which places speak for that name: the brighter, the more.
+A network names what it sees in a picture. UnionCAM shows which regions support that class; brighter means more.
 Take a picture, press **Explain**, and compare with other methods."""
 
 _EXAMPLE = "A worked example: the demo model on the demo image. Press <b>Explain</b> for an answer of your own."
@@ -100,7 +100,7 @@ class _Page(gr.Blocks):
             for value in prepared:
                 _check_uploaded(value)
         except Exception as error:
-            sentence = "A setting is none of those to choose from, or the picture is gone; load the page anew."
+            sentence = "A setting is not one of the choices, or the picture is gone; reload the page."
             raise gr.Error(sentence, duration=None, print_exception=False) from error
         return prepared
 
@@ -232,7 +232,7 @@ def _question(
 
 def _check_type(name: str, value: Any, *types: type) -> None:
     if not isinstance(value, types) or isinstance(value, bool):
-        raise WrongArgument(f"{name}={value!r}: is none of those to choose from; load the page anew.")
+        raise WrongArgument(f"{name}={value!r}: is not one of the choices; reload the page.")
 
 
 @contextmanager
@@ -307,7 +307,7 @@ def build_page(workbench: Workbench, folder: Path, listeners: Listeners | None =
                 target = gr.Dropdown(**classes, label="Class to explain")
                 others = [name for name in names() if name != "union_cam"]
                 methods = gr.Dropdown(others, value=_COMPARED, multiselect=True, label="Compare with")
-                settings = _setting_controls(layers)
+                settings = _setting_controls(layers, workbench.quality)
             with gr.Column(scale=5, min_width=280):
                 places = _result_places(_worked_example(workbench))
         status, bars, _, _, stop = places
@@ -334,7 +334,8 @@ def build_page(workbench: Workbench, folder: Path, listeners: Listeners | None =
 
 def _worked_example(workbench: Workbench) -> Answer:
     """What the first screen shows."""
-    *_, answer = workbench.answers("demo image", embedded_pictures()[0][1], Question(methods=tuple(_COMPARED)))
+    question = Question(methods=tuple(_COMPARED), quality=workbench.quality)
+    *_, answer = workbench.answers("demo image", embedded_pictures()[0][1], question)
     return answer
 
 
@@ -353,13 +354,13 @@ def _picture_controls(folder: Path) -> tuple[gr.Image, gr.Dataset, list[str]]:
     return image, embedded, files
 
 
-def _setting_controls(layers: dict[str, Any]) -> tuple[gr.Dropdown, gr.Slider, gr.Radio, gr.Radio]:
+def _setting_controls(layers: dict[str, Any], quality: str) -> tuple[gr.Dropdown, gr.Slider, gr.Radio, gr.Radio]:
     with gr.Accordion("Settings of UnionCAM", open=False):
         return (
             gr.Dropdown(**layers, label="Layer", info="The usual one is chosen already."),
             gr.Slider(0, 100, 10, step=1, label="Theta", info="Gradients below this percentile are noise."),
             gr.Radio(list(OWN_METHODS), value="score", label="Channel weights", info="As the paper, or as Score-CAM."),
-            gr.Radio(list(QUALITIES), value="exact", label="Quality", info="All channels, or 128 or 32 of them."),
+            gr.Radio(list(QUALITIES), value=quality, label="Quality", info="All channels, or 128 or 32 of them."),
         )
 
 

@@ -17,6 +17,7 @@ def serve(
     model: options.ModelOption = "demo",
     weights: options.WeightsOption = None,
     device: options.DeviceOption = None,
+    quality: options.QualityOption = None,
     host: Annotated[
         str, typer.Option("--host", metavar="ADDRESS", help="Where to listen; 0.0.0.0 lets other machines in.")
     ] = "127.0.0.1",
@@ -26,9 +27,9 @@ def serve(
     ] = None,
     open_it: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
-    """Serve a demo page: a picture, a network, and the maps of several methods. Ctrl-C ends it.
+    """Serve the web app: a picture, a network, and the maps of several methods. Ctrl-C ends it.
 
-    Visitors choose among the given network, the demo model and torchvision's.
+    Visitors choose among the given network, the demo model and torchvision's, and may change the quality.
     """
     typer.echo("loading PyTorch and Gradio ...", err=True)
     try:
@@ -41,7 +42,7 @@ def serve(
             "gradio is missing; install what the command needs with: pip install 'captum-unioncam[app]'"
         ) from error
 
-    workbench = Workbench(model, weights, device)
+    workbench = Workbench(model, weights, device, str(quality or "exact"))
     tell_of_download(settings_of({"model": model, "weights": weights}))
     typer.echo(f"loading {model}, and computing the example of the first screen ...", err=True)
     with suppress(KeyboardInterrupt), served(workbench, host, port) as address:

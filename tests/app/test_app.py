@@ -549,8 +549,12 @@ def test_a_host_that_is_not_there_is_told(capsys):
 
 
 def test_the_command_says_what_it_waits_for_and_opens_the_page(capsys, monkeypatch):
+    qualities = []
+
     @contextmanager
-    def served(*_):
+    def served(workbench, *_):
+        with gr.Blocks():
+            qualities.append(page._setting_controls({"choices": []}, workbench.quality)[-1].value)
         yield "http://127.0.0.1:7860/"
 
     def ctrl_c(_):
@@ -560,11 +564,12 @@ def test_the_command_says_what_it_waits_for_and_opens_the_page(capsys, monkeypat
     monkeypatch.setattr(page, "served", served)
     monkeypatch.setattr("captum_unioncam.cli.serve.sleep", ctrl_c)
     monkeypatch.setattr("typer.launch", opened.append)
-    assert main(["app", "--open"]) == 0
+    assert main(["app", "--open", "--quality", "fast"]) == 0
     out, err = capsys.readouterr()
     assert out == "http://127.0.0.1:7860/ (Ctrl-C ends it)\n"
     assert err == "loading PyTorch and Gradio ...\nloading demo, and computing the example of the first screen ...\n"
     assert opened == ["http://127.0.0.1:7860/"]
+    assert qualities == ["fast"]
 
 
 @pytest.fixture(scope="module")

@@ -157,7 +157,7 @@ def test_what_no_control_sends_is_refused_in_a_sentence(client, tmp_path, capfd,
     data[place] = value
     succeeded, sentence = answer(client, data, f"wrong {place} {value}")
     assert not succeeded
-    assert sentence.endswith(("; load the page anew.", ": give score or softmax."))
+    assert sentence.endswith(("; reload the page.", ": give score or softmax."))
     assert capfd.readouterr().err == ""
 
 
@@ -167,7 +167,7 @@ def test_files_of_this_machine_are_not_read(client, tmp_path):
     for path in (secret, os.path.relpath(secret), f"{inside}/../{secret}"):
         succeeded, sentence = answer(client, [{"path": str(path), "orig_name": "a.png"}, *SETTINGS], f"thief {path}")
         assert not succeeded
-        assert sentence.endswith("the picture is gone; load the page anew.")
+        assert sentence.endswith("the picture is gone; reload the page.")
 
 
 def test_a_request_that_the_page_does_not_send_leaves_no_traceback(client, capfd):
