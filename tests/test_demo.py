@@ -1,4 +1,4 @@
-"""The demo model and generator: accuracy, size, and maps that find the object better than GradCAM's."""
+"""The demo model and generator: accuracy, size, and maps that find the object better than Grad-CAM's."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Explains classes of a picture by any method, with GradCAM for comparison, and records how."""
+"""Explains classes of a picture by any method, with Grad-CAM for comparison, and records how."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ class Explanation:
         confidence (float): The model's confidence in the class.
         settings (Settings): How it was explained.
         map (Tensor): The method's map, (1, 1, h, w), not negative. UnionCAM's is the selected one, in [0, 1].
-        grad_cam (Tensor or None): GradCAM's map of the layer, (1, 1, h, w), not scaled. Default: None, it failed
+        grad_cam (Tensor or None): Grad-CAM's map of the layer, (1, 1, h, w), not scaled. Default: None, it failed
         details (Any): Intermediate results, such as ``UnionCamDetails``. Default: None, the method has none
         picture (PIL.Image.Image or None): The picture as it was given. Default: None, unknown
         box (tuple or None): The part of it that the model saw, in its pixels: left, top, right, bottom. Default: None,
@@ -321,7 +321,7 @@ class Explainer:
             *Iterator[Explanation]*: One for each class. The masked passes of all classes are one sweep.
 
         Raises:
-            Exception: Whatever the method raises. If GradCAM fails, it is left out.
+            Exception: Whatever the method raises. If Grad-CAM fails, it is left out.
         """
         subject = self.subject
         shown, box = subject.shown(picture), subject.classifier.preprocessing.box_seen(picture.size)

@@ -38,7 +38,7 @@ def explain(
             ``max_channels`` or ``device``.
 
     Returns:
-        *Explanation*: With the map (1, 1, h, w), the class and its confidence, GradCAM's map, UnionCAM's betas, and
+        *Explanation*: With the map (1, 1, h, w), the class and its confidence, Grad-CAM's map, UnionCAM's betas, and
         ``warnings``. :func:`show` draws it.
 
     Raises:

@@ -107,7 +107,7 @@ def panel(
 
 
 def explanation_panel(explanation: Explanation, look: Look | None = None, original: bool = False) -> Figure:
-    """The photo, GradCAM's map for comparison, and the method's map, or UnionCAM's three with the selected one framed.
+    """The photo, Grad-CAM's map for comparison, and the method's map, or UnionCAM's three with the selected one framed.
 
     Args:
         explanation (Explanation): As ``Explainer.explain`` gives it.
@@ -123,10 +123,10 @@ def explanation_panel(explanation: Explanation, look: Look | None = None, origin
 
 
 def explanation_maps(explanation: Explanation) -> list[HeatMap]:
-    """GradCAM's map, where there is one, and the method's, or UnionCAM's three."""
+    """Grad-CAM's map, where there is one, and the method's, or UnionCAM's three."""
     heat_maps = []
     if explanation.grad_cam is not None and explanation.settings.method != "grad_cam":
-        heat_maps.append(HeatMap(explanation.grad_cam, "GradCAM\nfor comparison"))
+        heat_maps.append(HeatMap(explanation.grad_cam, "Grad-CAM\nfor comparison"))
     if explanation.betas is None:
         heat_maps.append(HeatMap(explanation.map, explanation.settings.method))
     else:

@@ -79,7 +79,7 @@ def test_the_top_classes_are_explained_in_one_sweep(subject):
         of_one = sum(rows)
         rows.clear()
         three = explained(subject, target=None, top_k=3)
-        # Of each class its own maps' four confidences, and the passes with gradients, GradCAM's among them.
+        # Of each class its own maps' four confidences, and the passes with gradients, Grad-CAM's among them.
         assert sum(rows) <= of_one + 2 * ROWS
     finally:
         handle.remove()

@@ -57,7 +57,7 @@ def test_a_panel_shows_the_photo_and_four_maps_and_marks_the_selected(photo, uni
     marks = ["", " - selected"] if union_selected else [" - selected", ""]
     assert titles == [
         "photo",
-        "GradCAM\nfor comparison",
+        "Grad-CAM\nfor comparison",
         "denoised (AMD)\nbeta = 0.12",
         f"region (Score-CAM){marks[0]}\nbeta = 0.33",
         f"union (AMU){marks[1]}\nbeta = 0.54",
@@ -71,7 +71,7 @@ def test_a_panel_shows_the_photo_and_four_maps_and_marks_the_selected(photo, uni
 def test_a_panel_of_any_method_shows_its_map_and_grad_cams(photo):
     settings = Settings(layer="features.3", method="own_package.of_a_long_name.explainers:own_method")
     other = replace(explanation(photo, True), settings=settings, details=None)
-    titles = ["photo", "GradCAM\nfor comparison", "own_package.of_a_long_name.expla\niners:own_method"]
+    titles = ["photo", "Grad-CAM\nfor comparison", "own_package.of_a_long_name.expla\niners:own_method"]
     assert [axis.get_title() for axis in drawn_on(explanation_panel(other))] == titles
     alone = explanation_panel(replace(other, grad_cam=None))
     assert [axis.get_title() for axis in drawn_on(alone)] == [titles[0], titles[2]]
