@@ -83,9 +83,9 @@ def explain(
 ) -> None:
     """Explain the class that a network sees in each picture.
 
-    For each picture a panel is written: the photo, Grad-CAM for comparison, and the method's map, with the class and the
-    confidence. UnionCAM's panel has its denoised, region and union maps, and says which was selected. With --output -
-    the one file goes to standard output.
+    For each picture a panel is written: the photo, Grad-CAM for comparison, and the method's map, with the class and
+    the confidence. UnionCAM's panel has its denoised, region and union maps, and says which was selected. With
+    --output - the one file goes to standard output.
 
     Without arguments, the demo image is explained with the demo model, and nothing is downloaded.
     """
