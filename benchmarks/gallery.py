@@ -20,14 +20,17 @@ import numpy as np
 import skimage.data
 import torch
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms import v2
 
 from benchmarks import imagenet_sample
 from captum_unioncam import LayerUnionCam, demo, fuse, methods, metrics, shared_passes
 from captum_unioncam.attr.base import CAMS
 from captum_unioncam.engine.maps import blend, minmax, up
 from captum_unioncam.evaluation.sanity import model_randomization
+from captum_unioncam.models.preprocessing import Preprocessing
 from captum_unioncam.models.subject import ExplainedModel
 from captum_unioncam.report.images import as_picture, laid_over
 from captum_unioncam.report.panels import HeatMap, panel, png
@@ -231,6 +234,34 @@ def randomization() -> Figure:
     return randomization_plot(model_randomization(model, names, images, labels, demo.EXPLAINED_LAYER))
 
 
+def objects() -> Figure:
+    """A box and a mask of two generated images side by side, and both after the preprocessing."""
+    fit = v2.Compose([v2.Resize(128), v2.CenterCrop(112), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+    images, _, masks = demo.generate(2, seed=5)
+    picture, mask = (as_picture(torch.cat([*pair.expand(2, 3, 112, 112).float()], 2)) for pair in (images, masks))
+    mask = mask.convert("L")
+    boxed, boxes = Image.new("L", mask.size), []
+    for x, one in zip((0, 112), masks[:, 0], strict=True):
+        rows, columns = one.nonzero(as_tuple=True)
+        boxes.append((int(columns.min()) + x, int(rows.min()), int(columns.max()) + x + 1, int(rows.max()) + 1))
+        boxed.paste(255, boxes[-1])
+    seen, follow = Preprocessing(fit), as_picture(fit(picture))
+    return row(
+        [
+            ("picture with boxes", tinted(picture, np.array(boxed) > 0)),
+            ("in the model's input", tinted(follow, seen.objects_seen(boxed, boxes).numpy())),
+            ("picture with masks", tinted(picture, np.array(mask) > 0)),
+            ("in the model's input", tinted(follow, seen.objects_seen(mask).numpy())),
+        ]
+    )
+
+
+def tinted(picture: Image.Image, marked: NDArray[np.bool_]) -> Image.Image:
+    """The picture, dark except where it is marked."""
+    pixels = np.array(picture)
+    return Image.fromarray(np.where(marked[..., None], pixels, pixels // 3))
+
+
 def drops() -> Figure:
     """Each method's average drop on photos, from the table of results."""
     text = (RESULTS / "faithfulness-sample.md").read_text()
@@ -267,7 +298,13 @@ def jpeg(figure: bytes) -> bytes:
     return file.getvalue()
 
 
-ON_THE_DEMO = {"methods-demo": methods_demo, "packages": packages, "randomization": randomization, "drops": drops}
+ON_THE_DEMO = {
+    "methods-demo": methods_demo,
+    "packages": packages,
+    "randomization": randomization,
+    "drops": drops,
+    "objects": objects,
+}
 ON_PHOTOS = {
     "three-methods": three_methods,
     "methods-photo": methods_photo,
