@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
 
-from captum_unioncam.engine.confidence import output_tensor
+from captum_unioncam.engine.checks import check_choice
+from captum_unioncam.engine.confidence import OutputFunction, output_tensor
 
 __all__ = ["DetectionTarget", "EmbeddingTarget", "PairTarget", "SegmentationTarget"]
 
@@ -25,13 +26,16 @@ Score = Callable[[Any, int], Tensor]
 
 
 class _Target:
-    def __call__(self, model: Callable[..., Any]) -> Callable[..., Tensor]:
+    def __call__(self, model: Callable[..., Any], output_fn: OutputFunction | None = None) -> Callable[..., Tensor]:
         """The model as a function of its inputs to scores (N, 1); a module if it is one.
 
         Args:
             model (Callable): A module or any function, with an output as the class names it.
+            output_fn (Callable or None): What the model returns to such an output. Default: None, as it is; of a tuple,
+                dict or dataclass the tensor named "logits" or "out", or else the only one with a row for each example
         """
-        return _Scored(model, self.score) if isinstance(model, Module) else partial(_scores, model, self.score)
+        score = self.score if output_fn is None else partial(_of_part, self.score, output_fn)
+        return _Scored(model, score) if isinstance(model, Module) else partial(_scores, model, score)
 
     def score(self, output: Any, rows: int) -> Tensor:
         """The scores (N,) of what a model returned for N rows."""
@@ -49,6 +53,10 @@ class _Scored(Module):
         return _scores(self.module, self.score, *inputs)
 
 
+def _of_part(score: Score, output_fn: OutputFunction, output: Any, rows: int) -> Tensor:
+    return score(output_fn(output), rows)
+
+
 def _scores(model: Callable[..., Any], score: Score, *inputs: Any) -> Tensor:
     return score(model(*inputs), inputs[0].shape[0]).unsqueeze(1)
 
@@ -57,7 +65,7 @@ class SegmentationTarget(_Target):
     r"""
     How sure a model of segmentation is of a class, on average over a region: the mean of its softmax there, in [0, 1].
 
-    The model returns (N, classes, H, W), by itself or as ``output_fn`` of ``LayerUnionCam`` describes.
+    The model returns (N, classes, H, W), by itself or by ``output_fn``.
 
     Args:
         class_index (int): The class.
@@ -106,13 +114,16 @@ class DetectionTarget(_Target):
     similarity of D-RISE, Petsiuk et al., CVPR 2021, https://arxiv.org/abs/2006.03204).
 
     The detector returns torchvision's form, a list of N dicts with "boxes" (M, 4), "scores" (M,) and "labels" (M,); or
-    DETR's, "logits" (N, M, classes + 1), the last of no object, and "pred_boxes" (N, M, 4) of centre and size in shares
-    of the picture, of which ``box`` is in shares too.
+    DETR's, "logits" (N, M, classes) and "pred_boxes" (N, M, 4) of centre and size in shares of the picture, of which
+    ``box`` is in shares too.
 
     Args:
         box (Tensor or sequence of 4): Left, top, right and bottom, as the detector gives them.
         label (int): The class.
         iou (float): Boxes of a smaller intersection over union do not count, in [0, 1). Default: 0
+        activation (str): Turns DETR's logits into scores: "softmax" for DETR, Table Transformer and YOLOS, whose
+            last class is no object; "sigmoid" for Conditional and Deformable DETR and RT-DETR. torchvision's detectors
+            return scores, which stay as they are. Default: "softmax"
 
     Examples::
 
@@ -121,13 +132,15 @@ class DetectionTarget(_Target):
         >>> attr = LayerUnionCam(forward, detector.backbone.body.layer4).attribute(images[:1])
     """
 
-    def __init__(self, box: Any, label: int, iou: float = 0.0) -> None:
-        self.box = torch.as_tensor(box, dtype=torch.float64)
+    def __init__(self, box: Any, label: int, iou: float = 0.0, activation: str = "softmax") -> None:
+        # Without its graph, which holds all that the detector computed, and on the CPU: MPS has no float64.
+        self.box = torch.as_tensor(box).detach().cpu().double()
         if self.box.shape != (4,) or not (self.box[2:] > self.box[:2]).all():
             raise ValueError(f"box: got {box}; give left, top, right and bottom.")
         if not 0 <= iou < 1:
             raise ValueError(f"iou: got {iou}; give a number from 0 to below 1.")
-        self.label, self.iou = label, iou
+        check_choice("activation", activation, ("softmax", "sigmoid"))
+        self.label, self.iou, self.activation = label, iou, activation
 
     def score(self, output: Any, rows: int) -> Tensor:
         of_images = output if isinstance(output, (list, tuple)) else self._of_queries(output)
@@ -139,7 +152,8 @@ class DetectionTarget(_Target):
 
     def _of_queries(self, found: Any) -> list[dict[str, Tensor]]:
         centre, size = found["pred_boxes"].chunk(2, -1)
-        scores = found["logits"].softmax(-1)[..., self.label]
+        logits = found["logits"]
+        scores = (logits.softmax(-1) if self.activation == "softmax" else logits.sigmoid())[..., self.label]
         labels = torch.full_like(scores, self.label, dtype=torch.int64)
         boxes = torch.cat([centre - size / 2, centre + size / 2], -1)
         parts = zip(boxes, scores, labels, strict=True)
@@ -181,15 +195,17 @@ class PairTarget(_Target):
 class EmbeddingTarget(_Target):
     """How similar an embedding is to another, of a text (CLIP) or of a picture (retrieval): half of 1 plus the cosine.
 
-    The model returns (N, D), by itself or as ``output_fn`` of ``LayerUnionCam`` describes.
+    The model returns (N, D), by itself or by ``output_fn``.
 
     Args:
         reference (Tensor): (D,).
 
     Examples::
 
-        >>> text = clip.get_text_features(**tokens)[0]
-        >>> forward = EmbeddingTarget(text)(clip.get_image_features)
+        >>> # Those of transformers 4 return the embeddings themselves, and need no output_fn.
+        >>> pooled = lambda output: output.pooler_output
+        >>> text = pooled(clip.get_text_features(**tokens))[0]
+        >>> forward = EmbeddingTarget(text)(clip.get_image_features, output_fn=pooled)
         >>> attr = LayerUnionCam(forward, layer).attribute(images)
     """
 

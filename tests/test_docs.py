@@ -124,9 +124,9 @@ def networks_of_tasks():
         box = torch.tensor([[8.0, 8.0, 40.0, 48.0]])
         return [{"boxes": box, "scores": one.sigmoid(), "labels": torch.tensor([3])} for one in logits]
 
-    embedder = Task(16, lambda embeddings: embeddings)
+    embedder = Task(16, lambda embeddings: SimpleNamespace(pooler_output=embeddings))
     embedder.get_image_features = embedder.forward
-    embedder.get_text_features = lambda **tokens: torch.ones(1, 16)
+    embedder.get_text_features = lambda **tokens: SimpleNamespace(pooler_output=torch.ones(1, 16))
     return {
         "SegmentationTarget": {"model": Task(21, places)},
         "DetectionTarget": {"detector": Task(1, boxes)},

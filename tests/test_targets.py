@@ -1,5 +1,6 @@
 """Tasks as targets: each score by plain numbers, and a map where the right answer is known."""
 
+import copy
 import math
 from itertools import product
 from types import SimpleNamespace
@@ -8,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from captum_unioncam import LayerScoreCam, LayerUnionCam, methods, metrics
+from captum_unioncam import LayerHiResCam, LayerScoreCam, LayerUnionCam, methods, metrics
 from captum_unioncam.methods import MethodSettings
 from captum_unioncam.methods.adapters.captum import CAPTUM_METHODS
 from captum_unioncam.metrics.table import all_metrics, find_metrics
 from captum_unioncam.targets import DetectionTarget, EmbeddingTarget, PairTarget, SegmentationTarget, overlaps
+from captum_unioncam.testing import PretendedDevices
 from tests.attr import METHODS
 from tests.attr.test_tasks import OneShotDetector, bright_block, bright_features, is_within, peak
 
@@ -58,11 +60,99 @@ def test_detection_by_numbers():
     assert made.item() == pytest.approx(max(first, second / 4))
 
 
+def test_a_box_keeps_no_graph_and_no_device_without_float64():
+    box = torch.tensor([0.0, 0, 2, 2], requires_grad=True) * 2
+    target = copy.deepcopy(DetectionTarget(box, 3))
+    assert target.box.grad_fn is None
+    devices = PretendedDevices()
+    with devices.active():
+        there = devices.put(torch.tensor([0.0, 0, 4, 4]), "mps")
+        assert there.device.type == "mps"
+        assert DetectionTarget(there, 3).box.device.type == "cpu"
+    found = [{"boxes": torch.tensor([[0.0, 0, 4, 2]]), "scores": torch.tensor([0.5]), "labels": torch.tensor([3])}]
+    assert target(lambda x: found)(torch.zeros(1, 3, 4, 4)).tolist() == [[0.25]]
+
+
+@pytest.mark.parametrize("kind", ["Detr", "ConditionalDetr"])
+def test_detectors_of_hugging_face(kind):
+    """DETR's scores are a softmax, and Conditional DETR's a sigmoid."""
+    hf = pytest.importorskip("transformers")
+    backbone = hf.ResNetConfig(embedding_size=4, hidden_sizes=[4, 4, 4, 8], depths=[1] * 4, layer_type="basic")
+    sizes = {"d_model": 16, "num_queries": 5, "num_labels": 4, "encoder_layers": 1, "decoder_layers": 1}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
+    config = getattr(hf, f"{kind}Config")(backbone_config=backbone, use_timm_backbone=False, **sizes, **heads)
+    torch.manual_seed(0)
+    model = getattr(hf, f"{kind}ForObjectDetection")(config).eval()
+    images, box = torch.rand(2, 3, 64, 64), [0.2, 0.3, 0.7, 0.9]
+    activation = "softmax" if kind == "Detr" else "sigmoid"
+    forward = DetectionTarget(box, 2, activation=activation)(model)
+    with torch.no_grad():
+        made, found = forward(images), model(images)
+    for i in range(2):
+        best = 0.0
+        for logits, (x, y, w, h) in zip(found.logits[i].tolist(), found.pred_boxes[i].tolist(), strict=True):
+            powers = [math.exp(each) for each in logits]
+            score = powers[2] / sum(powers) if kind == "Detr" else powers[2] / (1 + powers[2])
+            wide = min(x + w / 2, box[2]) - max(x - w / 2, box[0])
+            high = min(y + h / 2, box[3]) - max(y - h / 2, box[1])
+            common = max(wide, 0) * max(high, 0)
+            best = max(best, score * common / (w * h + 0.5 * 0.6 - common))
+        assert best > 0
+        assert made[i].item() == pytest.approx(best, rel=1e-4)
+    attr = LayerHiResCam(forward, "model.input_projection").attribute(images)
+    assert attr.shape == (2, 1, 2, 2)
+    assert attr.any()
+
+
+def test_a_detector_of_torchvision():
+    detection = pytest.importorskip("torchvision.models.detection")
+    backbone = nn.Sequential(nn.Conv2d(3, 8, 3, 8, 1), nn.ReLU())
+    backbone.out_channels = 8
+    anchors = detection.anchor_utils.AnchorGenerator(((16,),), ((1.0,),))
+    torch.manual_seed(0)
+    model = detection.RetinaNet(
+        backbone, 3, min_size=64, max_size=64, score_thresh=0.0, topk_candidates=20, anchor_generator=anchors
+    ).eval()
+    images = torch.rand(2, 3, 64, 64)
+    # The boxes of a detector that needs gradients have a graph.
+    found = model(images)[0]
+    forward = DetectionTarget(found["boxes"][0], int(found["labels"][0]))(model)
+    assert forward(images)[0].item() == pytest.approx(found["scores"][0].item())
+    assert LayerUnionCam(forward, "backbone.1").attribute(images, max_channels=2).shape == (2, 1, 8, 8)
+
+
+def test_pictures_by_a_text_of_clip():
+    hf = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    texts, pictures = {**sizes, "vocab_size": 9, "eos_token_id": 8}, {**sizes, "image_size": 32, "patch_size": 8}
+    torch.manual_seed(0)
+    clip = hf.CLIPModel(hf.CLIPConfig(text_config=texts, vision_config=pictures, projection_dim=6)).eval()
+    images, tokens = torch.rand(2, 3, 32, 32), {"input_ids": torch.tensor([[1, 5, 8]])}
+    both = clip(pixel_values=images, **tokens)
+    text = as_embedding(clip.get_text_features(**tokens))[0]
+    forward = EmbeddingTarget(text)(clip.get_image_features, output_fn=as_embedding)
+    cosines = both.logits_per_image[:, 0] / clip.logit_scale.exp()
+    assert forward(images)[:, 0].tolist() == pytest.approx(((1 + cosines) / 2).tolist(), rel=1e-5)
+    attr = LayerHiResCam(forward, clip.vision_model.encoder.layers[-1].layer_norm1).attribute(images)
+    assert attr.shape == (2, 1, 4, 4)
+    assert attr.any()
+
+
+def as_embedding(output):
+    """What ``get_image_features`` returned, of transformers 4 and 5."""
+    return getattr(output, "pooler_output", output)
+
+
 def test_pairs_and_embeddings_by_numbers():
     output, images = torch.tensor([[1.0, 4.0, 2.0], [3.0, 0.0, 0.0]]), torch.zeros(2, 1)
     assert PairTarget(1, 2)(lambda x: {"logits": output})(images).tolist() == [[2], [0]]
     made = EmbeddingTarget(torch.tensor([1.0, 0.0, 0.0]))(lambda x: output)(images)
     assert made.flatten().tolist() == pytest.approx([(1 + 1 / math.sqrt(21)) / 2, 1])
+    # Of two tensors, the error's advice can be followed.
+    with pytest.raises(ValueError, match=r"^model: returned tuple .* give output_fn"):
+        PairTarget(1, 2)(lambda x: (output, output + 1))(images)
+    second = PairTarget(1, 2)(lambda x: (output, 2 * output), output_fn=lambda made: made[1])
+    assert second(images).tolist() == [[4], [0]]
 
 
 def test_what_does_not_fit_is_refused():
@@ -71,6 +161,7 @@ def test_what_does_not_fit_is_refused():
         (lambda: SegmentationTarget(0, torch.zeros(2, 2, dtype=torch.bool)), "mask"),
         (lambda: DetectionTarget([2, 0, 1, 4], 1), "box"),
         (lambda: DetectionTarget([0, 0, 1, 4], 1, iou=1), "iou"),
+        (lambda: DetectionTarget([0, 0, 1, 4], 1, activation="tanh"), "activation"),
         (lambda: PairTarget(1, 1), "other"),
         (lambda: EmbeddingTarget(torch.zeros(4)), "reference"),
     ):
