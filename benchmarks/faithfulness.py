@@ -25,18 +25,20 @@ from typing import Annotated
 
 import torch
 import typer
+from pandas import DataFrame
 
 from benchmarks import brain_mri, imagenet_sample
 from benchmarks.machine import describe, markdown, write_result
 from captum_unioncam import methods
+from captum_unioncam.cli.shared import metrics_in
 from captum_unioncam.evaluation.distributed import local_device
 from captum_unioncam.evaluation.records import read_records
 from captum_unioncam.evaluation.run import Evaluation, evaluate
 from captum_unioncam.methods.settings import MethodSettings
 from captum_unioncam.metrics.table import SECONDS, all_metrics
 from captum_unioncam.models.subject import ExplainedModel
-from captum_unioncam.report.statistics import Summary, summarize
-from captum_unioncam.report.tables import display_table
+from captum_unioncam.report.statistics import Summary, paired_differences, summarize
+from captum_unioncam.report.tables import display_differences, display_table
 from captum_unioncam.system.errors import Failure, WrongArgument
 
 RUNS = Path(__file__).parent / "runs"
@@ -44,6 +46,7 @@ PEERS = [
     *("torchcam:GradCAMpp", "torchcam:SmoothGradCAMpp", "torchcam:XGradCAM", "torchcam:LayerCAM"),
     "grad_cam:AblationCAM",
 ]
+REFERENCE = "union_cam"
 # Of the paper's Tables 1 and 2, and what else the records tell.
 TABLES = {
     "Average drop and increase": ("drop", "increase"),
@@ -139,7 +142,23 @@ def summary_of(
 
 def tables(summary: Summary) -> str:
     """The paper's tables, and one of each further metric, in Markdown, best first."""
-    texts, best = display_table(summary)
+    return _by_title(*display_table(summary), summary.table, "mean")
+
+
+def differences(summary: Summary) -> str:
+    """Of each method from union_cam, image by image, in the same tables; nothing where there is no other method."""
+    if REFERENCE not in summary.judged or len(summary.judged) < 2:
+        return ""
+    table = paired_differences(summary, REFERENCE)
+    return (
+        f"\n## Differences from `{REFERENCE}`, image by image\n\nThe mean difference with its 95 % bootstrap interval "
+        "over images, and the share of images where the method is better; equal values count as not better. Bold: the "
+        f"whole interval is on the better side of 0.\n\n{_by_title(*display_differences(table), table, 'difference')}"
+    )
+
+
+def _by_title(texts: DataFrame, bold: DataFrame, table: DataFrame, column: str) -> str:
+    """A table for each of TABLES and for each further metric, sorted by a column of the first metric."""
     written = []
     shown_above = {SECONDS.name, *(name for names in TABLES.values() for name in names)}
     others = {metric.title: (name,) for name, metric in all_metrics().items() if name not in shown_above}
@@ -148,9 +167,9 @@ def tables(summary: Summary) -> str:
         columns = [metric.heading for metric in metrics if metric.heading in texts.columns]
         if not columns:
             continue
-        first = summary.table[summary.table.metric == metrics[0].title]
-        order = first.sort_values("mean", ascending=not metrics[0].larger_is_better).method
-        shown = texts.mask(best, "**" + texts + "**").loc[order, columns]
+        first = table[table.metric == metrics[0].title]
+        order = first.sort_values(column, ascending=not metrics[0].larger_is_better).method
+        shown = texts.mask(bold, "**" + texts + "**").loc[order, columns]
         rows = [{"method": f"`{method}`", **cells} for method, cells in shown.to_dict("index").items()]
         written.append(f"### {title}\n\n{markdown(rows)}\n")
     return "\n".join(written)
@@ -174,7 +193,7 @@ def main(
     names: Annotated[str, typer.Option("--methods", help="With commas between.")] = "",
     finish: Annotated[bool, typer.Option(help="Evaluate what is missing; else only the images that are done.")] = True,
     only: Annotated[str, typer.Option(help="Of what is at hand: demo, sample, mri-features.29, mri-features.30.")] = "",
-    metrics: Annotated[str, typer.Option(help="With commas between; all where none is named.")] = "",
+    metrics: Annotated[str, typer.Option(help="With commas between, or all; by default those not on request.")] = "",
     max_channels: Annotated[int | None, typer.Option(help="Channels scored; all where it is not given.")] = None,
     dtype: Annotated[str | None, typer.Option(help="In which channels are scored, such as bfloat16.")] = None,
     runs: Annotated[Path, typer.Option(help="Where the records are kept.")] = RUNS,
@@ -199,7 +218,7 @@ def main(
     settings = MethodSettings(max_channels=max_channels, score_dtype=getattr(torch, dtype) if dtype else None)
     how = "".join(f"-{value}" for value in (max_channels and f"{max_channels}ch", dtype) if value)
     for given in chosen:
-        experiment = replace(given, settings=settings, metrics=metrics.split(",") if metrics else None)
+        experiment = replace(given, settings=settings, metrics=metrics_in(metrics or None))
         method_names = names.split(",") if names else [*methods.names(), *PEERS]
         summary, layer_name = summary_of(
             experiment, method_names, steps, device, runs / f"{experiment.name}-{steps}{how}", finish
@@ -209,7 +228,7 @@ def main(
         text = (
             f"# {experiment.title}\n\n`{command()}`: {summary.images} images{done}, {steps} steps, "
             f"layer `{layer_name}`, means with 95 % bootstrap intervals over images; "
-            f"{summary.failed} failures. {machine}.\n\n{tables(summary)}"
+            f"{summary.failed} failures. {machine}.\n\n{tables(summary)}{differences(summary)}"
         )
         print(text)
         if write or not names:

@@ -2,17 +2,19 @@
 
 import json
 import re
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import machine, speed
+from benchmarks import faithfulness, machine, speed
 from benchmarks.ablation import THETAS, Variants, theta_variants, variants
-from benchmarks.faithfulness import Experiment, main, summary_of, tables
+from benchmarks.faithfulness import Experiment, differences, main, summary_of, tables
 from captum_unioncam import LayerUnionCam, demo, methods
 from captum_unioncam.evaluation.records import read_records
+from captum_unioncam.metrics.table import all_metrics
 from captum_unioncam.system.errors import Failure, WrongArgument
 from tests.networks import PooledNet, TinyNet, tiny_inputs
 
@@ -69,6 +71,37 @@ def test_of_an_unfinished_run_what_all_methods_are_done_with_counts(voc, tmp_pat
     assert summary.images == len(left) < 6
     assert summary.records + summary.failed == 2 * (len(lines) - 3)
     assert len(list(read_records(folder))) == 16 - 3
+
+
+def test_differences_are_of_pairs_of_maps_and_from_union_cam(voc, tmp_path):
+    few = replace(voc, metrics=["drop"], settings=methods.MethodSettings(max_channels=4))
+    summary, _ = summary_of(few, ["union_cam", "grad_cam"], 2, "cpu", tmp_path / "run")
+    assert differences(summary_of(few, ["grad_cam"], 2, "cpu", tmp_path / "run")[0]) == ""
+    drops = {record.key: record.values["drop"] for record in read_records(tmp_path / "run") if not record.error}
+    pairs = [
+        (image, 100 * (drop - drops[image, target, "union_cam"]))
+        for (image, target, method), drop in drops.items()
+        if method == "grad_cam"
+    ]
+    mean = sum(difference for _, difference in pairs) / len(pairs)
+    images = {image for image, _ in pairs}
+    won = [sum(difference for of, difference in pairs if of == image) < 0 for image in images]
+    assert 0 < len(images) < len(pairs)
+    (row,) = (line for line in differences(summary).splitlines() if line.startswith("| `grad_cam` | "))
+    text = row.split("|")[2].strip(" *")
+    assert text.startswith(f"{mean:+.1f} [")
+    assert text.endswith(f"] {sum(won) / len(won):.0%}")
+    assert "| `union_cam` |" not in differences(summary)
+
+
+def test_all_stands_for_every_metric(voc, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(faithfulness, "experiments", lambda _limit: [voc])
+    monkeypatch.setattr(faithfulness, "summary_of", lambda experiment, *_: given.append(experiment.metrics) or 1 / 0)
+    for metrics in ("all", "drop,increase", ""):
+        with pytest.raises(ZeroDivisionError):
+            main(names="grad_cam", metrics=metrics)
+    assert given == [list(all_metrics()), ["drop", "increase"], None]
 
 
 def test_two_data_sets_of_other_classes_are_refused(tmp_path):
