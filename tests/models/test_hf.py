@@ -21,21 +21,21 @@ NETWORKS = {
     "ViTMSN": (_VIT, "1.layernorm_before", 1),
     "Dinov2": ({**_VIT, "mlp_ratio": 2}, "layernorm", 1),
     "Dinov2WithRegisters": ({**_VIT, "mlp_ratio": 2, "num_register_tokens": 4}, "layernorm", 5),
-    "Beit": (_VIT, None, 1),
+    "Beit": (_VIT, "beit.layernorm", 1),
     "Swin": (_SWIN, "layernorm", 0),
     "Swinv2": (_SWIN, "layernorm", 0),
-    "ConvNext": (_STAGES, None, "maps"),
-    "ConvNextV2": (_STAGES, None, "maps"),
-    "ResNet": ({**_STAGES, "embedding_size": 8, "layer_type": "basic"}, None, "maps"),
+    "ConvNext": (_STAGES, "encoder.stages.3", "maps"),
+    "ConvNextV2": (_STAGES, "encoder.stages.3", "maps"),
+    "ResNet": ({**_STAGES, "embedding_size": 8, "layer_type": "basic"}, "encoder.stages.3", "maps"),
     "Segformer": (
         {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 3, 4]},
         "stages.3",
         "maps",
     ),
     "MobileViT": ({"image_size": 64}, "conv_1x1_exp", "maps"),
-    "MobileNetV2": ({}, None, "maps"),
-    "RegNet": ({**_STAGES, "embedding_size": 8, "groups_width": 8}, None, "maps"),
-    "PoolFormer": ({**_STAGES}, None, "maps"),
+    "MobileNetV2": ({}, "conv_1x1", "maps"),
+    "RegNet": ({**_STAGES, "embedding_size": 8, "groups_width": 8}, "encoder.stages.3", "maps"),
+    "PoolFormer": ({**_STAGES}, "norm", "maps"),
 }  # fmt: skip
 
 
