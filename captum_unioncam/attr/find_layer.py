@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_flatten
 
 from captum_unioncam.engine.accelerators import widened
 from captum_unioncam.engine.layouts.base import ReshapeTransform
-from captum_unioncam.engine.layouts.found import found_transforms, is_tokens
+from captum_unioncam.engine.layouts.found import found_transforms, is_tokens, needs_transform, token_grid
 from captum_unioncam.engine.layouts.torchvision import KnownTransforms, last_token_layers
 from captum_unioncam.engine.layouts.with_maps import WithMaps
 from captum_unioncam.engine.model_state import evaluation_mode, modules_behind
@@ -65,9 +65,23 @@ def find_spatial_layer(model: Module, inputs: Tensor | tuple[Tensor, ...]) -> tu
         raise ValueError(
             f"model: for inputs of shape {shapes} no layer has an output of shape (N, K, *spatial) with more than one "
             "position; name the layer to explain, with a reshape_transform where its output is tokens or has its "
-            "channels last, or give larger inputs."
+            f"channels last{_example(model, inputs)}, or give larger inputs."
         )
     return found[-1]
+
+
+def _example(model: Module, inputs: tuple[Tensor, ...]) -> str:
+    """The last layer whose output has a shape of tokens or of channels that are last, and what makes maps of it."""
+    with evaluation_mode(model) as (forward,):
+        inputs, outputs, _ = _run(forward, model, inputs)
+    likely = [(name, x) for name, x in outputs.items() if needs_transform(x, inputs)]
+    if not likely:
+        return ""
+    name, output = likely[-1]
+    transform, grid = "channels_last_to_maps", token_grid(output, inputs)
+    if grid is not None:
+        transform = f"tokens_to_maps({', '.join(map(str, grid[0]))}, class_tokens={grid[1]})"
+    return f" (such as {name!r}, whose output has shape {tuple(output.shape)}, with reshape_transform={transform})"
 
 
 def spatial_layers(model: Module, inputs: Tensor) -> dict[str, Module]:
@@ -129,11 +143,7 @@ def _layers_with_maps(model: Module, inputs: tuple[Tensor, ...]) -> dict[str, _F
     known = KnownTransforms([model])
     dims = {x.dim() for x in inputs if x.dim() > 2}
     with evaluation_mode(model) as (forward,):
-        try:
-            outputs, gradients = _outputs_that_count(forward, model, inputs)
-        except Exception as error:
-            inputs = _twice(inputs, error)
-            outputs, gradients = _outputs_that_count(forward, model, inputs)
+        inputs, outputs, gradients = _run(forward, model, inputs)
         wanted = {
             name: output
             for name, output in outputs.items()
@@ -155,6 +165,17 @@ def _layers_with_maps(model: Module, inputs: tuple[Tensor, ...]) -> dict[str, _F
         for name, output in wanted.items()
         if name in transforms and transforms[name](output).shape[2:].numel() > 1
     }
+
+
+def _run(
+    forward: Callable[..., Any], model: Module, inputs: tuple[Tensor, ...]
+) -> tuple[tuple[Tensor, ...], dict[str, Tensor], dict[str, Tensor]]:
+    """The inputs that the model takes, and what ``_outputs_that_count`` gives for them."""
+    try:
+        return inputs, *_outputs_that_count(forward, model, inputs)
+    except Exception as error:
+        twice = _twice(inputs, error)
+        return twice, *_outputs_that_count(forward, model, twice)
 
 
 def _twice(inputs: tuple[Tensor, ...], error: Exception) -> tuple[Tensor, ...]:

@@ -22,6 +22,7 @@ from captum_unioncam.engine.confidence import (
     default_confidence,
     output_tensor,
 )
+from captum_unioncam.engine.layouts.base import ReshapeTransform
 from captum_unioncam.engine.layouts.with_maps import WithMaps
 from captum_unioncam.models.zoo import DEMO_MODEL, load_classifier
 from captum_unioncam.system.errors import Failure, WrongArgument, one_line
@@ -49,6 +50,8 @@ class ExplainedModel:
         output_fn (Callable, str or None): What the model returns to the tensor (N, classes) that is explained: a
             function, or "package.module:function". Default: None, the tensor itself; of a tuple, dict or dataclass the
             one named "logits" or "out", or else the only one with a row for each example
+        reshape_transform (Callable or None): Converts the output of the layer to maps, (1, K, H, W), a view of it, as
+            that of ``LayerUnionCam`` does. Default: None, what is found for tokens and channels-last outputs
 
     Attributes:
         classifier (Classifier): As loaded.
@@ -88,12 +91,13 @@ class ExplainedModel:
         show_progress: bool = False,
         confidence: str = "softmax",
         output_fn: OutputFunction | str | None = None,
+        reshape_transform: ReshapeTransform | None = None,
     ) -> None:
         self.device = _device(device)
         self.classifier = load_classifier(name, None if weights is None else Path(weights), preprocess, show_progress)
         self.model = self.classifier.model
         self.weights, self.preprocess = weights, preprocess
-        self.confidence, self.output_fn = confidence, output_fn
+        self.confidence, self.output_fn, self._reshape_transform = confidence, output_fn, reshape_transform
         self._black, self.classes = self._try_out()
         self._with_maps: WithMaps | None = None
         self.set_layer(layer)
@@ -325,7 +329,13 @@ class ExplainedModel:
         try:
             return find_spatial_layer(self.model, inputs)[0]
         except ValueError as error:
-            raise WrongArgument(f"{one_line(error)} Give layer=NAME.") from error
+            raise WrongArgument(f"{one_line(error)} Give layer=NAME, or models.load these two in Python.") from error
+
+    def _such_as(self, inputs: Tensor) -> str:
+        try:
+            return f", such as {find_spatial_layer(self.model, inputs)[0]!r}"
+        except ValueError:
+            return ""
 
     def _layer_with_maps(self, name: str, inputs: Tensor) -> tuple[Module, WithMaps | None]:
         """The layer, or the module that replaces it."""
@@ -339,17 +349,24 @@ class ExplainedModel:
             raise WrongArgument(
                 f"layer={name!r}: is called {len(outputs)} times in a pass, each time with other maps; give another."
             )
-        transform = layer_transforms(self.model, inputs).get(layer)
+        transform = self._reshape_transform or layer_transforms(self.model, inputs).get(layer)
         output = outputs[0] if outputs else None
         if transform is None or not isinstance(output, Tensor):
             shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             what = f"has {shape} as output" if outputs else "does not run"
             raise WrongArgument(
                 f"layer={name!r}: {what}; give a layer that maps pictures, (1, channels, height, width), or tokens "
-                "that follow the picture place by place."
+                f"that follow the picture place by place{self._such_as(inputs)}. In Python, models.load also takes a "
+                "reshape_transform."
             )
-        if transform(output) is output:
+        maps = transform(output)
+        if maps is output:
             return layer, None
+        if maps.dim() != 4 or maps.untyped_storage().data_ptr() != output.untyped_storage().data_ptr():
+            raise WrongArgument(
+                f"reshape_transform: made shape {tuple(maps.shape)} of {tuple(output.shape)}; return a view of shape "
+                "(1, channels, height, width)."
+            )
         with_maps = WithMaps(layer, transform)
         self._put(layer, with_maps)
         return with_maps.maps, with_maps

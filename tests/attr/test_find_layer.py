@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from captum_unioncam import LayerUnionCam, find_spatial_layer
+from captum_unioncam import LayerUnionCam, find_spatial_layer, tokens_to_maps
 from captum_unioncam.attr.find_layer import spatial_layers
 from captum_unioncam.engine.layouts.with_maps import WithMaps
 from tests.networks import SIZES, PooledNet, TinyNet, tiny_inputs
@@ -97,6 +97,29 @@ def test_a_model_without_space_is_refused():
     net = nn.Sequential(nn.Flatten(), nn.Linear(96, 3)).double()
     with pytest.raises(ValueError, match=r"no layer has an output of shape \(N, K, \*spatial\)"):
         find_spatial_layer(net, tiny_inputs())
+
+
+class Mixed(nn.Module):
+    """Tokens that do not follow the picture place by place: each is of all places."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix, self.head = nn.Linear(96, 17 * 8), nn.Linear(8, 3)
+        self.tokens = nn.Identity()
+
+    def forward(self, images):
+        tokens = self.mix(images.flatten(1))
+        return self.head(self.tokens(tokens.unflatten(1, (17, 8))).mean(1))
+
+
+def test_where_none_is_found_the_error_names_a_layer_and_its_transform():
+    net = Mixed().double()
+    images = torch.rand(2, 6, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    advice = r"such as 'tokens', whose output has shape \(2, 17, 8\), with "
+    with pytest.raises(ValueError, match=advice + r"reshape_transform=tokens_to_maps\(4, 4, class_tokens=1\)\)"):
+        find_spatial_layer(net, images)
+    attr = LayerUnionCam(net, "tokens", reshape_transform=tokens_to_maps(4, 4, class_tokens=1)).attribute(images, 1)
+    assert attr.shape == (2, 1, 4, 4)
 
 
 def test_a_model_that_tells_nothing_of_gradients():

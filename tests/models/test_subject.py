@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torchvision import models
 
-from captum_unioncam import LayerUnionCam, metrics
+from captum_unioncam import LayerHiResCam, LayerUnionCam, metrics, tokens_to_maps
 from captum_unioncam.methods import create
 from captum_unioncam.models.subject import ExplainedModel
 from captum_unioncam.system.errors import Failure, WrongArgument
@@ -58,6 +58,17 @@ class Two(InDict):
 def two(): return Two()
 def spread(output): return output["spread"]
 def other(output): return output["other"]
+
+class Mixed(nn.Module):
+    # Each token is of all places.
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.mix, self.tokens, self.head = nn.Linear(48, 17 * 8), nn.Identity(), nn.Linear(8, 3)
+    def forward(self, x):
+        tokens = self.mix(x[..., ::56, ::56].flatten(1)).unflatten(1, (17, 8))
+        return self.head(self.tokens(tokens).mean(1))
+def mixed(): return Mixed()
 def both(output): return output
 """
 }
@@ -257,3 +268,28 @@ def twice():
 def test_a_layer_that_is_called_twice_is_refused():
     with pytest.raises(WrongArgument, match=r"^layer='conv': is called 2 times in a pass"):
         ExplainedModel("tests.models.test_subject:twice", layer="conv", device="cpu")
+
+
+def test_a_layout_that_is_not_found_is_given():
+    with pytest.raises(WrongArgument, match=r"such as 'tokens', .*Give layer=NAME, or models.load these two in Python"):
+        ExplainedModel("own_subject:mixed", device="cpu")
+    with pytest.raises(WrongArgument, match=r"^layer='tokens': has \(1, 17, 8\) .* models.load also takes"):
+        ExplainedModel("own_subject:mixed", layer="tokens", device="cpu")
+    with pytest.raises(WrongArgument, match=r"^reshape_transform: made shape \(1, 8, 17\) of \(1, 17, 8\); return"):
+        ExplainedModel("own_subject:mixed", layer="tokens", device="cpu", reshape_transform=lambda output: output.mT)
+    to_maps = tokens_to_maps(4, 4)
+    subject = ExplainedModel("own_subject:mixed", layer="tokens", device="cpu", reshape_transform=to_maps)
+    inputs = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    attr = LayerHiResCam(subject.model, subject.layer).attribute(inputs, 1)
+    weight = subject.model.head.weight[1] / 17
+    tokens = subject.model.mix(inputs[..., ::56, ::56].flatten(1)).unflatten(1, (17, 8))[0]
+    expected = [
+        max(0, sum(a * b for a, b in zip(token, weight.tolist(), strict=True))) for token in tokens[1:].tolist()
+    ]
+    assert attr.flatten().tolist() == pytest.approx(expected, abs=1e-6)
+    assert max(expected) > 0
+
+
+def test_a_refused_layer_has_another_named():
+    with pytest.raises(WrongArgument, match=r"^layer='3': has \(1, 6\) as output; .*, such as '1'"):
+        ExplainedModel("own_subject:plain", layer="3", device="cpu")

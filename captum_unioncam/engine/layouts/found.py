@@ -120,10 +120,15 @@ def _named(name: str, layout: str) -> str:
 
 
 def _tokens(output: Tensor, inputs: tuple[Tensor, ...]) -> ReshapeTransform | None:
-    """The transform of tokens of an input's patches, with the fewest others in front of them."""
+    found = token_grid(output, inputs)
+    return None if found is None else tokens_to_maps(*found[0], class_tokens=found[1])
+
+
+def token_grid(output: Tensor, inputs: tuple[Tensor, ...]) -> tuple[tuple[int, ...], int] | None:
+    """The grid of tokens of an input's patches, and the number of others in front of them, the fewest that fit."""
     if output.dim() != 3:
         return None
     sizes = {grid for x in inputs if x.dim() > 3 for grid in grids(tuple(x.shape[2:]))}
     others = {output.shape[1] - math.prod(grid): grid for grid in sizes}
     fewest = min((number for number in others if 0 <= number <= _MOST_CLASS_TOKENS), default=None)
-    return None if fewest is None else tokens_to_maps(*others[fewest], class_tokens=fewest)
+    return None if fewest is None else (others[fewest], fewest)
