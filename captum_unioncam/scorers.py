@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,7 @@ def onnx(path: str | Path, threads: int = 0) -> Scorer:
         >>> score_cam = LayerScoreCam(model, layer, score_func=scorers.onnx("model.onnx"))
         >>> attr = score_cam.attribute(images, target=3)
     """
-    import onnxruntime
-
+    onnxruntime = _package("onnxruntime", "onnx")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -68,19 +68,29 @@ def openvino(path: str | Path, device: str = "CPU", precision: str = "f32", thre
         >>> score_cam = LayerScoreCam(model, layer, score_func=score_func)
         >>> attr = score_cam.attribute(images, target=3)
     """
-    import openvino as runtime
-
+    runtime = _package("openvino", "openvino")
     # Its default is 16 bits where the processor has such arithmetic.
     settings = {"INFERENCE_PRECISION_HINT": precision, **({"INFERENCE_NUM_THREADS": threads} if threads else {})}
     compiled = runtime.Core().compile_model(str(path), device, settings)
     return _on_cpu(lambda array: compiled(array).values(), [one.any_name for one in compiled.outputs])
 
 
+def _package(package: str, extra: str) -> Any:
+    try:
+        return import_module(package)
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"{error.name} is missing; install it with: pip install 'captum-unioncam[{extra}]'"
+        ) from error
+
+
 def _on_cpu(run: Callable[[Any], Iterable[Any]], names: list[str]) -> Scorer:
     def score(inputs: Tensor) -> Tensor | dict[str, Tensor]:
         made = run(inputs.detach().float().contiguous().cpu().numpy())
+        # Scores of integers are fractions.
+        dtype = inputs.dtype if inputs.is_floating_point() else torch.float32
         # Copies: the next pass may write into the runtime's own memory.
-        outputs = [torch.from_numpy(array.copy()).to(inputs.device, inputs.dtype) for array in made]
+        outputs = [torch.from_numpy(array.copy()).to(inputs.device, dtype) for array in made]
         return outputs[0] if len(outputs) == 1 else dict(zip(names, outputs, strict=True))
 
     return score

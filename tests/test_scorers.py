@@ -1,5 +1,7 @@
 """Masked passes by ONNX Runtime and OpenVINO give the maps that PyTorch gives, int8 nearly so."""
 
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -96,6 +98,22 @@ def test_scores_and_gradients_of_two_files_of_one_network(exported, tmp_path):
     _, untrained = explained(LayerUnionCam, demo.DemoNet().eval(), model, return_details=True)
     assert torch.equal(untrained.denoised_map, of_one.denoised_map)
     assert not torch.allclose(untrained.region_map, of_one.region_map, rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_a_missing_package_is_named_with_its_extra(monkeypatch, name):
+    monkeypatch.setitem(sys.modules, PACKAGES[name], None)
+    with pytest.raises(ImportError, match=rf"^{PACKAGES[name]} is missing; .* pip install 'captum-unioncam\[{name}\]'"):
+        getattr(scorers, name)("model.onnx")
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_scores_of_integers_are_no_integers(exported, images, name):
+    pytest.importorskip(PACKAGES[name])
+    pixels = (255 * images).to(torch.uint8)
+    with torch.no_grad():
+        expected = demo.load_model()(pixels.float())
+    assert torch.allclose(getattr(scorers, name)(exported)(pixels), expected, rtol=1e-3, atol=1e-2)
 
 
 @pytest.mark.parametrize("name", PACKAGES)
