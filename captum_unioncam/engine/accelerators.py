@@ -27,11 +27,8 @@ OTHER_ROWS_AT_224, OTHER_FIXED_ROWS = 16, 64
 
 def default_device() -> torch.device:
     """The accelerator, if there is one, or else the CPU."""
-    # PyTorch 2.5 has no torch.accelerator.
-    accelerator: Any = getattr(torch, "accelerator", None)
-    if accelerator is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(accelerator.current_accelerator().type if accelerator.is_available() else "cpu")
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return torch.device("cpu" if accelerator is None else accelerator.type)
 
 
 def module_of(device: torch.device) -> Any:
@@ -60,8 +57,7 @@ def is_timed(device: torch.device) -> bool:
 def free_memory(device: torch.device) -> int | None:
     """Bytes that passes can have, what PyTorch keeps free for itself included; None where the device cannot tell."""
     module = module_of(device)
-    # That of MPS has no such function before PyTorch 2.6.
-    if module is None or not getattr(module, "is_available", torch.backends.mps.is_available)():
+    if module is None or not module.is_available():
         return None
     if hasattr(module, "recommended_max_memory"):
         return max(int(module.recommended_max_memory()) - int(module.current_allocated_memory()), 0)

@@ -77,11 +77,8 @@ class PretendedDevices:
             return self.modules.get(torch.device(device).type if device else "") or module_of(device)
 
         with ExitStack() as stack:
-            if hasattr(torch, "accelerator"):
-                # Optimisers ask the driver if there is one.
-                stack.enter_context(
-                    patch("torch.accelerator.is_available", return_value=torch.accelerator.is_available())
-                )
+            # Optimisers ask the driver if there is one.
+            stack.enter_context(patch("torch.accelerator.is_available", return_value=torch.accelerator.is_available()))
             stack.enter_context(patch("torch.get_device_module", pretended))
             # Without a driver, autocast would switch itself off.
             stack.enter_context(patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False))

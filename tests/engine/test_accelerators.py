@@ -42,15 +42,8 @@ def test_no_other_module_names_a_kind_of_accelerator():
 )
 def test_the_default_device_is_the_accelerator_that_is_there(monkeypatch, found, available, device):
     there = SimpleNamespace(is_available=lambda: available, current_accelerator=lambda: found)
-    monkeypatch.setattr(torch, "accelerator", there, raising=False)
+    monkeypatch.setattr(torch, "accelerator", there)
     assert default_device() == torch.device(device)
-
-
-def test_the_default_device_of_a_pytorch_without_accelerators(monkeypatch):
-    monkeypatch.delattr(torch, "accelerator", raising=False)
-    for available, device in ((True, CUDA), (False, CPU)):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
-        assert default_device() == device
 
 
 def test_memory_is_asked_of_the_device_where_it_can_tell():
