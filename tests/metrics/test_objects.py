@@ -111,6 +111,8 @@ def test_sparseness_of_one_place_and_of_all():
     assert same(found, torch.tensor([1 - 1 / 20, 0, 0.5], dtype=torch.float64))
 
 
+# Not RandomLogit and MPRT: Quantus compares signed maps by SSIM with a class that it draws itself, and initialises
+# layers in its own way, one after the other; here it is the rank correlation of absolute maps, all layers at once.
 def test_the_values_are_quantus_where_the_definitions_coincide():
     quantus = pytest.importorskip("quantus", reason="Quantus is not installed")
     maps = torch.rand(4, 1, 7, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
@@ -123,6 +125,7 @@ def test_the_values_are_quantus_where_the_definitions_coincide():
 
     assert metrics.relevance_mass(maps, masks).tolist() == pytest.approx(theirs(quantus.RelevanceMassAccuracy))
     assert metrics.relevance_rank(maps, masks).tolist() == pytest.approx(theirs(quantus.RelevanceRankAccuracy))
+    assert metrics.pointing_game(maps, masks).tolist() == theirs(quantus.PointingGame) == [0, 1, 0, 0]
     # It adds 1e-7 to each value.
     ours = metrics.sparseness(one_output, maps, maps).tolist()
     assert ours == pytest.approx(theirs(quantus.Sparseness), rel=1e-5)
