@@ -10,6 +10,8 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from captum_unioncam.models import MODELS
+
 Preprocess = StrEnum("Preprocess", ["auto", "paper"])
 ChannelWeights = StrEnum("ChannelWeights", ["score", "softmax"])
 ChannelSelection = StrEnum("ChannelSelection", ["representatives", "deviation"])
@@ -27,8 +29,7 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         metavar="NAME",
-        help="demo, the demo model; a torchvision classification model; or package.module:function, a function "
-        "that returns your own.",
+        help=f"{MODELS}.",
     ),
 ]
 PhotoModelOption = Annotated[
@@ -36,9 +37,7 @@ PhotoModelOption = Annotated[
     typer.Option(
         "--model",
         metavar="NAME",
-        help="demo, the demo model; a torchvision classification model; timm:NAME or hf:NAME; "
-        "efficientnet_lite0, of the extra [imagenet]; or package.module:function, a function that returns your own, "
-        "a module or a Classifier.",
+        help=f"{MODELS}.",
         show_default="demo; for photos resnet18",
     ),
 ]
@@ -47,8 +46,9 @@ WeightsOption = Annotated[
     typer.Option(
         "--weights",
         metavar="FILE",
-        help="Weights of the model: .safetensors, or a state dict saved by torch.save.",
-        show_default="the model's own, which torchvision downloads",
+        help="Weights of the model: .safetensors, or a state dict saved by torch.save; random leaves models of timm "
+        "and Hugging Face untrained.",
+        show_default="the model's own, which are downloaded",
     ),
 ]
 DeviceOption = Annotated[

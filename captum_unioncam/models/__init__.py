@@ -16,6 +16,13 @@ else:
 
 __all__ = ["ExplainedModel", "load"]
 
+MODELS = (
+    "demo, the demo model; a torchvision classification model; timm:NAME and hf:NAME, of the extras [timm] and [hf]; "
+    "efficientnet_lite0, of the extra [imagenet]; or package.module:function, a function that returns your own, "
+    "a module or a Classifier"
+)
+"""The names of models, for help and errors."""
+
 
 def __dir__() -> list[str]:
     return [*globals(), *__all__]
@@ -25,12 +32,13 @@ def load(name: str = "demo", weights: str | None = None, **options: Any) -> Expl
     """Loads a classifier by name, with its preprocessing, its class names and the layer to explain.
 
     Args:
-        name (str): "demo", a torchvision classification model, "timm:NAME", "hf:NAME", or "package.module:function".
-            Default: "demo"
+        name (str): "demo", the demo model; a torchvision classification model; "timm:NAME" and "hf:NAME", of the
+            extras [timm] and [hf]; "efficientnet_lite0", of the extra [imagenet]; or "package.module:function", a
+            function that returns your own, a module or a ``Classifier``. Default: "demo"
         weights (str or None): A file of weights, or "random" for an untrained model of timm or Hugging Face.
             Default: None, the model's own, which is downloaded
         **options: Further arguments of ``ExplainedModel``: ``layer``, ``preprocess``, ``device``, ``confidence``,
-            ``output_fn``.
+            ``output_fn``, ``reshape_transform``.
 
     Returns:
         *ExplainedModel*, as the command uses it.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import Module
 
+from captum_unioncam.engine.randomization import seeded
 from captum_unioncam.models.preprocessing import PAPER, Preprocessing
 from captum_unioncam.system.errors import Failure, WrongArgument, one_line
 from captum_unioncam.system.imports import suggestion
@@ -24,7 +24,13 @@ HUBS = ("timm:", "hf:")
 RANDOM = "random"
 """In place of a file of weights: none, the model as it is made."""
 
-_KEPT_WITHOUT = "without a network, give a file by weights=FILE, or weights='random' for an untrained model."
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+
+_WITHOUT_NETWORK = {
+    "timm": "without a network, give a file by weights=FILE, or weights='random' for an untrained model.",
+    "hf": "without a network, give name='hf:FOLDER', a folder with config.json and model.safetensors, or with "
+    "config.json alone and weights='random' for an untrained model.",
+}
 
 
 def from_timm(
@@ -39,16 +45,14 @@ def from_timm(
 
     Raises:
         WrongArgument: timm is not installed, or has no such model.
-        Failure: The weights cannot be downloaded.
+        Failure: The weights cannot be downloaded, or the model has no classes.
     """
-    timm = _package("timm", "timm")
-    if not timm.is_model(name):
-        near = suggestion(name.partition(".")[0], timm.list_models())
-        raise WrongArgument(f"name: timm has no model {name!r}{near}")
-    heads = timm.get_pretrained_cfg(name).classifier
+    timm, heads = _package("timm", "timm"), _timm_config(name).classifier
+    if not heads:
+        raise Failure(f"name='timm:{name}': has no classes; give a classifier, such as timm:resnet50.")
     weight = (state or {}).get(f"{heads if isinstance(heads, str) else heads[0]}.weight")
     options = {} if weight is None else {"num_classes": weight.shape[0]}
-    with _seeded():
+    with seeded(0):
         model: Any = _from_hub(f"timm:{name}", lambda: timm.create_model(name, pretrained=pretrained, **options))
     return model, _timm_names(model)
 
@@ -56,9 +60,7 @@ def from_timm(
 def timm_preprocessing(name: str) -> Preprocessing:
     """That of a model of timm, by its name without "timm:"."""
     timm = _package("timm", "timm")
-    if not timm.is_model(name):
-        raise WrongArgument(f"name: timm has no model {name!r}.")
-    config = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
+    config = timm.data.resolve_data_config(pretrained_cfg=_timm_config(name).to_dict())
     return Preprocessing(partial(_fit_by_timm, config), tuple(config["mean"]), tuple(config["std"]))
 
 
@@ -81,7 +83,7 @@ def from_hugging_face(name: str, pretrained: bool) -> tuple[Module, tuple[str, .
         config = transformers.AutoConfig.from_pretrained(name)
         return transformers.AutoModelForImageClassification.from_config(config)
 
-    with _seeded():
+    with seeded(0):
         model = _from_hub(f"hf:{name}", make)
     names: Mapping[int, str] = model.config.id2label
     return model, tuple(names[i] for i in sorted(names))
@@ -98,12 +100,26 @@ def hugging_face_preprocessing(name: str) -> Preprocessing:
     return Preprocessing(partial(_fit_by_processor, processor), tuple(processor.image_mean), tuple(processor.image_std))
 
 
-@contextmanager
-def _seeded() -> Iterator[None]:
-    """Untrained weights are the same each time."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
+def download_of_hub(name: str) -> str | None:
+    """What ``load_classifier`` will download for such a name, None if that lies in a folder or in the hub's cache."""
+    library, _, own = name.partition(":")
+    if library == "hf" and Path(own).is_dir():
+        return None
+    repository = _timm_config(own).hf_hub_id if library == "timm" else own
+    _package("transformers" if library == "hf" else "timm", library)
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if not repository or any(isinstance(try_to_load_from_cache(repository, file), str) for file in _WEIGHTS):
+        return None
+    return f"{name}'s weights from Hugging Face's hub ({repository}) to {constants.HF_HUB_CACHE}"
+
+
+def _timm_config(name: str) -> Any:
+    timm = _package("timm", "timm")
+    if not timm.is_model(name):
+        near = suggestion(name.partition(".")[0], timm.list_models())
+        raise WrongArgument(f"name: timm has no model {name!r}{near}")
+    return timm.get_pretrained_cfg(name)
 
 
 def _package(package: str, extra: str) -> Any:
@@ -118,7 +134,8 @@ def _from_hub(name: str, make: Callable[[], Any]) -> Any:
         return make()
     except Exception as error:
         # Hubs raise errors of many types.
-        raise Failure(f"name={name!r}: cannot be loaded ({one_line(error)}); {_KEPT_WITHOUT}") from error
+        advice = _WITHOUT_NETWORK[name.partition(":")[0]]
+        raise Failure(f"name={name!r}: cannot be loaded ({one_line(error)}); {advice}") from error
 
 
 def _timm_names(model: Any) -> tuple[str, ...] | None:

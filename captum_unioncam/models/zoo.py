@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import BatchNorm2d, Module
 
+from captum_unioncam.models import MODELS
 from captum_unioncam.models.hubs import (
     HUBS,
     RANDOM,
+    download_of_hub,
     from_hugging_face,
     from_timm,
     hugging_face_preprocessing,
@@ -188,6 +190,8 @@ class _BatchNormReLU6(BatchNorm2d):
 
 def download_of(name: str) -> str | None:
     """What ``load_classifier`` will download for a model without a file of weights, None if nothing."""
+    if name.startswith(HUBS):
+        return download_of_hub(name)
     if ":" in name or name in (DEMO_MODEL, EFFICIENTNET_LITE0):
         return None
     weights = _torchvision_weights(name)
@@ -215,7 +219,7 @@ def _torchvision_weights(name: str) -> Any:
     if name not in names:
         raise WrongArgument(
             f"name: there is no model {name!r}{suggestion(name, [DEMO_MODEL, EFFICIENTNET_LITE0, *names])} Give "
-            f"{DEMO_MODEL!r}, a torchvision classification model, {EFFICIENTNET_LITE0!r}, or package.module:function."
+            f"{MODELS}."
         )
     return models.get_model_weights(name).DEFAULT
 

@@ -30,9 +30,9 @@ def explain(
     Args:
         picture (str, Path or PIL.Image.Image): A file, or an opened picture.
         target (int, str or None): The class to explain, by index or name. Default: None, the predicted one
-        model (str): "demo", the demo model; a torchvision classification model, whose weights torchvision
-            downloads; "efficientnet_lite0", of the extra [imagenet]; or "package.module:function", a function of your
-            own that returns a module or a ``Classifier``. Default: "resnet18"
+        model (str): "demo", the demo model; a torchvision classification model; "timm:NAME" and "hf:NAME", of the
+            extras [timm] and [hf]; "efficientnet_lite0", of the extra [imagenet]; or "package.module:function", a
+            function that returns your own, a module or a ``Classifier``. Weights are downloaded. Default: "resnet18"
         show_progress (bool): Show the progress of downloads and of masked passes. Default: False
         **settings: Other fields of ``captum_unioncam.evaluation.explain.Settings``, such as ``method``, ``layer``,
             ``max_channels`` or ``device``.

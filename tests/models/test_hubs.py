@@ -1,12 +1,17 @@
 """Models of timm and Hugging Face by name: as those libraries make, preprocess and name them, without a network."""
 
+from pathlib import Path
+from typing import get_args
+
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
 from captum_unioncam import LayerLayerCam, models
-from captum_unioncam.models.zoo import load_classifier
+from captum_unioncam.cli import options
+from captum_unioncam.models.zoo import download_of, load_classifier
+from captum_unioncam.report import notebooks
 from captum_unioncam.system.errors import Failure, WrongArgument
 
 timm, transformers = pytest.importorskip("timm"), pytest.importorskip("transformers")
@@ -66,15 +71,59 @@ def test_random_weights_are_others_and_the_same_each_time(folder):
     assert not torch.equal(random[0][name], own[name])
 
 
-@pytest.mark.parametrize("name", ["timm:resnet10t", "hf:nobody/has-this-model"])
-def test_without_a_network_the_options_that_help_are_named(name, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("timm:resnet10t", "give a file by weights=FILE, or weights='random'"),
+        ("hf:nobody/has-this-model", "give name='hf:FOLDER', a folder with config.json"),
+    ],
+)
+def test_without_a_network_the_options_that_help_are_named(name, advice, monkeypatch):
     def no_network(*_args, **_options):
         raise OSError("no network here")
 
     monkeypatch.setattr("timm.create_model", no_network)
     monkeypatch.setattr("transformers.AutoModelForImageClassification.from_pretrained", no_network)
-    with pytest.raises(Failure, match=r"no network here.*give a file by weights=FILE, or weights='random'"):
+    with pytest.raises(Failure, match=f"no network here.*{advice}"):
         load_classifier(name)
+
+
+def test_a_folder_with_the_configuration_alone(folder, tmp_path_factory):
+    """What the failure without a network advises."""
+    alone = tmp_path_factory.mktemp("alone")
+    (alone / "config.json").write_text((folder / "config.json").read_text())
+    assert load_classifier(f"hf:{alone}", "random").class_names == ("ant", "bee", "cat")
+    with pytest.raises(Failure, match=r"give name='hf:FOLDER', a folder with config\.json and model\.safetensors"):
+        load_classifier(f"hf:{alone}")
+
+
+def test_what_will_be_downloaded_from_the_hubs_is_said(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    for name, repository in (("hf:nobody/has-this", "nobody/has-this"), ("timm:resnet10t", "timm/resnet10t.c3_in1k")):
+        said = download_of(name)
+        assert said == f"{name}'s weights from Hugging Face's hub ({repository}) to {tmp_path / 'hub'}"
+        stored = tmp_path / "hub" / f"models--{repository.replace('/', '--')}"
+        for part, text in (("refs/main", "1"), ("snapshots/1/model.safetensors", "")):
+            (stored / part).parent.mkdir(parents=True)
+            (stored / part).write_text(text)
+        assert download_of(name) is None
+    assert download_of(f"hf:{folder}") is None
+
+
+def test_a_model_of_timm_without_classes():
+    with pytest.raises(Failure, match=r"^name='timm:qwen3_vit_88m_enc': has no classes; give a classifier"):
+        load_classifier("timm:qwen3_vit_88m_enc", "random")
+
+
+def test_all_models_are_named_wherever_some_are():
+    with pytest.raises(WrongArgument) as error:
+        load_classifier("nonesuch")
+    documented = (Path(__file__).parents[2] / "docs" / "command.md").read_text().partition("## Models")[2]
+    helps = [get_args(option)[1].help for option in (options.ModelOption, options.PhotoModelOption)]
+    texts = [str(error.value), documented.partition("\n## ")[0], *helps]
+    for text in (*texts, models.load.__doc__, load_classifier.__doc__, notebooks.explain.__doc__):
+        for name in ("demo", "torchvision", "timm:NAME", "hf:NAME", "efficientnet_lite0", "package.module:function"):
+            assert name in text
 
 
 def test_an_unknown_model_of_timm():
