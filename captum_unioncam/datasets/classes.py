@@ -90,6 +90,20 @@ class Outputs:
         return content
 
 
+def names_of_outputs(class_file: Path, count: int) -> tuple[str, ...]:
+    """The name of each output in a file of classes that ``Outputs`` has taken.
+
+    Of a line, what follows the first word, as in "n01440764 tench", or that word where it stands alone.
+    """
+    text = class_file.read_text(encoding="utf-8-sig")
+    if class_file.suffix.lower() != ".json":
+        parts = [line.split(maxsplit=1) for line in text.rstrip().splitlines()]
+        return tuple(words[-1].strip() if words else f"class {index}" for index, words in enumerate(parts))
+    # Several classes may be one output.
+    names = by_output({name: [name] for name in json.loads(text)}, json.loads(text))
+    return tuple(", ".join(names.get(index, [f"class {index}"])) for index in range(count))
+
+
 def listed_classes(*folders: Path) -> list[str] | None:
     """The classes that ``data.yaml`` or ``classes.txt`` in the first of the folders names, in order; None without one.
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from captum_unioncam import demo
 from captum_unioncam.datasets.base import subset
+from captum_unioncam.datasets.classes import names_of_outputs
 from captum_unioncam.datasets.generated import DEMO_SEED
 from captum_unioncam.datasets.open import open_data_set
 from captum_unioncam.datasets.voc import VOC_CLASSES
@@ -438,6 +439,8 @@ def test_a_file_of_classes_goes_before_names_and_order(tmp_path):
     table.write_text(json.dumps({"cock": 2, "tench": 2, "unused": 0}))
     assert targets_of_classes(open_data_set(path, ["tench", "cock", "hen"], 3, lines)) == {"cock": (0,), "tench": (2,)}
     assert targets_of_classes(open_data_set(path, ["tench", "cock", "hen"], 3, table)) == {"cock": (2,), "tench": (2,)}
+    assert names_of_outputs(lines, 3) == ("a bird", "bird", "tench")
+    assert names_of_outputs(table, 3) == ("unused", "class 1", "cock, tench")
 
 
 def test_voc_classes_of_the_same_output_share_a_mask(tmp_path):
