@@ -70,7 +70,7 @@ class _OfMethod:
     @property
     def is_shortage(self) -> bool:
         """Whether memory ran out."""
-        return _is_shortage(self.error)
+        return is_shortage(self.error)
 
 
 @dataclass(frozen=True)
@@ -469,7 +469,7 @@ def _chain(error: BaseException | None) -> list[BaseException]:
     return found
 
 
-def _is_shortage(error: BaseException | None) -> bool:
+def is_shortage(error: BaseException | None) -> bool:
     """Whether memory ran out, which led to the error."""
     return any(
         isinstance(each, MemoryError | torch.OutOfMemoryError)

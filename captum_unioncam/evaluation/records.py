@@ -43,6 +43,9 @@ _MOST = 2**31
 
 _SECONDS_TO_WRITE_SETTINGS = 1.0
 
+SHORTAGE = "out of memory: "
+"""Prefix of the errors of records that are done again at the next start."""
+
 
 EvaluationSettings = dict[str, Any]
 
@@ -85,6 +88,11 @@ class Record:
     def key(self) -> Key:
         """Image, target and method, unique among records."""
         return self.image, self.target, self.method
+
+    @property
+    def is_shortage(self) -> bool:
+        """Whether memory ran out: it is no failure of the image, and the next start does it again."""
+        return self.error is not None and self.error.startswith(SHORTAGE)
 
     def line(self) -> bytes:
         """The record as a line of its file, with a checksum."""

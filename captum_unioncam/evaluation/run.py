@@ -29,16 +29,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from captum_unioncam.datasets.base import DataSet, difficult, subset
+from captum_unioncam.datasets.classes import names_of_outputs
 from captum_unioncam.datasets.open import open_data_set
 from captum_unioncam.engine._captum import NullProgress, progress
 from captum_unioncam.engine.accelerators import Mark, current, has_streams
 from captum_unioncam.engine.maps import minmax
 from captum_unioncam.engine.representatives import REPRESENTATIVES
 from captum_unioncam.evaluation.distributed import rank, world_size
-from captum_unioncam.evaluation.judge import Judge, Judgement, Started, release
+from captum_unioncam.evaluation.judge import Judge, Judgement, Started, is_shortage, release
 from captum_unioncam.evaluation.records import (
     FIRST_METRICS,
     MAP_SIZE,
+    SHORTAGE,
     EvaluationSettings,
     Key,
     Record,
@@ -61,9 +63,6 @@ _SECONDS_BETWEEN_LINES = 30
 
 _PICTURES_FOR_CONFIDENCE = 8
 """That "auto" looks at."""
-
-SHORTAGE = "out of memory: "
-"""Prefix of the errors of records that are done again at the next start."""
 
 
 @dataclass(frozen=True)
@@ -152,10 +151,11 @@ class Evaluation:
 
 @dataclass
 class Tally:
-    """Counts of one process: records written, failures among them, and images."""
+    """Counts of one process: records written, failures and shortages of memory among them, and images."""
 
     records: int = 0
     failures: int = 0
+    shortages: int = 0
     images: int = 0
 
 
@@ -176,7 +176,8 @@ def evaluate(
 
     Args:
         evaluation (Evaluation): The data and the settings.
-        subject (ExplainedModel): The model and the layer.
+        subject (ExplainedModel): The model and the layer. If its classifier has no names of classes, it gets those of
+            the evaluation's file of classes.
         method_names (Sequence[str]): As ``captum_unioncam.methods`` knows them. A later start may add others.
         folder (Path): Holds the records; made if need be.
         workers (int): Processes that read pictures while the device computes. Default: 2
@@ -197,6 +198,9 @@ def evaluate(
         Failure: The folder cannot be written.
     """
     data_set = open_data_set(evaluation.data, subject.classifier.class_names, subject.classes, evaluation.classes)
+    if evaluation.classes is not None and subject.classifier.class_names is None:
+        names = names_of_outputs(evaluation.classes, subject.classes)
+        subject.classifier = replace(subject.classifier, class_names=names)
     if metric_names is None and (begun := read_settings(folder)) is not None:
         metric_names = begun.get("metrics", FIRST_METRICS)
     # Before the targets are read, for which the demo's 1000 pictures are drawn.
@@ -226,7 +230,8 @@ def evaluate(
         for record in queued(records, RESULTS_BEHIND if is_queued else 0):
             file.append(record)
             tally.records += 1
-            tally.failures += record.error is not None
+            tally.shortages += record.is_shortage
+            tally.failures += record.error is not None and not record.is_shortage
             bar.update()
     return tally
 
@@ -417,7 +422,7 @@ class _Pictures(Dataset[_Seen]):
             }
         except Exception as error:
             # An image that cannot be read must not end the run.
-            return _Seen(name, None, {}, one_line(error))
+            return _Seen(name, None, {}, f"{SHORTAGE if is_shortage(error) else ''}{one_line(error)}")
         arrays = {target: None if mask is None else mask.numpy() for target, mask in objects.items()}
         return _Seen(name, shown.numpy(), arrays)
 
@@ -429,7 +434,7 @@ def _missing(
     done = {
         record.key
         for record in read_records(folder)
-        if record.error is None or not (retry_failures or record.error.startswith(SHORTAGE))
+        if record.error is None or not (retry_failures or record.is_shortage)
     }
     missing: dict[str, list[Key]] = defaultdict(list)
     for name, targets in share.items():

@@ -89,7 +89,7 @@ def write_report(folder: Path, photo: Photo, summary: Summary | None = None, aga
     """
     settings = settings_in(folder)
     summary = summary or summarize(read_records(folder))
-    if not summary.records and not summary.failed:
+    if not summary.records and not summary.failed and not summary.shortages:
         raise Failure(f"{folder}: holds no records; run captum-unioncam evaluate with it first.")
     plots = plots_of(summary)
     contents = {

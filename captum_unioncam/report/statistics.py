@@ -66,6 +66,8 @@ class Summary:
         best, worst (dict[str, list[Record]]): For each method the records that are the best and the worst by
             ``ranking``, that one first; none is in both.
         failures (list[FailureGroup]): The most frequent first.
+        shortages (int): Records of exhausted memory, which are neither counted nor failures: the next start of
+            ``evaluate`` does them again.
         classes (dict[int, str]): The name of each target, in their order.
         sample (dict[str, list[Record]]): All records of some images, drawn by their names: 48, or all if there are
             fewer.
@@ -77,6 +79,7 @@ class Summary:
     best: dict[str, list[Record]]
     worst: dict[str, list[Record]]
     failures: list[FailureGroup]
+    shortages: int
     classes: dict[int, str]
     sample: dict[str, list[Record]]
 
@@ -155,6 +158,7 @@ def summarize(records: Iterable[Record], resamples: int = 1000) -> Summary:
         best=best,
         worst={name: [record for record in worst[name] if record not in best[name]] for name in methods},
         failures=_grouped(failures),
+        shortages=kept.shortages,
         classes=dict(sorted(kept.classes.items())),
         sample={
             image: sorted(found, key=lambda record: (target_of(record), record.method))
@@ -265,6 +269,7 @@ class _Kept:
         self.methods: dict[str, int] = {}
         self.images: dict[str, int] = {}
         self.failures: list[tuple[str, str, str]] = []
+        self.shortages = 0
         self.curves: dict[str, dict[str, npt.NDArray[np.int64]]] = {
             name: {} for name, metric in all_metrics().items() if metric.has_curve
         }
@@ -281,6 +286,9 @@ class _Kept:
             method = self.methods.setdefault(record.method, len(self.methods))
             image = self.images.setdefault(record.image, len(self.images))
             self._add_to_sample(record)
+            if record.is_shortage:
+                self.shortages += 1
+                continue
             if record.error is not None:
                 self.failures.append((record.error.replace(record.image, "…"), record.method, record.image))
                 continue

@@ -161,6 +161,11 @@ def remarks(summary: Summary, settings: Mapping[str, Any]) -> list[str]:
     if done:
         counts = ", ".join(f"{name} {count}" for name, count in done.items())
         found.append(f"Not finished: {wanted} records of each method are expected. Records so far: {counts}.")
+    if summary.shortages:
+        found.append(
+            f"Out of memory: {summary.shortages} records, which are not counted; evaluate does them again when it is "
+            "started again."
+        )
     if not summary.same_maps:
         counts = ", ".join(f"{name} {count}" for name, count in judged.items())
         found.append(f"The methods' means are over different maps ({counts}), so they are not directly comparable.")

@@ -167,15 +167,15 @@ def test_an_error_of_another_kind_is_not_tried_again(subject, shown):
     assert calls == [1]
 
 
-@pytest.mark.parametrize(("rows", "failures"), [(2, 0), (0, 4)])
-def test_records_hold_a_shortage_where_one_row_does_not_fit_alone(subject, tmp_path, rows, failures):
+@pytest.mark.parametrize(("rows", "shortages"), [(2, 0), (0, 4)])
+def test_records_hold_a_shortage_where_one_row_does_not_fit_alone(subject, tmp_path, rows, shortages):
     settings = MethodSettings(max_channels=4)
     names = ["grad_cam", "integrated_gradients"]
     with room_for(rows, subject):
         tally = evaluate(
             Evaluation("demo", limit=2, steps=2, settings=settings), subject, names, tmp_path / "out", 0, False
         )
-    assert (tally.records, tally.failures) == (4, failures)
+    assert (tally.records, tally.failures, tally.shortages) == (4, 0, shortages)
     errors = [record.error for record in read_records(tmp_path / "out") if record.error is not None]
-    assert len(errors) == failures
+    assert len(errors) == shortages
     assert all(error.startswith("out of memory: ") for error in errors)

@@ -344,6 +344,19 @@ def test_failures_are_counted_by_what_differs_in_more_than_the_image():
     assert (memory.message, memory.count, memory.images, memory.has_more) == ("out of memory", 1, ["1.png"], False)
 
 
+def test_a_shortage_of_memory_is_no_failure(records, tmp_path):
+    short = [failed(r, "out of memory: OutOfMemoryError: 2 GiB") if r.image == "03.png" else r for r in records]
+    summary = summarize(short)
+    assert (summary.failed, summary.shortages, len(summary.failures)) == (1, 4, 1)
+    assert list(summary.table.groupby("method").failures.first()) == [0, 1]
+    unfinished, memory, _ = remarks(summary, {**SETTINGS, "records_of_a_method": 20})
+    assert unfinished.endswith("Records so far: grad_cam 18, union_cam 18.")
+    assert memory.startswith("Out of memory: 4 records, which are not counted; evaluate does them again")
+    # Of these alone there is a report too.
+    alone = write_evaluation(tmp_path / "evaluation", [r for r in short if r.image == "03.png"])
+    assert "Out of memory: 4 records" in write_report(alone, no_photo)[-1].read_text()
+
+
 def test_the_report_does_not_depend_on_the_order_of_the_records(records, tmp_path):
     shuffled = random.Random(0).sample(records, len(records))
     folders = [write_evaluation(tmp_path / str(i), order) for i, order in enumerate((records, shuffled))]
