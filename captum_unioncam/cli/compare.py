@@ -10,6 +10,7 @@ import typer
 
 from captum_unioncam.cli import options
 from captum_unioncam.cli.shared import (
+    check_folder,
     complain,
     methods_in,
     metrics_in,
@@ -70,6 +71,7 @@ def compare(
     from captum_unioncam.report.images import Look
     from captum_unioncam.report.panels import png
 
+    check_folder(output)
     method_names, metric_names = methods_in(methods), _metric_names(metrics)
     look = Look(colormap, opacity)
     pictures, problems = pictures_in(images or [])
@@ -100,10 +102,11 @@ def compare(
             continue
         comparison = compare_methods(judge, name, picture, class_index, on_terminal)
         contents = {
+            # The page first, which --open opens.
+            "html": comparison_page(comparison, look, curves),
             "png": png(comparison_panel(comparison, look), dpi),
             "csv": comparison.csv(),
             **({"curves.png": png(comparison_curves(comparison), dpi)} if curves else {}),
-            "html": comparison_page(comparison, look, curves),
         }
         paths = names.write(stem, [comparison.class_name], contents)
         written += paths
@@ -118,8 +121,7 @@ def compare(
             failed = True
             complain(Failure(f"{method}: {what}"))
     if open_it and written:
-        # The page.
-        typer.launch(str(written[-1]))
+        typer.launch(str(written[0]))
     if failed:
         raise typer.Exit(1)
 

@@ -9,7 +9,15 @@ from typing import Annotated, Any
 import typer
 
 from captum_unioncam.cli import options
-from captum_unioncam.cli.shared import layer_line, methods_in, metrics_in, settings_of
+from captum_unioncam.cli.shared import (
+    check_folder,
+    layer_line,
+    methods_in,
+    metrics_in,
+    settings_of,
+    tell_of_download,
+    with_photo_model,
+)
 
 
 @options.with_model_options
@@ -85,19 +93,30 @@ def evaluate(
     \b
     torchrun --nproc-per-node G --nnodes M -m captum_unioncam evaluate DATA ...
     """
+    from captum_unioncam.datasets.base import DEMO_DATA
+    from captum_unioncam.datasets.open import check_layout
     from captum_unioncam.evaluation.distributed import is_first_process, local_device, shared_gpus
+    from captum_unioncam.evaluation.explain import demo_note
     from captum_unioncam.evaluation.run import Evaluation
     from captum_unioncam.evaluation.run import evaluate as evaluate_methods
 
+    check_folder(output)
     method_names = methods_in(methods)
     metric_names = metrics_in(metrics)
+    check_layout(data)
+    has_photos = data != DEMO_DATA
     given = _with_the_papers(context, data) if protocol is options.Protocol.paper else context.params
+    given = with_photo_model(given, has_photos)
     settings = settings_of({**given, "device": local_device(given["device"])})
-    subject = settings.subject(sys.stderr.isatty())
-    evaluation = Evaluation(data, classes, given["limit"], seed, steps, settings.of_methods(), subset)
     first = is_first_process()
     if first:
+        tell_of_download(settings)
+    subject = settings.subject(sys.stderr.isatty())
+    evaluation = Evaluation(data, classes, given["limit"], seed, steps, settings.of_methods(), subset)
+    if first:
         typer.echo(layer_line(subject))
+        if note := demo_note(settings, has_photos):
+            typer.echo(f"Note: {note}", err=True)
     if line := shared_gpus(settings.device):
         typer.echo(line, err=True)
     how = workers, first, retry_failures, metric_names, accept_other_versions
@@ -106,6 +125,8 @@ def evaluate(
         f"{tally.records} new records of {tally.images} pictures in {output}, {tally.failures} of them failures; "
         f"captum-unioncam report {output} shows all."
     )
+    if tally.shortages:
+        typer.echo(f"Out of memory: {tally.shortages} of them, which are done again at the next start.")
 
 
 def _with_the_papers(context: typer.Context, data: str) -> dict[str, Any]:

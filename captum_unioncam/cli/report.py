@@ -106,9 +106,14 @@ def _photos(settings: EvaluationSettings) -> Callable[[str], Tensor | None]:
     from captum_unioncam.datasets.open import picture_of
     from captum_unioncam.models.zoo import preprocessing_of
 
+    try:
+        # Once: it may build a user's own model.
+        preprocessing = preprocessing_of(settings["model"], settings["preprocess"])
+    except Exception:
+        return lambda _name: None
+
     def photo(name: str) -> Tensor | None:
         try:
-            preprocessing = preprocessing_of(settings["model"], settings["preprocess"])
             return preprocessing.fit(picture_of(settings["data"], name))
         except Exception:
             # The report then shows the map alone.

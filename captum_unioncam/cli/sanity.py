@@ -11,7 +11,15 @@ from typing import Annotated, Any
 import typer
 
 from captum_unioncam.cli import options
-from captum_unioncam.cli.shared import complain, methods_in, opened, settings_of
+from captum_unioncam.cli.shared import (
+    check_folder,
+    complain,
+    methods_in,
+    opened,
+    settings_of,
+    tell_of_download,
+    with_photo_model,
+)
 from captum_unioncam.system.errors import Failure
 from captum_unioncam.system.files import FreeNames, make_folder
 from captum_unioncam.system.versions import package_versions
@@ -64,18 +72,23 @@ def sanity(
     Writes the similarities (csv), the same with the settings (json), and a plot (png).
     """
     from captum_unioncam.engine.randomization import ORDERS
+    from captum_unioncam.evaluation.explain import demo_note, is_photo
     from captum_unioncam.evaluation.sanity import check_sanity
     from captum_unioncam.methods.registry import PEER_PACKAGES
     from captum_unioncam.report.panels import png
     from captum_unioncam.report.sanity import randomization_plot, sanity_text
 
+    check_folder(output)
     method_names = methods_in(methods)
     name, stem, picture = opened(image)
-    settings = settings_of(context.params)
+    settings = settings_of(with_photo_model(context.params, image is not None))
     on_terminal = sys.stderr.isatty()
+    tell_of_download(settings)
     subject = settings.subject(on_terminal)
     class_index = None if target is None else subject.class_index(target)
     make_folder(output)
+    if note := demo_note(settings, is_photo(picture)):
+        typer.echo(f"Note: {note}", err=True)
     orders = ORDERS if order is Order.both else (str(order),)
     checks = check_sanity(
         subject,

@@ -127,6 +127,12 @@ def _pictures_of(path: Path) -> list[Path]:
     return [Path(name) for name in matching]
 
 
+def check_folder(output: Path) -> None:
+    """Refuses standard output, which only ``explain`` writes to, before anything is loaded."""
+    if str(output) == "-":
+        raise WrongArgument("--output -: several files are written, not to standard output; give a folder.")
+
+
 def use_threads(number: int | None) -> None:
     """Computes with so many threads; None leaves PyTorch's own number."""
     if number is not None:

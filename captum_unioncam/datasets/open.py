@@ -73,6 +73,19 @@ def open_data_set(
     return layout(place, outputs)
 
 
+def check_layout(path: str) -> None:
+    """Refuses what holds no data set, before a model is loaded for it.
+
+    Args:
+        path (str): As ``open_data_set`` takes it.
+
+    Raises:
+        WrongArgument: It does not exist, or is no such file or folder.
+    """
+    if path != DEMO_DATA:
+        _layout(Path(path))
+
+
 def picture_of(path: str, name: str) -> Image.Image:
     """One picture of a data set, without its classes.
 

@@ -83,7 +83,7 @@ def photo(tmp_path):
 
 
 def picture(path, seed=0):
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 200, (40, 60, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
     return path
@@ -445,7 +445,7 @@ def test_a_class_is_chosen_by_index_or_name(capsys, photo):
         (["explain", "--model", "own_model:certain"], "and so are confidences already; give --confidence none."),
         (["compare", "--metrics", ","], "--metrics: is empty; give names with commas between."),
         (["compare", "--metrics", "dropp"], "there is no metric 'dropp'; did you mean drop"),
-        (["compare", "--metrics", "drop,energy"], "--metrics energy: is of the picture's objects"),
+        (["compare", "--metrics", "drop,energy"], "--metrics energy: needs object masks"),
         (["explane"], "explane"),
         ([*OWN, "--preprocess", "paper", "--crop", "9"], "--preprocess paper does not go together with --input-size"),
         ([*OWN, "--crop", "300", "--input-size", "200"], "--crop: 300 pixels are more than the size of 200"),
@@ -453,6 +453,9 @@ def test_a_class_is_chosen_by_index_or_name(capsys, photo):
         ([*OWN, "--colormap", "virides"], "--colormap virides: there is none of this name; did you mean viridis"),
         ([*OWN, "--opacity", "2"], "--opacity"),
         ([*OWN, "--output", "-", "--top-k", "2"], "--output -: takes one file"),
+        (["compare", "-o", "-"], "--output -: several files are written, not to standard output; give a folder."),
+        (["sanity", "-o", "-"], "give a folder."),
+        (["evaluate", "--out", "-"], "give a folder."),
     ],
 )
 def test_wrong_arguments_end_with_exit_code_2_and_one_line(capsys, arguments, message):
@@ -662,8 +665,10 @@ def test_photos_are_explained_by_a_network_for_photos_and_its_download_is_said(c
 
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "hub"))
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", no_network)
-    for command in ("explain", "compare"):
-        code, _, (said, error) = run(capsys, command, photo)
+    picture(tmp_path / "data" / "anything" / "photo.png")
+    commands = [[name, photo] for name in ("explain", "compare", "sanity")]
+    for command in (*commands, ["evaluate", "data"]):
+        code, _, (said, error) = run(capsys, *command)
         assert code == 1
         assert said.startswith("downloading resnet18's weights, 45 MB, from https://")
         assert "no network here" in error
@@ -671,6 +676,8 @@ def test_photos_are_explained_by_a_network_for_photos_and_its_download_is_said(c
             hint in error for hint in ("--weights FILE", "--model demo", "--model efficientnet_lite0", "[imagenet]")
         )
     assert not OUTPUT.exists()
+    # What is no data set is told before anything is downloaded.
+    assert run(capsys, "evaluate", "nowhere")[0] == 2
 
 
 def test_the_demo_model_says_what_it_knows_of_other_pictures(capsys, photo):
@@ -679,6 +686,17 @@ def test_the_demo_model_says_what_it_knows_of_other_pictures(capsys, photo):
     assert notes[0].startswith(f"The demo model knows only 8 drawn shapes ({', '.join(CLASS_NAMES)})")
     _, _, _, notes = run_with_notes(capsys, "explain", *quick)
     assert not any("demo model" in note for note in notes)
+    picture(photo.parent / "data" / "star" / "photo.png")
+    once = ["--methods", "saliency", "--device", "cpu"]
+    for command, given, more in (
+        ("sanity", [photo], ["--max-layers", "1"]),
+        ("evaluate", ["data"], ["--metrics", "drop", "--workers", "0", "--limit", "1"]),
+    ):
+        code, _, _, notes = run_with_notes(capsys, command, *given, "--model", "demo", *once, *more)
+        assert code == 0
+        assert notes[0].startswith("The demo model knows only 8 drawn shapes")
+        code, _, _, notes = run_with_notes(capsys, command, *once, *more, "--out", "of the demo")
+        assert (code, notes) == (0, [])
 
 
 def test_names_and_preprocessing_of_an_own_model_are_those_given(capsys, photo):
@@ -767,6 +785,10 @@ def test_the_first_file_is_opened(capsys, photo, monkeypatch):
     monkeypatch.setattr("typer.launch", opened.append)
     assert run(capsys, *OWN, photo, "--target", "0", "--open")[0] == 0
     assert opened == [str(OUTPUT / "photo-class-0.png")]
+    opened.clear()
+    own = ["--model", "own_model:net", "--methods", "saliency", "--metrics", "drop", "--target", "0", "--open"]
+    assert run(capsys, "compare", photo, picture(Path("second.png")), *own)[0] == 0
+    assert opened == [str(Path("comparison/photo-class-0.html"))]
 
 
 def test_pictures_have_a_progress_bar_on_a_terminal(capsys, tmp_path, monkeypatch):

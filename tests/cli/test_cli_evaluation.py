@@ -16,6 +16,7 @@ from captum_unioncam.demo.pictures import CLASS_NAMES
 from captum_unioncam.evaluation.records import read_records
 from captum_unioncam.evaluation.run import Tally
 from captum_unioncam.metrics.table import all_metrics
+from captum_unioncam.models.zoo import preprocessing_of
 from tests.cli.test_cli import one_error, picture, run
 
 pytest_plugins = ("tests.browser",)
@@ -26,7 +27,7 @@ from torch import nn
 
 def broken(model, layer, settings):
     def attribute(inputs, target, baselines):
-        raise RuntimeError("out of memory")
+        raise RuntimeError("out of order")
     return attribute
 
 def net():
@@ -131,6 +132,11 @@ def test_options_reach_the_model_the_data_and_the_methods(capsys, tmp_path):
         "cat/2.png": 1,
         "cat/3.png": 1,
     }
+    assert {record.target: record.target_name for record in read_records(Path("other"))} == {
+        2: "ant",
+        0: "bee",
+        1: "cat",
+    }
     recorded = settings(Path("other"))
     given = ("model", "layer", "theta", "seed", "dtype", "max_channels", "steps", "limit", "preprocess")
     assert [recorded[name] for name in given] == ["own_code:net", "1", 30.0, 7, "bfloat16", 3, 4, None, "auto"]
@@ -169,6 +175,7 @@ def test_the_papers_protocol_is_that_of_what_is_not_given(capsys, monkeypatch, o
 
     monkeypatch.setattr("captum_unioncam.evaluation.explain.ExplainedModel", Subject)
     monkeypatch.setattr("captum_unioncam.evaluation.run.evaluate", evaluate)
+    monkeypatch.setattr("captum_unioncam.models.zoo.download_of", lambda _name: None)
     code, _, errors = run(capsys, "evaluate", *options)
     assert (code, errors) == (0, [])
     assert received == expected
@@ -198,10 +205,11 @@ def test_the_printed_table_holds_means_intervals_counts_and_failures(capsys, eva
         assert f" {mean:{metric.form}} [" in rows["saliency"]
     assert rows["saliency"].split()[-2:] == ["4", "0"]
     assert rows["own_code:broken"].split()[-2:] == ["0", "4"]
-    best = max(("grad_cam", "saliency"), key=lambda method: mean_of(evaluation, method, "insertion"))
-    column = heading.index("insertion ↑") + len("insertion ↑")
+    # Of the insertion both show the same digits, of which none is the best.
+    best = min(("grad_cam", "saliency"), key=lambda method: mean_of(evaluation, method, "average drop (%)"))
+    column = heading.index("average drop (%) ↓") + len("average drop (%) ↓")
     assert rows[best][:column].endswith(" *")
-    (failure,) = (line for line in lines[lines.index("failures:") + 1 :] if "out of memory" in line)
+    (failure,) = (line for line in lines[lines.index("failures:") + 1 :] if "out of order" in line)
     assert failure.split()[:2] == ["4", "own_code:broken:"]
     assert lines[-1] == ", ".join(str(evaluation / "report" / name) for name in FILES)
 
@@ -244,22 +252,28 @@ def test_what_the_terminal_cannot_show_ends_no_report(evaluated, monkeypatch, wi
     assert b"insertion \\u2191" in capfdbinary.readouterr().out
 
 
-def test_the_report_is_written_with_the_photos_and_opens(capsys, evaluation, open_page):
+def test_the_report_is_written_with_the_photos_and_opens(capsys, monkeypatch, evaluation, open_page):
+    asked = []
+    monkeypatch.setattr(
+        "captum_unioncam.models.zoo.preprocessing_of", lambda *names: asked.append(names) or preprocessing_of(*names)
+    )
     run(capsys, "report", evaluation)
+    # A user's own model is built for it, which may take long.
+    assert asked == [("demo", "auto")]
     assert sorted(path.name for path in (evaluation / "report").iterdir()) == sorted(FILES)
     page = open_page(evaluation / "report" / "report.html")
     # Three plots, of both methods the four maps, over the photos that they are of, and one photo with both maps.
     assert page.locator("img").count() == 3 + 8 + 3
     assert page.get_by_alt_text("The photo, and the map over it, of").count() == 8
     assert page.locator("h3").all_inner_texts() == ["grad_cam", "saliency"]
-    failure = page.get_by_role("rowheader").filter(has_text="out of memory")
+    failure = page.get_by_role("rowheader").filter(has_text="out of order")
     assert failure.is_visible()
 
 
 def test_without_the_photos_the_report_is_of_the_maps_alone(capsys, open_page):
     for seed, name in enumerate(CLASS_NAMES[:2]):
         pictured(Path("data", name, "photo.png"), seed)
-    assert run(capsys, "evaluate", "data", "--methods", "grad_cam", *QUICK)[0] == 0
+    assert run(capsys, "evaluate", "data", "--model", "demo", "--methods", "grad_cam", *QUICK)[0] == 0
     Path("data", CLASS_NAMES[0], "photo.png").unlink()
     assert run(capsys, "report")[0] == 0
     page = open_page((OUT / "report" / "report.html").absolute())
@@ -274,8 +288,8 @@ def test_an_unfinished_evaluation_is_reported_on(capsys, evaluation, without_fil
     assert run(capsys, "report", evaluation)[1][:2] == [
         "images: 4; maps: 8; failures: 4",
         # The third method fails on every image.
-        "The methods' means are over different maps (grad_cam 4, own_code:broken 0, saliency 4), so they do not quite "
-        "compare.",
+        "The methods' means are over different maps (grad_cam 4, own_code:broken 0, saliency 4), so they are not "
+        "directly comparable.",
     ]
     lines = file.read_text().splitlines(keepends=True)
     last = json.loads(lines[-2])["image"]

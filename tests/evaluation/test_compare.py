@@ -108,7 +108,7 @@ def test_the_numbers_are_those_of_each_method_and_metric(capsys):
         shown.append(f"{row['seconds']:.3g}")
         assert line.replace("*", "").split() == [name, *shown]
     stem = OUTPUT / f"demo-{CLASS_NAMES[2]}"
-    assert lines[4:] == [f"{stem}.png, {stem}.csv, {stem}.html"]
+    assert lines[4:] == [f"{stem}.html, {stem}.png, {stem}.csv"]
     assert len(output_files(OUTPUT)) == 3
 
 

@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 from captum_unioncam import demo, methods
 from captum_unioncam.cli.main import main
 from captum_unioncam.datasets.open import open_data_set
+from captum_unioncam.datasets.pictures import open_picture
 from captum_unioncam.evaluation import distributed
 from captum_unioncam.evaluation import run as evaluation_run
 from captum_unioncam.evaluation.records import FIRST_METRICS, read_records
@@ -151,7 +152,8 @@ def subject():
 
 
 def command(data, out=OUT, *more, method_names=METHODS):
-    parts = ["evaluate", data, "--out", out, "--methods", ",".join(method_names), *PASSES, "--workers", 0, *more]
+    how = ["--model", "demo", *PASSES, "--workers", 0]
+    parts = ["evaluate", data, "--out", out, "--methods", ",".join(method_names), *how, *more]
     return [str(part) for part in parts]
 
 
@@ -159,7 +161,8 @@ def run(capsys, *arguments, **more):
     capsys.readouterr()
     code = main(command(*arguments, **more))
     out, err = capsys.readouterr()
-    return code, out.splitlines(), err.splitlines()
+    # These pictures are the demo model's, whose note is of photos.
+    return code, out.splitlines(), [line for line in err.splitlines() if not line.startswith("Note: ")]
 
 
 def errors_of(err):
@@ -376,7 +379,8 @@ def test_processes_with_different_weights_are_refused(data, tmp_path):
 def test_no_process_waits_for_one_that_cannot_begin(data, unbroken, finished, tmp_path):
     assert exit_codes(start_together(2, command(data, OUT, "--theta", 20), tmp_path / "logs")) == [2, 2]
     for rank in range(2):
-        (line,) = (tmp_path / "logs" / f"{rank}.err").read_text().splitlines()
+        *notes, line = (tmp_path / "logs" / f"{rank}.err").read_text().splitlines()
+        assert len(notes) == (rank == 0)
         assert ": theta 10.0 there, 20.0 now; give the same, or another folder." in line
     assert records_in(OUT) == unbroken
 
@@ -979,7 +983,9 @@ def test_a_shortage_of_memory_is_made_good_at_the_next_start(capsys, pictures):
 
     register("failing", attribute)
     code, out, _ = run(capsys, pictures, OUT, method_names=["failing"])
-    assert (code, ", 1 of them failures" in out[-1]) == (0, True)
+    assert code == 0
+    assert out[-2].startswith("3 new records of 3 pictures in out, 0 of them failures")
+    assert out[-1] == "Out of memory: 1 of them, which are done again at the next start."
     (failed,) = (record for record in read_records(OUT) if record.error)
     assert failed.error.startswith("out of memory: ")
     short.clear()
@@ -987,6 +993,24 @@ def test_a_shortage_of_memory_is_made_good_at_the_next_start(capsys, pictures):
     assert (code, out[-1].split(" in ")[0]) == (0, "1 new records of 1 pictures")
     assert not any(record.error for record in read_records(OUT))
     assert run(capsys, pictures, OUT, method_names=["failing"])[1][-1].startswith("0 new records")
+
+
+def test_a_reader_without_memory_is_no_failure_of_the_picture(capsys, pictures, monkeypatch):
+    short = [True]
+
+    def tight(path):
+        if short and path.name == "b.png":
+            raise MemoryError
+        return open_picture(path)
+
+    monkeypatch.setattr("captum_unioncam.datasets.folders.open_picture", tight)
+    code, out, _ = run(capsys, pictures, OUT, method_names=["saliency"])
+    assert (code, out[-1]) == (0, "Out of memory: 1 of them, which are done again at the next start.")
+    (failed,) = (record for record in read_records(OUT) if record.error)
+    assert failed.error == "out of memory: MemoryError"
+    short.clear()
+    assert run(capsys, pictures, OUT, method_names=["saliency"])[1][-1].startswith("1 new records of 1 pictures")
+    assert not any(record.error for record in read_records(OUT))
 
 
 def test_the_device_is_asked_when_what_failed_is_freed(capsys, pictures, monkeypatch):
