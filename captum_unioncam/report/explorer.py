@@ -29,7 +29,7 @@ def explorer_data(summary: Summary, photos: dict[str, str | None]) -> dict[str, 
     Args:
         summary (Summary): As ``summarize`` returns it.
         photos (dict[str, str or None]): For each image of ``summary.sample`` the photo as a ``data:`` URI, or None
-            where it is not at hand.
+            where it is not available.
 
     Returns:
         *dict*: "side" of the maps; "colors", red, green, blue and opacity of each of the 256 values, from 0 to 255, in

@@ -520,7 +520,7 @@ def test_the_page_in_a_browser(open_page, hostile_page, width, dark):
     assert all(page.locator("img").evaluate_all("images => images.map(image => image.alt)"))
     # Three plots, and eight maps of each method; the image that is shown first has no photo.
     assert page.locator("img").count() == 3 + 16
-    assert page.get_by_text("The photo is not at hand").count() == 16 - page.get_by_alt_text("The photo, and").count()
+    assert page.get_by_text("The photo is not available").count() == 16 - page.get_by_alt_text("The photo, and").count()
     assert page.locator("td", has_text="torch 2.5, captum 0.8").is_visible()
     assert page.locator("th", has_text=f"RuntimeError: {HOSTILE}").is_visible()
 
