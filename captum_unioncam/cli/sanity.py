@@ -39,7 +39,7 @@ def sanity(
         Order,
         typer.Option(
             "--order",
-            help="cascading: all layers from the output down to each are initialised anew. independent: each alone.",
+            help="cascading: all layers from the output down to each are reinitialised. independent: each alone.",
         ),
     ] = Order.cascading,
     max_layers: Annotated[
@@ -66,7 +66,7 @@ def sanity(
 ) -> None:
     """Check that methods' maps depend on the model and on the class.
 
-    Layers of a copy of the model are initialised anew, from the output down, and each method's map is compared with the
+    Layers of a copy of the model are reinitialised, from the output down, and each method's map is compared with the
     one before, and with that of another class, drawn at random: by SSIM and by rank correlation. Small values are good.
 
     Writes the similarities (csv), the same with the settings (json), and a plot (png).
