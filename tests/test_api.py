@@ -116,7 +116,7 @@ OPTIONS = {
     "--subset --retry-failures --accept-other-versions",
     "sanity": f"{EXPLAINED} --target --methods --order --max-layers --seed --output --out -o",
     "report": "--against --by-class --format",
-    "app": f"{MODEL} --host --port --open",
+    "app": f"{MODEL} --host --port --open --quality",
 }
 ARGUMENTS = {"explain": "images", "compare": "images", "sanity": "image", "evaluate": "data", "report": "folder"}
 
