@@ -246,7 +246,7 @@ def test_weights_of_attention_whose_sides_fit_a_stride_are_no_maps(kind, fixed_s
     net = Transformer(class_token=False, fixed_size=fixed_size).eval()
     net.blocks[1].weights = kind()
     for cls in (LayerUnionCam, LayerLayerCam, LayerScoreCam):
-        with pytest.raises(ValueError, match=r"^layer: 'blocks.1.weights' .* that is no maps .*place by place"):
+        with pytest.raises(ValueError, match=r"^layer: 'blocks.1.weights' .* that is not maps .*place by place"):
             cls(net, "blocks.1.weights").attribute(torch.rand(2, 3, 32, 32), 1)
 
 

@@ -73,7 +73,7 @@ def test_what_is_within_attention_is_refused(case, examples):
     net = make().eval()
     said = refusal(LayerUnionCam, net, layer, torch.rand(examples, *size))
     assert said.startswith(f"layer: {layer!r} (")
-    assert "is no maps (N, K, *spatial)" in said
+    assert "is not maps (N, K, *spatial)" in said
     assert re.search(f"choose another, such as '{MAPS_BEFORE[type(net)]}', or give a reshape_transform", said)
 
 
@@ -81,7 +81,7 @@ def test_what_is_within_attention_is_refused(case, examples):
 def test_every_method_refuses_heads(method):
     net, pictures = Transformer(class_token=True, fixed_size=False).eval(), torch.rand(2, 3, 32, 32)
     said = refusal(method, net, "blocks.0.k_norm", pictures)
-    assert said.startswith("layer: 'blocks.0.k_norm' (Identity) has an output of shape (2, 2, 17, 8) that is no maps")
+    assert said.startswith("layer: 'blocks.0.k_norm' (Identity) has an output of shape (2, 2, 17, 8) that is not maps")
     assert re.search(f"such as '{MAPS_BEFORE[Transformer]}'", said)
 
 
@@ -102,7 +102,7 @@ def test_every_method_takes_channels_last_as_maps(method, layer, size):
 def test_as_many_examples_as_another_dimension_has(examples):
     net = Transformer(class_token=False, fixed_size=False, heads=2).eval()
     for layer in ("blocks.0.q_norm", "blocks.1.weights"):
-        assert "is no maps" in refusal(LayerScoreCam, net, layer, torch.rand(examples, 3, 32, 32))
+        assert "is not maps" in refusal(LayerScoreCam, net, layer, torch.rand(examples, 3, 32, 32))
     assert LayerScoreCam(ChannelsLast(), "norm").attribute(torch.rand(examples, 3, 32, 32), 1).shape[2:] == (8, 8)
 
 
@@ -232,7 +232,7 @@ def test_inputs_of_layers_are_looked_at_too():
     assert torch.allclose(attr, given, rtol=0, atol=1e-6)
     heads = Transformer(class_token=True, fixed_size=False).eval()
     said = refusal(LayerUnionCam, heads, "blocks.0.k_norm", torch.rand(2, 3, 32, 32), attribute_to_layer_input=True)
-    assert "has an input of shape (2, 2, 17, 8) that is no maps" in said
+    assert "has an input of shape (2, 2, 17, 8) that is not maps" in said
 
 
 def test_one_of_several_layers_is_refused():
@@ -248,7 +248,7 @@ def test_arguments_that_go_with_the_examples_go_with_the_copies_too():
 
     net, pictures = Scaled(class_token=True, fixed_size=False).eval(), torch.rand(3, 3, 32, 32)
     said = refusal(LayerUnionCam, net, "blocks.0.q_norm", pictures, additional_forward_args=torch.ones(3))
-    assert "is no maps" in said
+    assert "is not maps" in said
 
 
 class Ends(nn.Module):
