@@ -47,8 +47,9 @@ def from_timm(
         WrongArgument: timm is not installed, or has no such model.
         Failure: The weights cannot be downloaded, or the model has no classes.
     """
-    timm, heads = _package("timm", "timm"), _timm_config(name).classifier
-    if not heads:
+    timm, config = _package("timm", "timm"), _timm_config(name)
+    heads = config.classifier
+    if not heads or (config.num_classes == 0 and state is None):
         raise Failure(f"name='timm:{name}': has no classes; give a classifier, such as timm:resnet50.")
     weight = (state or {}).get(f"{heads if isinstance(heads, str) else heads[0]}.weight")
     options = {} if weight is None else {"num_classes": weight.shape[0]}
@@ -87,6 +88,24 @@ def from_hugging_face(name: str, pretrained: bool) -> tuple[Module, tuple[str, .
         model = _from_hub(f"hf:{name}", make)
     names: Mapping[int, str] = model.config.id2label
     return model, tuple(names[i] for i in sorted(names))
+
+
+def with_names_of_transformers(model: Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights by the names of the installed transformers, which are not always those in files of other versions.
+
+    Args:
+        model (torch.nn.Module): As ``from_hugging_face`` made it.
+        state (dict[str, Tensor]): Weights as they were read; returned as they are if they do not fit.
+    """
+    made: Any = model
+    try:
+        loaded, told = type(made).from_pretrained(
+            None, config=made.config, state_dict=dict(state), output_loading_info=True
+        )
+    except RuntimeError:
+        return state
+    unfit = any(told[keys] for keys in ("missing_keys", "mismatched_keys", "unexpected_keys"))
+    return state if unfit else loaded.state_dict()
 
 
 def hugging_face_preprocessing(name: str) -> Preprocessing:

@@ -21,6 +21,7 @@ from captum_unioncam.models.hubs import (
     from_timm,
     hugging_face_preprocessing,
     timm_preprocessing,
+    with_names_of_transformers,
 )
 from captum_unioncam.models.preprocessing import (
     PAPER,
@@ -111,6 +112,8 @@ def load_classifier(
         classifier = _torchvision(name, state, show_progress)
     if state is not None:
         state = without_wrappers(state, classifier.model.state_dict().keys())
+        if name.startswith("hf:"):
+            state = with_names_of_transformers(classifier.model, state)
         problems = load_weights(classifier.model, state)
         if problems:
             raise Failure(

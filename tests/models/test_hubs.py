@@ -63,6 +63,17 @@ def test_a_folder_of_hugging_face(folder, photo):
     assert LayerLayerCam(subject.model, subject.layer).attribute(inputs, 1).shape == (1, 1, 4, 4)
 
 
+def test_a_file_of_hugging_face_weights_in_the_names_of_the_hub(folder, photo):
+    named = load_classifier(f"hf:{folder}", folder / "model.safetensors").model.state_dict()
+    expected = transformers.AutoModelForImageClassification.from_pretrained(folder).state_dict()
+    assert named.keys() == expected.keys()
+    assert all(torch.equal(named[key], value) for key, value in expected.items())
+    other = {key: value[:1] if key == "classifier.bias" else value for key, value in expected.items()}
+    save_file(other, folder / "other.safetensors")
+    with pytest.raises(Failure, match=r"does not fit hf:.*classifier\.bias"):
+        load_classifier(f"hf:{folder}", folder / "other.safetensors")
+
+
 def test_random_weights_are_others_and_the_same_each_time(folder):
     random = [load_classifier(f"hf:{folder}", "random").model.state_dict() for _ in range(2)]
     own = load_classifier(f"hf:{folder}").model.state_dict()
@@ -110,9 +121,10 @@ def test_what_will_be_downloaded_from_the_hubs_is_said(folder, tmp_path, monkeyp
     assert download_of(f"hf:{folder}") is None
 
 
-def test_a_model_of_timm_without_classes():
-    with pytest.raises(Failure, match=r"^name='timm:qwen3_vit_88m_enc': has no classes; give a classifier"):
-        load_classifier("timm:qwen3_vit_88m_enc", "random")
+@pytest.mark.parametrize("name", ["timm:qwen3_vit_88m_enc", "timm:vit_small_patch14_dinov2"])
+def test_a_model_of_timm_without_classes(name):
+    with pytest.raises(Failure, match=rf"^name='{name}': has no classes; give a classifier"):
+        load_classifier(name, "random")
 
 
 def test_all_models_are_named_wherever_some_are():
