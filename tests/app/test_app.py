@@ -639,11 +639,11 @@ def test_a_visitor_uploads_a_picture_and_sees_its_maps(chromium, address, photo)
         page.get_by_label("Compare with").press("Backspace")
         page.get_by_role("button", name="Explain").click()
         wait_for_the_end(page)
+        # The region map is Score-CAM's. The page draws them when it has told that it is done.
+        page.wait_for_function(f"document.querySelectorAll('.unioncam img').length === {1 + 3 + 1 + 1}")
         assert NASTY in page.locator(".unioncam p").first.inner_text()
         assert page.locator("figure.selected").count() == 1
         assert len(re.findall(r"beta = -?\d\.\d\d", page.locator(".unioncam").inner_text())) == 3
-        # The region map is Score-CAM's.
-        assert page.locator(".unioncam img").count() == 1 + 3 + 1 + 1
         page.wait_for_function(
             "[...document.querySelectorAll('.unioncam img:not(.raw)')].every(image => image.naturalWidth === 112)"
         )
@@ -760,7 +760,7 @@ def ask_server(client, file):
 
 def test_uploaded_pictures_are_deleted_in_time_and_embedded_ones_are_not(photo, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", "")
-    monkeypatch.setattr(page, "_DELETION", (0.2, 0.5))
+    monkeypatch.setattr(page, "_DELETION", (0.2, 3))
     # Before, since torch sets a variable of its own when it is loaded.
     workbench = Workbench()
     before, environment = getsignal(SIGTERM), dict(os.environ)
@@ -768,8 +768,8 @@ def test_uploaded_pictures_are_deleted_in_time_and_embedded_ones_are_not(photo, 
         assert getsignal(SIGTERM) != before
         with httpx.Client(base_url=address, timeout=30, trust_env=False) as client:
             path = Path(client.post("gradio_api/upload", files={"files": Path(photo).read_bytes()}).json()[0])
-            embedded = re.findall(r'"path":\s*"([^"]+embedded-\d\.png)"', client.get("config").text)
             assert path.exists()
+            embedded = re.findall(r'"path":\s*"([^"]+embedded-\d\.png)"', client.get("config").text)
             assert len(set(embedded)) == len(bench.embedded_pictures())
             deadline = time.monotonic() + 20
             while path.exists() and time.monotonic() < deadline:

@@ -830,7 +830,7 @@ def test_objects_out_of_the_models_sight_are_no_pointing_game(tmp_path):
     tally = evaluate(
         Evaluation(str(tmp_path), tmp_path / "classes.json", steps=1), subject, ["saliency"], OUT, 0, False
     )
-    assert asdict(tally) == {"records": 2, "failures": 0, "images": 1}
+    assert asdict(tally) == {"records": 2, "failures": 0, "shortages": 0, "images": 1}
     dog, cat = (records_in(OUT)["JPEGImages/000001.jpg", target, "saliency"] for target in (1, 0))
     assert dog["values"]["pointing"] in (0, 1)
     assert 0 < dog["values"]["energy"] < 1
@@ -1074,7 +1074,7 @@ def test_a_model_that_has_no_numbers_for_an_image_is_recorded(pictures):
     )
     tally = evaluate(Evaluation(str(pictures), steps=2), subject, ["grad_cam", "saliency"], OUT, 0, False)
     handle.remove()
-    assert asdict(tally) == {"records": 6, "failures": 2, "images": 3}
+    assert asdict(tally) == {"records": 6, "failures": 2, "shortages": 0, "images": 3}
     assert {record.image for record in read_records(OUT) if record.error} == {"ring/b.png"}
 
 
