@@ -12,7 +12,7 @@ channel weightings and both selections: what it does to the average drop and to 
 
 A slice's channels are scored once for all of it. It takes about 100 seconds of a core with bfloat16 arithmetic: 55 for
 the channels, and the rest for the confidences in float32; with ``--max-channels 64`` half of it. Records are kept in
-``benchmarks/runs/``, one folder for each limit, number of channels and precision: what is broken off goes on.
+``benchmarks/runs/``, one folder for each limit, number of channels and precision; interrupted runs resume.
 """
 
 from __future__ import annotations

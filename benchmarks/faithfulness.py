@@ -11,8 +11,8 @@ The paper's own experiment needs its data and torchvision's weights of VGG16::
     python -m benchmarks.faithfulness --imagenet ILSVRC2012/val --classes LOC_synset_mapping.txt
     python -m benchmarks.faithfulness --voc VOC2007 --model package.module:function --layer features.29
 
-Records are kept in ``benchmarks/runs/``: what is broken off goes on when started again. It is one process; on many GPUs
-``captum-unioncam evaluate --protocol paper`` under torchrun makes the same records, and ``report`` the tables of them.
+Records are kept in ``benchmarks/runs/``, and an interrupted run resumes when started again. It is one process; on many
+GPUs ``captum-unioncam evaluate --protocol paper`` under torchrun makes the same records, and ``report`` their tables.
 """
 
 from __future__ import annotations

@@ -114,8 +114,8 @@ class DetectionTarget(_Target):
     similarity of D-RISE, Petsiuk et al., CVPR 2021, https://arxiv.org/abs/2006.03204).
 
     The detector returns torchvision's form, a list of N dicts with "boxes" (M, 4), "scores" (M,) and "labels" (M,); or
-    DETR's, "logits" (N, M, classes) and "pred_boxes" (N, M, 4) of centre and size in shares of the picture, of which
-    ``box`` is in shares too.
+    DETR's, "logits" (N, M, classes) and "pred_boxes" (N, M, 4) of centre and size in shares of the picture, as
+    ``box`` is then.
 
     Args:
         box (Tensor or sequence of 4): Left, top, right and bottom, as the detector gives them.

@@ -24,7 +24,7 @@ class LayerFeatureCam(GradientCam[LayerT]):
         L = \text{minmax}\Big(\text{up}\Big(\text{ReLU}\big(\sum_k \bar g_k \, A_k\big)\Big)\Big) \circ E(X)
 
     after Clement et al., *Feature CAM: Interpretable AI in Image Classification*, 2024,
-    https://arxiv.org/abs/2403.05658, of which no code is known. Its abstract and summaries say that it multiplies
+    https://arxiv.org/abs/2403.05658. No code is known. The abstract and summaries say that it multiplies
     Grad-CAM's map by a description of the input's features, in one form by an edge network (HED). The formula and the
     default descriptor are this package's choice. Give such a network as ``descriptor``.
 

@@ -57,7 +57,7 @@ class Rise(RemembersPasses, PerturbationAttribution):
         confidence_fn (Callable or None): Converts the output of ``forward_func`` to confidences of the same shape. Give
             ``torch.sigmoid`` for several labels, ``lambda output: output`` for a model that ends in a sigmoid. Default:
             softmax over dimension 1 for several classes, the output itself otherwise
-        output_fn (Callable or None): What ``forward_func`` returns to the tensor of which ``target`` chooses, as
+        output_fn (Callable or None): Maps what ``forward_func`` returns to the tensor from which ``target`` selects, as
             ``LayerScoreCam`` takes it. Default: None
     """
 

@@ -281,8 +281,8 @@ class LayerCall:
             shapes = ", ".join(str(tuple(x.shape)) for x in self.inputs)
             raise LayerError(
                 f"inputs: none of the shapes {shapes} has the 1 spatial dimension of {self.name(layer)}, whose "
-                f"{'input' if self.attribute_to_layer_input else 'output'} of shape {tuple(values[0].shape)} does not "
-                f"follow them place by place, as tokens row by row do; {OTHER_LAYER}, or give a reshape_transform that "
+                f"{'input' if self.attribute_to_layer_input else 'output'} of shape {tuple(values[0].shape)} has no "
+                f"token for each position of the inputs; {OTHER_LAYER}, or give a reshape_transform that "
                 "makes maps of it, such as tokens_to_maps(14, 14, class_tokens=1)."
             )
         return found or unchanged

@@ -10,7 +10,7 @@ from torch import Tensor
 
 ConfidenceFunction = Callable[[Tensor], Tensor]
 OutputFunction = Callable[[Any], Any]
-"""What a model returns to the tensor of which targets choose."""
+"""Maps what a model returns to the tensor from which targets select."""
 
 # Nodes of the graph of gradients, by how their names begin: those that leave values as they are, that scale or add, and
 # that make logits.
@@ -157,7 +157,7 @@ def _extreme(x: Tensor, sign: int) -> Tensor:
 
 
 def output_tensor(output: Any, rows: int, function: str = "forward_func") -> Tensor:
-    """The tensor of which targets are chosen: the output, or one that it holds.
+    """The tensor from which targets select: the output, or one that it holds.
 
     That is the one named "logits" or "out", or else the only one with so many rows.
 

@@ -23,7 +23,7 @@ def box_ious(attributions: Tensor, objects: Tensor, thresholds: Sequence[float] 
 
     The region is the largest set of connected positions (neighbours at a side or a corner) with :math:`m > \tau`, where
     :math:`m = \text{minmax}(\text{up}(\text{attribution}))`; of equally large regions, the first in row-major order.
-    The object's boxes are those around its own connected regions, of which the best counts. MaxBoxAcc uses one
+    The object has a box around each of its connected regions, and the best one counts. MaxBoxAcc uses one
     threshold for all examples of a data set (Choe et al., *Evaluating weakly supervised object localization methods
     right*, CVPR 2020, https://arxiv.org/abs/2001.07437), as in the example.
 

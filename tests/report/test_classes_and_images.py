@@ -1,7 +1,6 @@
 """The means of classes, and what the page shows of one class and of one image."""
 
 import base64
-import json
 import statistics
 
 import numpy as np
@@ -15,6 +14,7 @@ from captum_unioncam.report.images import Look
 from captum_unioncam.report.page import report_page
 from captum_unioncam.report.statistics import class_table, summarize
 from captum_unioncam.report.tables import classes_text, display_classes
+from tests.report import write_evaluation
 
 pytest_plugins = ("tests.browser",)
 
@@ -79,11 +79,9 @@ def test_a_sample_of_the_images_is_kept_whole_in_any_order(records):
 @pytest.fixture
 def folder(records, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    out = tmp_path / "evaluation"
-    (out / "records").mkdir(parents=True)
-    (out / "records" / "a.jsonl").write_bytes(b"".join(one.line() for one in records))
-    (out / "settings.json").write_text(json.dumps({"data": "nowhere", "model": "demo", "preprocess": "auto"}))
-    return out
+    return write_evaluation(
+        tmp_path / "evaluation", records, {"data": "nowhere", "model": "demo", "preprocess": "auto"}
+    )
 
 
 def test_the_command_prints_classes_and_writes_them(capsys, folder, records):

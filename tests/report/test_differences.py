@@ -17,6 +17,7 @@ from captum_unioncam.metrics.table import all_metrics
 from captum_unioncam.report.statistics import paired_differences, summarize
 from captum_unioncam.report.tables import differences_text, display_differences
 from captum_unioncam.system.errors import WrongArgument
+from tests.report import write_evaluation
 
 METRICS = ("drop", "insertion", "pointing")
 SETTINGS = {"data": "nowhere", "model": "demo", "preprocess": "auto", "steps": 4, "metrics": list(METRICS)}
@@ -128,11 +129,7 @@ def test_a_method_alone_has_no_differences_and_an_unknown_one_is_refused(records
 @pytest.fixture
 def folder(records, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    out = tmp_path / "evaluation"
-    (out / "records").mkdir(parents=True)
-    (out / "records" / "a.jsonl").write_bytes(b"".join(one.line() for one in records))
-    (out / "settings.json").write_text(json.dumps(SETTINGS))
-    return out
+    return write_evaluation(tmp_path / "evaluation", records, SETTINGS)
 
 
 def printed(capsys, *arguments):

@@ -2,12 +2,12 @@ import base64
 import csv
 import io
 import itertools
-import json
 import math
 import random
 import re
 import statistics
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -23,12 +23,14 @@ from captum_unioncam.report.plots import box_plot, curve_plot
 from captum_unioncam.report.statistics import bootstrap_intervals, summarize
 from captum_unioncam.report.tables import latex_table, markdown_table, remarks
 from captum_unioncam.system.errors import Failure, WrongArgument
+from tests import report
 
 pytest_plugins = ("tests.browser",)
 
 HOSTILE = "<script>alert(1)</script>"
 SPECIAL = "$x_1$ & 100% #{|}~^\\"
 SETTINGS = {"data": HOSTILE, "theta": 10.0, "layer": None, "versions": {"torch": "2.5", "captum": "0.8"}}
+write_evaluation = partial(report.write_evaluation, settings=SETTINGS)
 FILES = ["table.csv", "table.md", "table.tex", "curves.png", "box.png", "trade_off.png", "report.html"]
 
 # Those of the records: others are computed on request, or come with what is installed.
@@ -76,13 +78,6 @@ def records():
 
 def failed(record, error="RuntimeError: out of memory"):
     return Record(record.image, record.target, record.target_name, record.method, error)
-
-
-def write_evaluation(folder, records, settings=SETTINGS):
-    (folder / "records").mkdir(parents=True)
-    (folder / "records" / "a.jsonl").write_bytes(b"".join(record.line() for record in records))
-    (folder / "settings.json").write_text(json.dumps(settings))
-    return folder
 
 
 def no_photo(_name):
