@@ -20,12 +20,16 @@ _ARGUMENTS = (
 )
 
 
+TIMEOUT = 120_000
+"""Milliseconds for what a test waits for: other tests may keep the machine busy."""
+
+
 # Not for the whole session: Playwright keeps an event loop running meanwhile.
 @pytest.fixture(scope="module")
 def chromium():
     """Chromium or Chrome, driven by Playwright; without it tests fail where CI=true, and are skipped elsewhere."""
     try:
-        from playwright.sync_api import sync_playwright
+        from playwright.sync_api import expect, sync_playwright
     except ModuleNotFoundError:
         _missing("playwright is missing: pip install playwright")
     path = next(filter(None, map(shutil.which, _BROWSERS)), None)
@@ -33,6 +37,7 @@ def chromium():
         _missing(f"no browser is there: install one of {', '.join(_BROWSERS)}")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=_ARGUMENTS)
+        expect.set_options(timeout=TIMEOUT)
         yield browser
         browser.close()
 
@@ -52,6 +57,7 @@ def open_page(chromium):
         context = chromium.new_context(
             viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light"
         )
+        context.set_default_timeout(TIMEOUT)
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: message.type in ("error", "warning") and problems.append(message.text))

@@ -44,6 +44,7 @@ from captum_unioncam.app.guard import Listeners
 from captum_unioncam.app.workbench import Question, Stopped, Workbench
 from captum_unioncam.report.images import sheet
 from captum_unioncam.report.panels import png
+from tests.browser import TIMEOUT
 
 pytest_plugins = ("tests.browser",)
 
@@ -606,6 +607,7 @@ def address(tmp_path_factory):
 def visit(chromium, address, width=1280):
     """A page on which nothing may go wrong, and which may ask for nothing but itself."""
     context = chromium.new_context(viewport={"width": width, "height": 900})
+    context.set_default_timeout(TIMEOUT)
     page, problems = context.new_page(), []
     page.on("console", lambda message: message.type == "error" and problems.append(message.text))
     page.on("pageerror", lambda error: problems.append(str(error)))
@@ -625,8 +627,13 @@ def visit(chromium, address, width=1280):
 
 def upload(page, file):
     """Takes away the picture that is there, and gives another."""
-    page.get_by_role("button", name=re.compile("Remove Image|Clear")).first.click()
+    remove_button(page).click()
     page.locator("input[type=file]").first.set_input_files(file)
+
+
+def remove_button(page):
+    """It is there as long as a picture is."""
+    return page.get_by_role("button", name="Remove Image")
 
 
 def wait_for_the_end(page):
@@ -634,8 +641,11 @@ def wait_for_the_end(page):
 
 
 def test_a_visitor_uploads_a_picture_and_sees_its_maps(chromium, address, photo):
+    from playwright.sync_api import expect
+
     with visit(chromium, address, width=390) as page:
         upload(page, photo)
+        remove_button(page).wait_for()
         page.get_by_label("Compare with").press("Backspace")
         page.get_by_role("button", name="Explain").click()
         wait_for_the_end(page)
@@ -647,7 +657,7 @@ def test_a_visitor_uploads_a_picture_and_sees_its_maps(chromium, address, photo)
         page.wait_for_function(
             "[...document.querySelectorAll('.unioncam img:not(.raw)')].every(image => image.naturalWidth === 112)"
         )
-        assert page.locator(".unioncam tbody tr").count() == 3
+        expect(page.locator(".unioncam tbody tr")).to_have_count(3)
         # Gradio loads the editor when there is code to show.
         page.locator(".cm-line").first.wait_for()
         assert f"Path({NASTY!r})" in page.locator(".cm-content").inner_text().replace("\n", "")
@@ -655,6 +665,8 @@ def test_a_visitor_uploads_a_picture_and_sees_its_maps(chromium, address, photo)
 
 
 def test_the_first_screen_shows_an_example_to_play_with(chromium, address, tmp_path):
+    from playwright.sync_api import expect
+
     with visit(chromium, address) as page:
         page.locator(".status").get_by_text("A worked example").wait_for()
         maps = page.locator(".unioncam .over img")
@@ -674,7 +686,7 @@ def test_the_first_screen_shows_an_example_to_play_with(chromium, address, tmp_p
         chosen = re.search(r"(\S+) \(\d\)", bar.inner_text())
         bar.click()
         wait_for_the_end(page)
-        assert page.locator(".unioncam h2").inner_text().startswith(f"{chosen[1]}, confidence ")
+        expect(page.locator(".unioncam h2")).to_have_text(re.compile(f"^{chosen[1]}, confidence "))
         assert page.get_by_role("combobox", name="Class to explain").input_value() == chosen[0]
         assert maps.first.evaluate("image => getComputedStyle(image).opacity") == "0.9"
 
@@ -718,9 +730,10 @@ def test_each_control_does_what_its_label_says(chromium, address, workbench):
         page.get_by_label("softmax", exact=True).check()
         page.get_by_role("button", name="Explain").click()
         wait_for_the_end(page)
+        # The page draws the answer when it has told that it is done.
+        expect(page.locator(".unioncam tbody th")).to_have_text(["union_cam_softmax", "saliency"])
         assert page.locator(".unioncam h2").inner_text().startswith(f"{demo.CLASS_NAMES[3]}, confidence ")
         assert page.locator(".unioncam p").first.inner_text().startswith("demo, layer features.7; ")
-        assert page.locator(".unioncam tbody th").all_inner_texts() == ["union_cam_softmax", "saliency"]
         betas = re.findall(r"beta = (-?\d\.\d\d)", page.locator(".unioncam").inner_text())
         # Rounded to two decimals.
         assert [float(beta) for beta in betas] == pytest.approx(list(expected.explanation.betas.values()), abs=6e-3)
@@ -738,6 +751,8 @@ def test_a_visitor_is_told_what_is_wrong_with_a_file(chromium, address, tmp_path
         told = page.locator(".toast-body")
         upload(page, tmp_path / "text.jpg")
         told.get_by_text("text.jpg: is not a picture in a known format; convert it to JPEG or PNG.").wait_for()
+        # The page takes the file away when it has told what is wrong with it.
+        remove_button(page).wait_for(state="hidden")
         page.get_by_role("button", name="Explain").click()
         told.get_by_text("there is no picture; drop one, or take an example.").wait_for()
         page.locator("input[type=file]").first.set_input_files(tmp_path / "large.png")
