@@ -136,7 +136,7 @@ class PassTuner:
     def _climb(self, start: PassSetting) -> PassSetting:
         best = start
         for factor in (2.0, 0.5):
-            while 1 <= (rows := int(best.rows * factor)) <= self.most_rows:
+            while self.fewest_rows <= (rows := int(best.rows * factor)) <= self.most_rows:
                 setting = PassSetting(rows, start.channels_last)
                 if self._untried(setting):
                     return setting
