@@ -174,6 +174,7 @@ def _run(
     try:
         return inputs, *_outputs_that_count(forward, model, inputs)
     except Exception as error:
+        # A model that needs a second row may raise anything.
         twice = _twice(inputs, error)
         return twice, *_outputs_that_count(forward, model, twice)
 

@@ -36,6 +36,7 @@ from captum_unioncam.engine.maps import MAX_SPATIAL_DIMS, full_precision
 from captum_unioncam.engine.model_state import has_backward_hooks, modules_behind
 from captum_unioncam.engine.outputs import Outputs
 from captum_unioncam.engine.seen import OTHER_LAYER, USUAL_LAYER, LayerError, SeenLayer, watched, without_graph_before
+from captum_unioncam.engine.tuning import out_of_memory
 
 OfLayers = list[tuple[Tensor, ...]]
 """Each layer's tensors."""
@@ -204,8 +205,8 @@ class LayerCall:
                         return made, output
             except (RuntimeError, LayerError) as error:
                 # Models that differentiate in front of the layer need the whole graph, and so do replicas in threads,
-                # each of which has a mode of its own; other errors come with it too.
-                if "grad" not in str(error):
+                # each of which has a mode of its own; other errors come again with it.
+                if out_of_memory(error):
                     raise
         return self._run(seen)
 
