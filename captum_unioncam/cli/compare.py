@@ -12,11 +12,12 @@ from captum_unioncam.cli import options
 from captum_unioncam.cli.shared import (
     check_folder,
     complain,
+    end,
     methods_in,
     metrics_in,
     names_in,
     opened,
-    pictures_in,
+    readable_pictures,
     settings_of,
     tell_of_download,
     use_threads,
@@ -74,11 +75,7 @@ def compare(
     check_folder(output)
     method_names, metric_names = methods_in(methods), _metric_names(metrics)
     look = Look(colormap, opacity)
-    pictures, problems = pictures_in(images or [])
-    for problem in problems:
-        complain(problem)
-    if images and not pictures:
-        raise typer.Exit(1)
+    pictures, failed = readable_pictures(images)
     settings = settings_of(with_photo_model(context.params, bool(pictures)))
     use_threads(threads)
     on_terminal = sys.stderr.isatty() and not quiet
@@ -91,7 +88,6 @@ def compare(
         raise WrongArgument("--curves: none of the metrics has a curve; add deletion or insertion to --metrics.")
     make_folder(output)
     names = FreeNames(output, taken=pictures)
-    failed = bool(problems)
     written: list[Path] = []
     for path in pictures or (None,):
         try:
@@ -120,10 +116,7 @@ def compare(
         for method, what in comparison.failures.items():
             failed = True
             complain(Failure(f"{method}: {what}"))
-    if open_it and written:
-        typer.launch(str(written[0]))
-    if failed:
-        raise typer.Exit(1)
+    end(written, open_it, failed)
 
 
 def _metric_names(metrics: str | None) -> list[str] | None:

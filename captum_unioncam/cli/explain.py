@@ -17,9 +17,10 @@ from captum_unioncam.cli import options
 from captum_unioncam.cli.shared import (
     EMBEDDED,
     complain,
+    end,
     layer_line,
     opened,
-    pictures_in,
+    readable_pictures,
     settings_of,
     tell_of_download,
     use_threads,
@@ -89,20 +90,12 @@ def explain(
 
     Without arguments, the demo image is explained with the demo model, and nothing is downloaded.
     """
-    if target is not None and top_k is not None:
-        raise WrongArgument("--target and --top-k do not go together; give one of them.")
-    replaced = "max_channels", "channel_selection", "dtype"
-    if quality is not None and any(options.is_given(context, name) for name in replaced):
-        raise WrongArgument("--quality stands for --max-channels, --channel-selection and --dtype; give it, or those.")
-    pictures, problems = pictures_in(images or [])
+    _check_options(context)
+    pictures, failed = readable_pictures(images)
     piped = str(output) == "-"
     wanted = formats or [Format.png]
     if piped and (len(pictures) > 1 or len(wanted) > 1 or (top_k or 1) > 1 or open_it):
         raise WrongArgument("--output -: takes one file; give one picture, one --format and one class, without --open.")
-    for problem in problems:
-        complain(problem)
-    if images and not pictures:
-        raise typer.Exit(1)
     from captum_unioncam.evaluation.explain import Explainer
     from captum_unioncam.report.images import Look
 
@@ -130,7 +123,6 @@ def explain(
         writer = None if piped else FreeNames(output, taken=pictures)
         outcomes = _explained(explainer, pictures or (None,), class_index, top_k or 1, contents, writer, on_terminal)
         written: list[Path] = []
-        failed = bool(problems)
         for outcome in outcomes:
             if isinstance(outcome, Failure):
                 failed = True
@@ -138,15 +130,20 @@ def explain(
                 continue
             written += outcome.paths
             if not quiet:
-                typer.echo(outcome.line, err=piped)
-                for warning in outcome.warnings:
-                    typer.echo(f"Note: {warning}", err=True)
+                outcome.tell(err=piped)
             if piped:
                 standard_output.buffer.write(outcome.content)
-    if open_it and written:
-        typer.launch(str(written[0]))
-    if failed:
-        raise typer.Exit(1)
+    end(written, open_it, failed)
+
+
+def _check_options(context: typer.Context) -> None:
+    """Refuses options that do not go together."""
+    given = context.params
+    if given["target"] is not None and given["top_k"] is not None:
+        raise WrongArgument("--target and --top-k do not go together; give one of them.")
+    replaced = "max_channels", "channel_selection", "dtype"
+    if given["quality"] is not None and any(options.is_given(context, name) for name in replaced):
+        raise WrongArgument("--quality stands for --max-channels, --channel-selection and --dtype; give it, or those.")
 
 
 @dataclass(frozen=True)
@@ -183,6 +180,12 @@ class _Outcome:
     warnings: list[str]
     paths: list[Path]
     content: bytes = b""
+
+    def tell(self, err: bool) -> None:
+        """Prints the line, on stderr if so, and the warnings."""
+        typer.echo(self.line, err=err)
+        for warning in self.warnings:
+            typer.echo(f"Note: {warning}", err=True)
 
 
 def _explained(

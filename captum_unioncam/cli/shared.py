@@ -112,6 +112,24 @@ def pictures_in(given: Sequence[Path]) -> tuple[list[Path], list[Failure]]:
     return list(dict.fromkeys(found)), problems
 
 
+def readable_pictures(given: Sequence[Path] | None) -> tuple[list[Path], bool]:
+    """The pictures that are given, and whether there are others, which are told; ends the command if none is left."""
+    found, problems = pictures_in(given or [])
+    for problem in problems:
+        complain(problem)
+    if given and not found:
+        raise typer.Exit(1)
+    return found, bool(problems)
+
+
+def end(written: Sequence[Path], open_it: bool, failed: bool) -> None:
+    """Opens the first file if that is asked for, and gives the exit code."""
+    if open_it and written:
+        typer.launch(str(written[0]))
+    if failed:
+        raise typer.Exit(1)
+
+
 def _pictures_of(path: Path) -> list[Path]:
     if path.is_dir():
         inside = [file for file in sorted(path.iterdir()) if file.suffix.lower() in _SUFFIXES and file.name[0] != "."]
