@@ -61,11 +61,11 @@ class Measurement:
     """What one way to compute maps took: seconds and passes an image, and bytes above a bare forward pass."""
 
     name: str
-    seconds: float
-    seconds_of_first: float
+    seconds: list[float]
+    seconds_of_first: list[float]
     attr: Tensor | None = None
     passes: float = 0
-    over_floor: float = 0
+    over_floor: list[float] = field(default_factory=list)
     memory: float = 0
 
 
@@ -90,7 +90,7 @@ VARIANTS = {
 NOTES = """The floor is the time of as many bare forward passes as the method ran, in the same precision, at the best
 batch size and memory format (a compiled model has one), run before and after it. UnionCAM has its default, the fixed
 batch size. Seconds an image are of a batch of two; the peers, and what is compared with them, run on the first photo.
-Compiling is not counted.
+Compiling is not counted. Medians, with the least and the most of the repetitions.
 """
 
 
@@ -250,33 +250,34 @@ def measure(of: Subject, variant: Variant, repeats: int) -> Measurement:
     times, ratios = [], []
     for _ in range(repeats):
         before = floor.seconds(rows)
-        times.append(seconds(run, device))
-        ratios.append(2 * times[-1] / (before + floor.seconds(rows)))
+        taken = seconds(run, device)
+        times.append(taken / 2)
+        ratios.append(2 * taken / (before + floor.seconds(rows)))
     memory = peak(run, device) - memory_of_bare_pass(of)
-    print(f"{variant.name}: {median(times) / 2:.3g} s an image, {median(ratios):.2f} over the floor", file=sys.stderr)
+    print(f"{variant.name}: {shown(times, '.3g')} s an image, {shown(ratios)} over the floor", file=sys.stderr)
     return Measurement(
         name=variant.name,
-        seconds=median(times) / 2,
-        seconds_of_first=median([seconds(lambda: run(1), device) for _ in range(repeats)]),
+        seconds=times,
+        seconds_of_first=[seconds(lambda: run(1), device) for _ in range(repeats)],
         attr=attr,
         passes=rows / 2,
-        over_floor=median(ratios),
+        over_floor=ratios,
         memory=memory,
     )
 
 
-def measure_five_classes(of: Subject, repeats: int) -> float:
-    """The time of five classes over that of one."""
+def measure_five_classes(of: Subject, repeats: int) -> list[float]:
+    """The time of five classes over that of one, run in turns; sorted."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     method, photos, device = LayerUnionCam(of.model, of.layer), of.photos[:2], of.photos.device
     with torch.no_grad():
         targets = of.model(photos).topk(5).indices
-    method.attribute(photos, targets[:, 0])
-    one, five = [], []
-    for _ in range(repeats):
-        one.append(seconds(lambda: method.attribute(photos, targets[:, 0]), device))
-        five.append(seconds(lambda: method.attribute_targets(photos, targets), device))
-    return median(five) / median(one)
+
+    def one() -> float:
+        return seconds(lambda: method.attribute(photos, targets[:, 0]), device)
+
+    one()
+    return sorted(seconds(lambda: method.attribute_targets(photos, targets), device) / one() for _ in range(repeats))
 
 
 def measure_fixed(of: Subject, repeats: int) -> list[float]:
@@ -311,7 +312,7 @@ def measure_memory_of_eight(name: str, device: torch.device) -> float:
     return peak(union_cam, device) - peak(grad_cam, device)
 
 
-def measure_peers(of: Subject) -> list[Measurement]:
+def measure_peers(of: Subject, repeats: int) -> list[Measurement]:
     """Score-CAM of the other packages, on the first photo, and ``LayerGradCam``."""
     device, photo, target = of.photos.device, of.photos[:1], int(of.targets[0])
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -340,13 +341,14 @@ def measure_peers(of: Subject) -> list[Measurement]:
         ("LayerGradCam, float32", layer_grad_cam),
     ):
         memory = peak(run, device) - memory_of_bare_pass(of)
-        taken = seconds(run, device)
+        taken = [seconds(run, device) for _ in range(repeats)]
         measurements.append(Measurement(name, taken, taken, memory=memory))
     return measurements
 
 
 def table(ours: list[Measurement], peers: list[Measurement]) -> str:
-    fastest_peer = min((m.seconds for m in peers if "Score-CAM" in m.name), default=float("nan"))
+    score_cams = (m.seconds for m in peers if "Score-CAM" in m.name)
+    fastest = min(score_cams, key=median, default=[float("nan")])
     reference = ours[0].attr
 
     def correlation(attr: Tensor) -> float:
@@ -355,10 +357,10 @@ def table(ours: list[Measurement], peers: list[Measurement]) -> str:
     rows = [
         {
             "method": m.name,
-            "s an image": f"{m.seconds:.3g}",
+            "s an image": shown(m.seconds, ".3g"),
             "passes an image": f"{m.passes:.0f}" if m.passes else "",
-            "time over floor": f"{m.over_floor:.2f}" if m.over_floor else "",
-            "times faster than the faster peer": f"{fastest_peer / m.seconds_of_first:.1f}",
+            "time over floor": shown(m.over_floor) if m.over_floor else "",
+            "times faster than the faster peer": faster(m.seconds_of_first, fastest),
             "peak MB above a bare pass": f"{m.memory / 1e6:.0f}",
             "correlation with float32": f"{correlation(m.attr):.4f}" if m.attr is not None else "",
         }
@@ -367,8 +369,19 @@ def table(ours: list[Measurement], peers: list[Measurement]) -> str:
     return markdown(rows)
 
 
+def faster(ours: list[float], peers: list[float]) -> str:
+    """How many times, by the medians, and at least and at most."""
+    least, most = min(peers) / max(ours), max(peers) / min(ours)
+    return f"{median(peers) / median(ours):.1f} ({least:.1f} to {most:.1f})"
+
+
 def median(values: list[float]) -> float:
     return sorted(values)[len(values) // 2]
+
+
+def shown(values: list[float], spec: str = ".2f") -> str:
+    """The median, the least and the most."""
+    return f"{median(values):{spec}} ({min(values):{spec}} to {max(values):{spec}})"
 
 
 def main(
@@ -388,12 +401,12 @@ def main(
         ours = [measure(of, variant, repeats) for variant in VARIANTS[on.type]]
         five, fixed = measure_five_classes(of, repeats), measure_fixed(of, repeats)
         memory = memory_of_eight_in_a_process_of_its_own(name, on)
-        others = measure_peers(of) if peers else []
+        others = measure_peers(of, repeats) if peers else []
         sections.append(f"## {of.name}\n\n{table(ours, others)}\n")
         sections.append(
-            f"The fixed batch size takes {median(fixed):.2f} times the time of the learnt one ({fixed[0]:.2f} to "
-            f"{fixed[-1]:.2f}). Five classes take {five:.2f} times the time of one; the peak memory of eight photos is "
-            f"{memory / 1e6:+.0f} MB from LayerGradCam's.\n"
+            f"The fixed batch size takes {shown(fixed)} times the time of the learnt one. Five classes take "
+            f"{shown(five)} times the time of one; the peak memory of eight photos is {memory / 1e6:+.0f} MB from "
+            "LayerGradCam's.\n"
         )
         print(sections[-2], sections[-1], sep="\n", flush=True)
     if on.type == "cuda":

@@ -41,6 +41,8 @@ PEERS = {
     "score_cam": ["torchcam.ScoreCAM", "pytorch_grad_cam.ScoreCAM"],
     "ablation_cam": ["pytorch_grad_cam.AblationCAM"],
 }
+# As many as ours takes by default.
+PEER_SETTINGS = {"torchcam.SmoothGradCAMpp": {"num_samples": 25}}
 # With all channels, 35 and 10 passes each, they would take minutes.
 FEWER_CHANNELS = {"ss_cam": 32, "is_cam": 32}
 # Takes transformers alone.
@@ -91,7 +93,7 @@ def peer(name: str, model: nn.Module, layer: nn.Module, picture: Tensor) -> Call
     """A call of another package's class."""
     package, _, class_name = name.partition(".")
     if package == "torchcam":
-        extractor = getattr(import_module("torchcam.methods"), class_name)(model, layer)
+        extractor = getattr(import_module("torchcam.methods"), class_name)(model, layer, **PEER_SETTINGS.get(name, {}))
         return lambda: extractor(7, model(picture))
     cam = getattr(import_module(package), class_name)(model=model, target_layers=[layer])
     targets = [import_module("pytorch_grad_cam.utils.model_targets").ClassifierOutputTarget(7)]

@@ -194,9 +194,14 @@ def test_speed_writes_the_table_that_it_prints(monkeypatch, tmp_path, capsys):
     assert full == "1.0000"
     assert 0.5 < float(fewer) < 1
     assert others == ["", "", ""]
-    assert all(float(over) > 0 for over in columns["time over floor"][:2])
+    assert all(float(over.split()[0]) > 0 for over in columns["time over floor"][:2])
     # The faster peer is the measure of all.
-    assert max(map(float, columns["times faster than the faster peer"][2:4])) == 1
+    assert max(float(faster.split()[0]) for faster in columns["times faster than the faster peer"][2:4]) == 1
+
+
+def test_times_are_shown_by_the_median_with_the_least_and_the_most():
+    assert speed.shown([3.0, 1.0, 2.0]) == "2.00 (1.00 to 3.00)"
+    assert speed.faster([1.0, 2.0, 4.0], [10.0, 20.0, 30.0]) == "10.0 (2.5 to 30.0)"
 
 
 def test_the_floor_is_bare_passes_of_a_third_of_the_rows():
