@@ -278,6 +278,30 @@ def drops() -> Figure:
     return figure
 
 
+def differences() -> Figure:
+    """Each method's differences from union_cam on photos, image by image, from the table of results."""
+    text = (RESULTS / "faithfulness-sample-64ch-bfloat16.md").read_text().split("## Differences")[1]
+    sections = [section for section in text.split("###") if "average drop" in section or "insertion" in section]
+    cells = {"average drop (%)": (0, 0), "insertion": (1, 0), "deletion": (1, 1)}
+    names = re.findall(r"^\| `(\S+)`", sections[0], re.MULTILINE)
+    figure = Figure(figsize=(11, 0.24 * len(names) + 1), layout="constrained")
+    axes = figure.subplots(1, len(cells), sharey=True)
+    for axis, (title, (section, column)) in zip(axes, cells.items(), strict=True):
+        rows = dict(re.findall(r"^\| `(\S+)` \| (.*) \|$", sections[section], re.MULTILINE))
+        for name in names:
+            number = r"([+-][\d.]+)"
+            found = re.search(rf"{number} \[{number}, {number}\]", rows[name].split(" | ")[column])
+            mean, low, high = map(float, found.groups() if found else ())
+            color = "0.55" if low <= 0 <= high else "C2" if (mean > 0) == (title == "insertion") else "C3"
+            axis.errorbar(mean, name, xerr=[[mean - low], [high - mean]], fmt="o", color=color, capsize=2, markersize=3)
+        axis.axvline(0, color="black", linewidth=0.8)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("minus union_cam's; " + ("larger" if title == "insertion" else "smaller") + " is better")
+        axis.grid(axis="x", alpha=0.3)
+    axes[0].invert_yaxis()
+    return figure
+
+
 def row(pictures: Sequence[tuple[str, Image.Image]]) -> Figure:
     """Pictures side by side, with their titles."""
     figure = Figure(figsize=(2.6 * len(pictures), 3.2), layout="constrained")
@@ -303,6 +327,7 @@ ON_THE_DEMO = {
     "packages": packages,
     "randomization": randomization,
     "drops": drops,
+    "differences": differences,
     "objects": objects,
 }
 ON_PHOTOS = {
