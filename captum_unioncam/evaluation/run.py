@@ -14,12 +14,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import multiprocessing
+import os
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy.typing as npt
@@ -219,7 +221,9 @@ def evaluate(
     total = sum(map(len, missing.values()))
     tally = Tally(images=len(missing))
     pictures = _Pictures(data_set, list(missing), subject.classifier.preprocessing)
-    loader = DataLoader(pictures, batch_size=None, num_workers=min(workers, len(missing)))
+    loader = DataLoader(
+        pictures, batch_size=None, num_workers=min(workers, len(missing)), worker_init_fn=_end_with_the_run
+    )
     # A bar that is not on a terminal writes a line to a log at each update.
     interval = 0.5 if sys.stderr.isatty() else _SECONDS_BETWEEN_LINES
     bar = progress(desc="records", total=total, mininterval=interval) if show_progress and total else NullProgress()
@@ -273,6 +277,18 @@ def _reported(loader: DataLoader[_Seen]) -> Iterator[_Seen]:
             f"a process that reads pictures has died or cannot be started ({one_line(error)}); start again with "
             "--workers 0, which goes on where it was, and fails at the picture."
         ) from error
+
+
+def _end_with_the_run(_worker: int) -> None:
+    """Ends a worker whose run is killed. PyTorch's own would wait for ever, with its memory, to hand on a picture."""
+
+    def wait() -> None:
+        run = multiprocessing.parent_process()
+        if run is not None:
+            run.join()
+            os._exit(1)
+
+    Thread(target=wait, daemon=True).start()
 
 
 def _placed(subject: ExplainedModel, pictures: Iterable[_Seen]) -> Iterator[Callable[[], _Seen]]:

@@ -237,14 +237,32 @@ def exit_codes(processes):
     return [process.exitcode for process in processes]
 
 
+def children_of(process_id):
+    """The processes that it has started; none where the system has no such file."""
+    path = Path(f"/proc/{process_id}/task/{process_id}/children")
+    return [int(child) for child in path.read_text().split()] if path.exists() else []
+
+
+def is_running(process_id):
+    """Not what has ended, and waits for its parent to ask."""
+    try:
+        return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 def kill_when(written, processes, out):
     """Kills all processes once there are so many records."""
     end = time.monotonic() + SECONDS
     while len(lines_in(out)) < written and time.monotonic() < end:
         time.sleep(0.001)
+    workers = [worker for process in processes for worker in children_of(process.pid)]
     for process in processes:
         process.kill()
     codes = exit_codes(processes)
+    while any(map(is_running, workers)) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert [worker for worker in workers if is_running(worker)] == []
     # Of several, one may have had little to do.
     assert set(codes) <= {0, -signal.SIGKILL}
     assert -signal.SIGKILL in codes
