@@ -248,6 +248,7 @@ def _outputs(
     try:
         result = forward(*(x.detach().clone() if not x.requires_grad else x for x in inputs))
     except Exception:
+        # A model may raise anything; what ran before is known.
         if stops:
             raise
     finally:

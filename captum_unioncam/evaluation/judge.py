@@ -149,6 +149,7 @@ class Started(_OfMethod):
         try:
             outcome = replace(outcome, judgements=[one.judgement() for one in self.pending])
         except Exception as error:
+            # Of a pass that a GPU tells late: the failure of this method alone.
             outcome = replace(outcome, error=error)
         return outcome
 
@@ -275,6 +276,7 @@ class Judge:
         try:
             started = replace(started, pending=self._pending(method, targets, *how))
         except Exception as error:
+            # A method may raise anything; the others go on.
             started = replace(started, error=error)
         return started
 
