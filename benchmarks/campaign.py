@@ -54,7 +54,7 @@ VALUES: list[Any] = [
 
 
 class DoesNotEnd(BaseException):
-    """A call took too long; nothing but the campaign catches it."""
+    """A call took too long; only the campaign catches it."""
 
 
 @contextmanager
@@ -123,7 +123,7 @@ def ended(out: Path, after: float | None = None) -> int | None:
 
 
 def records_in(folder: Path) -> list[Record]:
-    """All records, but for the seconds, which differ from run to run."""
+    """All records, with their seconds set to 0: these differ from run to run."""
     found = (replace(each, values={**each.values, "seconds": 0.0}) for each in read_records(folder))
     return sorted(found, key=lambda each: str(each.key))
 

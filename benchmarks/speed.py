@@ -207,7 +207,7 @@ class Floor:
         self.batch = min(batches, key=lambda batch: min(self._seconds(batch, 1) for _ in range(3)) / len(batch))
 
     def seconds(self, rows: int) -> float:
-        """Seconds of ``rows`` rows, a third of which are run."""
+        """Seconds of ``rows`` rows; a third of them are run."""
         passes = -(-rows // (3 * len(self.batch)))
         return self._seconds(self.batch, passes) * rows / (passes * len(self.batch))
 

@@ -87,7 +87,7 @@ def torch_home(tmp_path_factory):
 
 @pytest.fixture
 def working_folder(tmp_path, torch_home, monkeypatch):
-    """An empty folder but for ``photo.jpg``, to work in, with a thin ResNet-18's weights downloaded."""
+    """A folder with nothing but ``photo.jpg`` to work in, with a thin ResNet-18's weights downloaded."""
     Image.linear_gradient("L").resize((300, 240)).convert("RGB").save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCH_HOME", str(torch_home))

@@ -173,7 +173,7 @@ def test_what_does_not_fit_is_refused():
 
 
 def bright_classes(pooled):
-    """Logits of three classes, of which class 1 is bright: of each place, or of the largest."""
+    """Logits of three classes, for each place or for the largest; class 1 is what is bright."""
     features, head = bright_features(), nn.Conv2d(4, 3, 1).double()
     with torch.no_grad():
         head.weight[:, 0, 0, 0] = torch.tensor([0.0, 5.0, -5.0])

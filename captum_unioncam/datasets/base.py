@@ -31,7 +31,7 @@ class Sample:
         picture (PIL.Image.Image): In mode RGB, as ``open_picture`` returns it.
         objects (dict[int, PIL.Image.Image or None]): By target, an output of the model: a picture in mode "L", of the
             same size, 255 on the objects or within their boxes and 0 elsewhere; None where that is unknown.
-        boxes (dict[int, list[Box]]): By target, the boxes of which its mask was made. Default: none, it was not
+        boxes (dict[int, list[Box]]): By target, the boxes that its mask was made from. Default: none, it was not
     """
 
     picture: Image.Image

@@ -43,7 +43,7 @@ def module_of(device: torch.device) -> Any:
 def has_streams(device: torch.device) -> bool:
     """Whether work is queued in streams, whose events are waited for and timed.
 
-    Those of MPS are not used: waiting for the time of one that was waited for before could take for ever
+    Those of MPS are not used: waiting for the time of one that was waited for before could take forever
     (https://github.com/pytorch/pytorch/pull/196395).
     """
     return hasattr(module_of(device), "current_stream")

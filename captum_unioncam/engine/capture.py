@@ -204,8 +204,8 @@ class LayerCall:
                     if as_set and output.requires_grad and not has_backward_hooks(self.forward_func):
                         return made, output
             except (RuntimeError, LayerError) as error:
-                # Models that differentiate in front of the layer need the whole graph, and so do replicas in threads,
-                # each of which has a mode of its own; other errors come again with it.
+                # Models that differentiate in front of the layer need the whole graph; replicas in threads too,
+                # since each thread has its own mode. Other errors are raised again with it.
                 if out_of_memory(error):
                     raise
         return self._run(seen)

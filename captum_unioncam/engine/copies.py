@@ -66,7 +66,7 @@ class CopyPasses:
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
-        """Those of which copies are made, each (N, ...)."""
+        """The inputs that are copied, each (N, ...)."""
         return self.copies.call.inputs
 
     def folded(self, copies: Iterable[tuple[Tensor, ...]], step: Step) -> Any:

@@ -47,7 +47,7 @@ def check_independent_rows(
         forward_func (EvaluatedFunction): The model; it has been called, so that its modules are known.
         inputs (tuple[Tensor, ...]): Each (N, ...).
         additional_forward_args (tuple): Passed on; tensors of N rows go with the examples.
-        rows (Sequence[int]): Numbers of rows, of which the first counts that the model takes. Default: ``(ROWS,)``
+        rows (Sequence[int]): Numbers of rows to try; the first that the model takes counts. Default: ``(ROWS,)``
     """
     function, key = _key(forward_func, inputs, additional_forward_args)
     try:

@@ -128,7 +128,7 @@ def _may_have_one_stride(sizes: list[tuple[int, int]]) -> bool:
 
 
 def _has_one_stride(sizes: list[tuple[int, int]]) -> bool:
-    """Whether the stride is the same along each dimension, but for rounding."""
+    """Whether the stride is the same along each dimension, up to rounding."""
     return any(
         all(m in (n // s, -(-n // s)) for n, m in sizes) for a, b in sizes[:1] for s in {a // b or 1, -(-a // b)}
     )

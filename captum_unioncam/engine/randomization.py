@@ -135,7 +135,7 @@ def _spread(count: int, most: int | None) -> set[int]:
 
 
 def _copied(model: Module, layer: Module) -> tuple[Module, Module]:
-    """Copies of both, of which the second is within the first."""
+    """Copies of both; the copied layer is within the copied model."""
     try:
         return copy.deepcopy((model, layer))
     except Exception as error:

@@ -314,7 +314,7 @@ def _plain_module(function: Any) -> Module | None:
 
 
 def _is_view(maps: LayerMaps) -> bool:
-    """Whether maps are written into the layer's tensor, of which they are a view; not where they are the tensor."""
+    """Whether maps are a view of the layer's tensor, and not that tensor: then they are written into it."""
     probe = torch.zeros_like(maps.value[:1])
     view = maps.transform(probe)
     if view is probe:

@@ -247,7 +247,7 @@ class WrongRows(ValueError):
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether ``error`` says that memory ran out; but for CUDA's allocator, all raise a plain ``RuntimeError``."""
+    """Whether ``error`` says that memory ran out. Only CUDA has a class for it; others raise RuntimeError."""
     said = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
     plain = isinstance(error, RuntimeError) and any(words in str(error) for words in said)
     return plain or isinstance(error, torch.OutOfMemoryError)

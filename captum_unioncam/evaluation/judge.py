@@ -149,7 +149,7 @@ class Started(_OfMethod):
         try:
             outcome = replace(outcome, judgements=[one.judgement() for one in self.pending])
         except Exception as error:
-            # Of a pass that a GPU tells late: the failure of this method alone.
+            # A GPU reports errors late: this method alone failed.
             outcome = replace(outcome, error=error)
         return outcome
 

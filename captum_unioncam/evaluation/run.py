@@ -280,7 +280,7 @@ def _reported(loader: DataLoader[_Seen]) -> Iterator[_Seen]:
 
 
 def _end_with_the_run(_worker: int) -> None:
-    """Ends a worker whose run is killed. PyTorch's own would wait for ever, with its memory, to hand on a picture."""
+    """End a worker whose run was killed. PyTorch's own worker would wait forever to hand on a picture."""
 
     def wait() -> None:
         run = multiprocessing.parent_process()
@@ -337,7 +337,7 @@ def _records(
         try:
             coming = [(to_host(_thumbnail(x.attribution)), Mark(judge.subject.device)) for x in started.pending]
         except Exception as error:
-            # Of an earlier pass too, which a GPU tells late.
+            # A GPU reports errors late: this may be one of an earlier pass.
             started = replace(started, pending=[], error=error)
         release(started.error)
         yield partial(_record, judge, seen.name, started, coming)

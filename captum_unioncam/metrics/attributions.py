@@ -83,7 +83,7 @@ class JudgedAttributions:
         inputs (Tensor or tuple[Tensor, ...]): The examples, along dimension 0 of each tensor. Those with as many
             dimensions as the attributions are masked.
         attributions (Tensor or tuple[Tensor, ...]): (N, K, \*spatial), at the inputs' resolution or any other. One for
-            all masked inputs, or a tuple of one for each input, of which only the masked inputs' are used.
+            all masked inputs, or a tuple of one for each input; only those of masked inputs are used.
         target (int, tuple, Tensor, list or None): The output that was explained, as in Captum. Default: None
         baselines (number, Tensor, tuple or None): Values of masked pixels, as Captum's ``baselines``. Default: None,
             which is 0 (black)

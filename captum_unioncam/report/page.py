@@ -40,7 +40,7 @@ from captum_unioncam.system.files import make_folder, write_whole
 Photo = Callable[[str], Tensor | None]
 
 _PICTURE_SIDE = 192
-"""Of the best and the worst maps, of which there are eight for each method."""
+"""Side of the best and the worst maps, in pixels; there are eight for each method."""
 
 _PHOTO_SIDE = 256
 

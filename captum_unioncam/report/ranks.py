@@ -35,7 +35,7 @@ class Ranks:
     Args:
         metric (Metric): The metric.
         means (pandas.Series): The mean rank of each method, the best first.
-        images (int): How many images ranked them: those of which all these methods have values of the same targets.
+        images (int): How many images ranked them: those for which all these methods have values of the same targets.
         p_value (float): Of Friedman's test, that all methods are equal.
         critical_difference (float): By which two mean ranks have to differ, by Nemenyi's test at the 5 % level.
     """
@@ -48,7 +48,7 @@ class Ranks:
 
 
 def method_ranks(summary: Summary) -> list[Ranks]:
-    """The ranks by each metric of which at least three methods have values of at least two images.
+    """The ranks by each metric that at least three methods have values of, for at least two images.
 
     An image's value is the mean over its targets.
 

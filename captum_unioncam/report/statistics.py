@@ -177,7 +177,7 @@ def class_table(summary: Summary, targets: Iterable[int] | None = None, resample
 
     Returns:
         *pandas.DataFrame*: A row for each class, method and metric that has values: class (its name), target, and the
-        columns of ``summary.table`` but for the failures. Intervals are over the images that show the class.
+        columns of ``summary.table`` without the failures. Intervals are over the images that show the class.
 
     Examples::
 
@@ -200,7 +200,7 @@ def class_table(summary: Summary, targets: Iterable[int] | None = None, resample
 def paired_differences(summary: Summary, against: str, resamples: int = 1000) -> pd.DataFrame:
     """Differences of each other method from one, map by map, with their intervals and the share of images won.
 
-    Only the maps of which both methods have a value are compared. An image is won if the mean over its maps is better,
+    Only maps for which both methods have a value are compared. An image is won if the mean over its maps is better,
     and tied if it is equal. Intervals are those of :func:`summarize`: images are resampled.
 
     Args:

@@ -104,7 +104,7 @@ def no_target(subject: Subject) -> None:
 
 @layer_check
 def bad_targets(subject: Subject) -> None:
-    """A target that does not fit fails as it does in Captum, or as an argument does, with its name."""
+    """A target that does not fit raises what Captum raises, or an error that names the argument."""
     net, inputs = subject.net(subject.ndim), tiny_inputs(subject.ndim)
     bad = (CLASSES, [0, 1], [0, 1, CLASSES], (0, 0, 0), torch.tensor([0, 1]), None, "0")
     for target in bad:

@@ -183,7 +183,7 @@ def _of_replicas(subject: Subject, put: Put) -> Call:
 
 
 class Replicas(nn.DataParallel[nn.Module]):
-    """A model on two GPUs, each of which runs half of the examples, in a thread of its own."""
+    """A model on two GPUs; each runs half of the examples in its own thread."""
 
     def __init__(self, module: nn.Module, put: Put) -> None:
         # Not that of ``DataParallel``, which asks for the GPUs of this machine.

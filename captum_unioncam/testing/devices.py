@@ -187,7 +187,7 @@ class _Event:
 
 
 def _module_without_streams(devices: PretendedDevices) -> SimpleNamespace:
-    """As of MPS, of which there is one."""
+    """As of MPS, which is a single device."""
 
     def synchronize() -> None:
         devices.waits["synchronize"] += 1
@@ -205,7 +205,7 @@ def _module_without_streams(devices: PretendedDevices) -> SimpleNamespace:
 
 
 def _module_with_streams(devices: PretendedDevices) -> SimpleNamespace:
-    """As of CUDA and XPU, of which there may be several."""
+    """As of CUDA and XPU, which may be several devices."""
 
     def synchronize(device: object = None) -> None:
         devices.waits["synchronize"] += 1

@@ -135,7 +135,7 @@ def test_each_output_of_a_layer_goes_through_the_transform():
 
 
 def _each_in_maps(first):
-    """Both outputs of the layer, of which one passes through an identity with its channels first."""
+    """Both outputs of the layer; one passes through an identity with its channels first."""
 
     class Seen(nn.ModuleList):
         def forward(self, x):

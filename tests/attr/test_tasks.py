@@ -1,6 +1,6 @@
 """Tasks other than one class of a picture. Each test is an example: a network, how to explain it, and what must hold.
 
-The networks are untrained but for one filter that responds to what is bright, so that the right answer is known.
+The networks are untrained, except one filter that responds to what is bright, so that the right answer is known.
 """
 
 import pytest

@@ -48,7 +48,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "in_a_folder_of_its_own")
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
-    """Four generated pictures under three methods, one of which fails."""
+    """Four generated pictures under three methods; one fails."""
     folder = tmp_path_factory.mktemp("evaluated")
     (folder / "own_code.py").write_text(OWN_CODE)
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -205,7 +205,7 @@ def test_the_printed_table_holds_means_intervals_counts_and_failures(capsys, eva
         assert f" {mean:{metric.form}} [" in rows["saliency"]
     assert rows["saliency"].split()[-2:] == ["4", "0"]
     assert rows["own_code:broken"].split()[-2:] == ["0", "4"]
-    # Of the insertion both show the same digits, of which none is the best.
+    # Insertion shows the same digits for both, and neither is marked as the best.
     best = min(("grad_cam", "saliency"), key=lambda method: mean_of(evaluation, method, "average drop (%)"))
     column = heading.index("average drop (%) ↓") + len("average drop (%) ↓")
     assert rows[best][:column].endswith(" *")

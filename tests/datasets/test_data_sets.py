@@ -422,7 +422,7 @@ def test_folders_whose_names_are_too_long_do_not_exist():
         (("n1", "n2"), ("tench", "shark", "cock"), "n1, n2 "),
         (("n1", "n2"), None, "n1, n2 "),
         (("a", "b", "c", "d", "e"), None, "a, b, c "),
-        # In order they would be wrong: the names say which is which, but for one.
+        # In order they would be wrong: all names except one say which is which.
         (("cock", "shark", "tensh"), ("tench", "shark", "cock"), "tensh "),
         (("crane", "cock"), ("crane", "cock", "crane"), "crane "),
     ],

@@ -18,7 +18,7 @@ MASKS = {"n_masks": 8, "grid_size": 2}
 
 
 class Twice(nn.Module):
-    """Two tensors of which neither is named as the one to explain, with a number between."""
+    """Two tensors with a number between; neither is named as the one to explain."""
 
     def __init__(self):
         super().__init__()

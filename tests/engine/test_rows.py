@@ -371,7 +371,7 @@ def test_functions_that_a_model_calls_are_looked_into():
 
 
 def test_masks_are_chosen_by_numbers_on_the_inputs_own_device():
-    """Inputs on several devices, all of which take the mask."""
+    """Inputs on several devices; all take the mask."""
     devices = PretendedDevices()
     inputs = devices.put(tiny_inputs(), "cuda:0"), tiny_inputs()
 

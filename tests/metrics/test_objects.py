@@ -11,7 +11,7 @@ from tests.networks import same
 
 
 def random_pairs(count=12):
-    """Attributions of few different values, some negative, and masks, one of which is empty."""
+    """Attributions of few different values, some negative, and masks; one is empty."""
     generator = torch.Generator().manual_seed(3)
     maps = torch.randint(-3, 6, (count, 1, 7, 9), generator=generator).double()
     masks = torch.rand(count, 1, 7, 9, generator=generator) < 0.3

@@ -69,7 +69,7 @@ def with_values(record, **values):
 
 @pytest.fixture(scope="module")
 def records():
-    """15 images, every third with two targets, under two methods, the second of which fails on the first image."""
+    """15 images, every third with two targets, under two methods; the second fails on the first image."""
     generator = np.random.default_rng(0)
     targets = [(f"{i:02}.png", target) for i in range(15) for target in ((3,), (3, 7))[i % 3 == 0]]
     made = [a_record(generator, *pair, method) for pair in targets for method in ("union_cam", "grad_cam")]

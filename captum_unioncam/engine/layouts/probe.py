@@ -28,9 +28,9 @@ _MANY, _CLEAR = 16, 5.0
 class MapProbe:
     """Tells maps from what merely has their number of dimensions, by running the model on other inputs.
 
-    A map has a row for each example; where the input grows, so does the map, along the same dimensions, and its
-    channels stay. A layer for which that cannot be told, since the model takes inputs of one size alone or pools to a
-    fixed size, has to answer to each half of the input in that half.
+    A map has a row for each example. It grows with the input along the same dimensions, and its channels stay. Where
+    the model takes inputs of one size only, or pools to a fixed size, that cannot be tried: then the layer has to
+    answer to each half of the input in that half.
 
     Args:
         run (Callable): Inputs to the layers' outputs: of those that were reached, where the model raises.
