@@ -1,4 +1,4 @@
-"""The page's picture in the documentation, by headless Chromium.
+"""The page's image in the documentation, by headless Chromium.
 
 ``python -m benchmarks.app_picture`` writes ``docs/app.png``, of the first screen on a desktop. With a folder as
 argument, it writes the whole page there, on a desktop and on a phone, light and dark.
@@ -34,7 +34,7 @@ def browser() -> Iterator[Any]:
 
 
 def picture(chromium: Any, address: str, size: str, color_scheme: str, file: Path, whole: bool = True) -> None:
-    """Writes a picture of the page."""
+    """Writes an image of the page."""
     width, height = SIZES[size]
     page = chromium.new_page(viewport={"width": width, "height": height}, color_scheme=color_scheme)
     page.goto(address)

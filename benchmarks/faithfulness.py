@@ -1,7 +1,7 @@
 """Methods side by side as in the paper's Tables 1 and 2: average drop and increase, and insertion and deletion.
 
 ``python -m benchmarks.faithfulness`` evaluates what is at hand, and writes the tables to ``benchmarks/results/``: the
-embedded network on generated pictures; where IMAGENET_SAMPLE names their folder, the sample's trained MobileNetV2 on
+embedded network on generated images; where IMAGENET_SAMPLE names their folder, the sample's trained MobileNetV2 on
 its photos; where BRAIN_MRI does, a trained VGG16 on slices with boxes, at two layers. ``--only`` takes some of them::
 
     python -m benchmarks.faithfulness --only mri-features.29 --limit 12 --methods union_cam,grad_cam --metrics pointing
@@ -77,7 +77,7 @@ def experiments(limit: int | None) -> list[Experiment]:
     found = [
         Experiment(
             "demo",
-            "Demo model (a fully connected head), generated pictures",
+            "Demo model (a fully connected head), generated images",
             "demo",
             "demo",
             preprocess="auto",

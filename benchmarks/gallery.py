@@ -257,7 +257,7 @@ def objects() -> Figure:
 
 
 def tinted(picture: Image.Image, marked: NDArray[np.bool_]) -> Image.Image:
-    """The picture, dark except where it is marked."""
+    """The image, dark except where it is marked."""
     pixels = np.array(picture)
     return Image.fromarray(np.where(marked[..., None], pixels, pixels // 3))
 
@@ -314,7 +314,7 @@ def row(pictures: Sequence[tuple[str, Image.Image]]) -> Figure:
 
 
 def jpeg(figure: bytes) -> bytes:
-    """A picture as a JPEG file, ``WIDTH`` pixels wide."""
+    """An image as a JPEG file, ``WIDTH`` pixels wide."""
     with Image.open(io.BytesIO(figure)) as drawn:
         page = drawn.convert("RGB")
     page.thumbnail((WIDTH, page.height))
@@ -344,7 +344,7 @@ ON_PHOTOS = {
 
 
 def main() -> None:
-    """Writes the pictures that are named, or all."""
+    """Writes the images that are named, or all."""
     pictures: dict[str, Callable[[], Figure]] = {**ON_THE_DEMO, **ON_PHOTOS}
     for name in sys.argv[1:] or pictures:
         if name in ON_PHOTOS and imagenet_sample.sample() is None:

@@ -5,7 +5,8 @@ pairs of places whose values differ by 0.15 or more, two readers say which is hi
 on the colour bar (the nearest in CIELAB), with normal vision and with each of the three kinds of colour blindness
 (Machado et al. 2009), the other sees lightness alone, as in gray print. ``order`` is the share of pairs that they get
 right, of the kind of photo and the reader with the fewest. ``detail`` is how much of the photo's contrast is left where
-the map is above and below its middle.
+the map is above and below its middle. ``colour at the top`` is the chroma in CIELAB where the map is above 0.9: a
+maximum without colour is washed out.
 """
 
 from __future__ import annotations
@@ -82,6 +83,7 @@ def judged(blend: Blend) -> dict[str, float]:
     steps = np.linspace(0, 1, 101)
     shares: dict[str, list[float]] = {}
     details: dict[bool, list[float]] = {True: [], False: []}
+    chromas = []
     for kind in PHOTOS:
         for photo in photos(kind):
             gray = rgb2gray(photo)
@@ -97,6 +99,7 @@ def judged(blend: Blend) -> dict[str, float]:
                     # A photo without contrast there has none to keep.
                     if before[where].std() > 1:
                         found.append((before[where] * after[where]).sum() / (before[where] ** 2).sum())
+                chromas.append(np.linalg.norm(rgb2lab(colors)[values > 0.9, 1:], axis=-1).mean())
                 places = generator.integers(0, values.size, (2, PAIRS))
                 different = np.abs(values.ravel()[places[0]] - values.ravel()[places[1]]) > LEAST_DIFFERENCE
                 places, of_pairs = places[:, different], values.ravel()[places[:, different]]
@@ -111,7 +114,13 @@ def judged(blend: Blend) -> dict[str, float]:
     lightness = min(mean for reader, mean in means.items() if reader.endswith("lightness"))
     bar_alone = min(mean for reader, mean in means.items() if not reader.endswith("lightness"))
     kept = {high: float(np.mean(found)) for high, found in details.items()}
-    return {"bar": bar_alone, "lightness": lightness, "high": kept[True], "low": kept[False]}
+    return {
+        "bar": bar_alone,
+        "lightness": lightness,
+        "top": float(np.mean(chromas)),
+        "high": kept[True],
+        "low": kept[False],
+    }
 
 
 def main() -> None:
@@ -119,10 +128,11 @@ def main() -> None:
     ways = {f"{name}, rising to 0.6": Look(name).blend for name in COLORMAPS}
     ways |= {f"{name}, 0.55 everywhere": constant(name, 0.55) for name in ("glow", "inferno", "jet")}
     rows = {name: judged(blend) for name, blend in ways.items()}
-    print("| colours, opacity | order by the bar | order by lightness | detail above | detail below |")
-    print("| --- | --- | --- | --- | --- |")
+    columns = "order by the bar", "order by lightness", "colour at the top", "detail above", "detail below"
+    print(f"| colours, opacity | {' | '.join(columns)} |\n{'| --- ' * (len(columns) + 1)}|")
     for name, row in sorted(rows.items(), key=lambda item: -min(item[1]["bar"], item[1]["lightness"])):
-        print(f"| {name} | {row['bar']:.3f} | {row['lightness']:.3f} | {row['high']:.2f} | {row['low']:.2f} |")
+        order = f"{row['bar']:.3f} | {row['lightness']:.3f}"
+        print(f"| {name} | {order} | {row['top']:.0f} | {row['high']:.2f} | {row['low']:.2f} |")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Samples of real pictures with a trained model, in folders that environment variables name."""
+"""Samples of real images with a trained model, in folders that environment variables name."""
 
 from __future__ import annotations
 

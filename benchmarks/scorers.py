@@ -22,7 +22,6 @@ from benchmarks.machine import describe, markdown, write_result
 from captum_unioncam import LayerScoreCam, scorers
 
 CALIBRATION = 32
-TITLE = "# Scorers\n\n`python -m benchmarks.scorers`\n"
 NOTE = """
 Masked passes of `LayerScoreCam` on MobileNetV2, last layer, {channels} channels (`max_channels`), for the predicted
 class of {photos} photos. Each scorer has one thread; seconds are those of the processor, which do not depend on what
@@ -127,7 +126,8 @@ def run(
     float32 = next(iter(found.values()))
     table = markdown([row(name, of_photos, float32) for name, of_photos in found.items()])
     note = NOTE.format(channels=channels, photos=photos, calibration=CALIBRATION)
-    text = f"{TITLE}\n{describe(torch.device('cpu'))}.\n\n{table}\n{note}"
+    command = " ".join(["python -m benchmarks.scorers", *sys.argv[1:]])
+    text = f"# Scorers\n\n`{command}`\n\n{describe(torch.device('cpu'))}.\n\n{table}\n{note}"
     print(text)
     print(write_result("scorers.md", text))
 

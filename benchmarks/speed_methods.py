@@ -1,6 +1,6 @@
 """Every method against the clock: beside torchcam's and grad-cam's, and over the cost of its bare forward passes.
 
-``python -m benchmarks.speed_methods`` prints a table for MobileNetV2 and ResNet-18 with random weights, one picture of
+``python -m benchmarks.speed_methods`` prints a table for MobileNetV2 and ResNet-18 with random weights, one image of
 224 x 224, all in one process, and writes it to ``benchmarks/results/speed-methods.md``. Each class is made once and
 called as its own package documents it, on a copy of the model of its own. After one call that is not counted, the
 classes that are compared take turns until each has used ``--seconds``; calls that take twice as long are made once.
@@ -175,7 +175,7 @@ def main(
         "# Every method's speed",
         "`python -m benchmarks.speed_methods`",
         describe(torch.device("cpu")) + ".",
-        "One picture of 224 x 224, one class, random weights. Seconds are medians, with the least and the most. Passes "
+        "One image of 224 x 224, one class, random weights. Seconds are medians, with the least and the most. Passes "
         "are rows that go through the whole model. Rows that go through what is behind the layer alone do not count.",
     ]
     for model_name, layer in LAYERS.items():

@@ -1,6 +1,6 @@
 """Methods that replace a layer's output, timed beside grad-cam's and beside one LayerGradCam.
 
-ResNet-18 with random weights, ``layer4``, one picture of 224 x 224, all in one process. Prints medians, least and most
+ResNet-18 with random weights, ``layer4``, one image of 224 x 224, all in one process. Prints medians, least and most
 of the repetitions' seconds, and the ratios of the medians:
 
     python benchmarks/tail.py [--repetitions 7] [--threads 2]

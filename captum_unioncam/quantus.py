@@ -27,9 +27,17 @@ from captum_unioncam.metrics.table import metric as listed
 from captum_unioncam.system.errors import Failure, WrongArgument, one_line
 from captum_unioncam.system.imports import suggestion
 
-__all__ = ["explain_func", "metric"]
+__all__ = ["ConstantMapWarning", "explain_func", "metric"]
 
 Array = npt.NDArray[Any]
+
+
+class ConstantMapWarning(UserWarning):
+    """A map is the same everywhere, so it ranks no pixel. Shown at every call, unless a filter says otherwise."""
+
+
+# By Python's own rule a warning is shown once for a line of code, and Quantus calls from one line for each batch.
+warnings.simplefilter("always", ConstantMapWarning, append=True)
 
 
 def explain_func(
@@ -55,8 +63,8 @@ def explain_func(
     Returns:
         *Callable*: ``(model, inputs, targets, **kwargs)`` to the maps. It takes inputs (N, C, H, W) and targets (N,),
         as NumPy arrays, and computes on the model's device; ``kwargs``, such as Quantus' ``device``, are ignored. It
-        returns a NumPy array (N, 1, H, W) of maps that are not negative, and warns about constant maps. It raises
-        ``ValueError`` if the model has no such layer.
+        returns a NumPy array (N, 1, H, W) of maps that are not negative, and warns about constant maps by
+        :class:`ConstantMapWarning`. It raises ``ValueError`` if the model has no such layer.
 
     Examples::
 
@@ -87,6 +95,7 @@ def _warn_of_constant(name: str, maps: Tensor) -> None:
         warnings.warn(
             f"{name}: its map is the same everywhere for the examples {examples} of this call, so it ranks no pixel; "
             "leave their scores out, or explain another layer or class.",
+            ConstantMapWarning,
             stacklevel=3,
         )
 

@@ -1,11 +1,12 @@
-"""Functions of a model's output for tasks other than one class of a picture: one score for each example, to explain.
+"""Functions of a model's output for tasks other than one class of an image: one score for each example, to explain.
 
 Each is called on a model and returns a function of inputs to scores (N, 1), which methods and metrics take as
-``forward_func``, without a target.
+``forward_func``, without a target. Only ``LayerLinearCam`` does not: it needs a linear layer of the classes.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
 
-from captum_unioncam.engine.checks import check_choice
+from captum_unioncam.engine.checks import check_choice, described
 from captum_unioncam.engine.confidence import OutputFunction, output_tensor
 
 __all__ = ["DetectionTarget", "EmbeddingTarget", "PairTarget", "SegmentationTarget"]
@@ -80,6 +81,12 @@ class SegmentationTarget(_Target):
     """
 
     def __init__(self, class_index: int, mask: Tensor | None = None) -> None:
+        try:
+            self.class_index = operator.index(class_index)
+        except TypeError as error:
+            raise ValueError(
+                f"class_index: got {described(class_index)}; give the number of a class, and the region as mask."
+            ) from error
         if mask is not None and (mask.dtype != torch.bool or mask.dim() != 2):
             raise ValueError(
                 f"mask: got {mask.dtype} of shape {tuple(mask.shape)}; give bool (H, W), such as "
@@ -87,7 +94,7 @@ class SegmentationTarget(_Target):
             )
         if mask is not None and not mask.any():
             raise ValueError("mask: has no place that is True; give a region that is not empty.")
-        self.class_index, self.mask = class_index, mask
+        self.mask = mask
 
     def score(self, output: Any, rows: int) -> Tensor:
         output = output_tensor(output, rows, "model")
@@ -110,11 +117,11 @@ class DetectionTarget(_Target):
     r"""
     How sure a detector is of a box: over all boxes, the largest score of the label times the overlap, in [0, 1].
 
-    A masked picture has other boxes, in another order: what counts is one of the label in the same place (the
+    A masked image has other boxes, in another order: what counts is one of the label in the same place (the
     similarity of D-RISE, Petsiuk et al., CVPR 2021, https://arxiv.org/abs/2006.03204).
 
     The detector returns torchvision's form, a list of N dicts with "boxes" (M, 4), "scores" (M,) and "labels" (M,); or
-    DETR's, "logits" (N, M, classes) and "pred_boxes" (N, M, 4) of centre and size in shares of the picture, as
+    DETR's, "logits" (N, M, classes) and "pred_boxes" (N, M, 4) of centre and size in shares of the image, as
     ``box`` is then.
 
     Args:
@@ -162,7 +169,7 @@ class DetectionTarget(_Target):
     def _best(self, boxes: Tensor, scores: Tensor) -> Tensor:
         overlap = overlaps(boxes, self.box.to(boxes))
         made = scores * overlap * (overlap >= self.iou)
-        # A picture without boxes has the score 0, with a gradient to nothing.
+        # An image without boxes has the score 0, with a gradient to nothing.
         return torch.cat([made, made.new_zeros(1)]).max()
 
 
@@ -193,7 +200,7 @@ class PairTarget(_Target):
 
 
 class EmbeddingTarget(_Target):
-    """How similar an embedding is to another, of a text (CLIP) or of a picture (retrieval): half of 1 plus the cosine.
+    """How similar an embedding is to another, of a text (CLIP) or of an image (retrieval): half of 1 plus the cosine.
 
     The model returns (N, D), by itself or by ``output_fn``.
 

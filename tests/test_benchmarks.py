@@ -38,7 +38,7 @@ def own_methods(monkeypatch):
 
 @pytest.fixture
 def voc(tmp_path):
-    """Six pictures, two of them of two classes; one annotation is broken."""
+    """Six images, two of them of two classes; one annotation is broken."""
     demo.write_voc(tmp_path / "data", 6, seed=3)
     (tmp_path / "data" / "VOCdevkit" / "VOC2007" / "Annotations" / "000004.xml").write_text("<annotation>")
     (tmp_path / "classes.json").write_text(json.dumps({name: i for i, name in enumerate(demo.CLASS_NAMES)}))

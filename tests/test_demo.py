@@ -73,7 +73,7 @@ def test_theta_matters_in_it(model):
 
 @pytest.fixture(scope="module")
 def localisation(model):
-    """Share of 32 fresh pictures whose maximum lies on the object, and share of the map's sum there, by method."""
+    """Share of 32 fresh images whose maximum lies on the object, and share of the map's sum there, by method."""
     images, labels, masks = demo.generate(32, seed=FRESH)
     layer = model.get_submodule(demo.EXPLAINED_LAYER)
     result = {}

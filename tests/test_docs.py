@@ -137,7 +137,7 @@ def networks_of_tasks():
 
 @pytest.fixture
 def example_names(monkeypatch, tmp_path):
-    """What the docstrings' examples take for granted: networks with such layers, pictures, labels and a map."""
+    """What the docstrings' examples take for granted: networks with such layers, images, labels and a map."""
     import captum
     from captum.attr import LayerAttribution
     from torchvision.models import SwinTransformer, VisionTransformer, vgg

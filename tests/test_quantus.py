@@ -1,6 +1,8 @@
 """Quantus' metrics over this package's methods, and in its table of metrics."""
 
 import copy
+import os
+import subprocess
 import sys
 import warnings
 
@@ -16,7 +18,7 @@ from captum_unioncam.methods.settings import MethodSettings
 from captum_unioncam.metrics import table
 from captum_unioncam.metrics.table import find_metrics
 from captum_unioncam.models.subject import ExplainedModel
-from captum_unioncam.quantus import explain_func, metric
+from captum_unioncam.quantus import ConstantMapWarning, explain_func, metric
 from captum_unioncam.system.errors import Failure, WrongArgument
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -130,11 +132,30 @@ def test_a_map_that_is_the_same_everywhere_is_warned_of(model, data):
     images, labels, _ = data
     flat = torch.tensor([1.0, 0.0, 1.0, 1.0]).reshape(4, 1, 1, 1)
     methods.register("half flat", lambda model, layer, settings: lambda x, target, black: x * flat[: len(x)])
-    with pytest.warns(UserWarning, match=r"half flat: its map is the same everywhere for the examples \[1\]"):
+    with pytest.warns(ConstantMapWarning, match=r"half flat: its map is the same everywhere for the examples \[1\]"):
         explain_func("half flat", "features.15")(model, images, labels)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         explain_func("half flat", "features.15")(model, images[:1], labels[:1])
+
+
+FLAT_BATCHES = """
+import torch
+from captum_unioncam import methods
+from captum_unioncam.quantus import explain_func
+
+methods.register("flat", lambda model, layer, settings: lambda x, target, black: torch.ones_like(x))
+model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3))
+for image in torch.ones(3, 1, 1, 8, 8):
+    explain_func("flat", "0")(model, image.numpy(), [0])
+"""
+
+
+def test_each_batch_is_warned_of_under_pythons_own_filters():
+    command = [sys.executable, "-c", FLAT_BATCHES]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert ended.stderr.count("ConstantMapWarning: flat: its map is the same everywhere for the examples [0]") == 3
 
 
 @pytest.mark.parametrize("name", SCORED)
@@ -181,7 +202,7 @@ def test_a_metric_of_quantus_is_computed_as_others_are(data):
     metric("RelevanceRankAccuracy")
     assert "quantus_sparseness" in [found.name for found in find_metrics()]
     judge = Judge(ExplainedModel(device="cpu"), ["grad_cam"], MethodSettings(), steps=2)
-    compared = compare(judge, "a picture", demo.load_picture())
+    compared = compare(judge, "an image", demo.load_picture())
     value = compared.table()["quantus_sparseness"].item()
     (judged,) = compared.judgements.values()
     assert value == pytest.approx(gini(judged.attribution.double().flatten().tolist()), abs=2e-3)

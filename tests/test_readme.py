@@ -28,7 +28,7 @@ def test_python_blocks(working_folder, capsys):
     namespace: dict = {}
     run_python(README, namespace)
     assert namespace["attr"].shape == (1, 1, 7, 7)
-    # The black image is what the model sees of a black picture.
+    # The black image is what the model sees of a black image.
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     expected = (-mean / std).reshape(1, 3, 1, 1).expand(1, 3, 224, 224)
     torch.testing.assert_close(namespace["black"], expected)

@@ -40,7 +40,7 @@ def exported(tmp_path_factory, images):
 
 @pytest.fixture(scope="module")
 def quantised(exported):
-    """The same in int8, calibrated on other pictures."""
+    """The same in int8, calibrated on other images."""
     quantization = pytest.importorskip("onnxruntime.quantization")
     path = exported.with_name("int8.onnx")
     waiting = [{"images": demo.generate(4, seed=2)[0].numpy()}]

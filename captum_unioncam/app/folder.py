@@ -1,4 +1,4 @@
-"""The folder of uploaded pictures, and the removal of those that killed processes have left."""
+"""The folder of uploaded images, and the removal of those that killed processes have left."""
 
 from __future__ import annotations
 

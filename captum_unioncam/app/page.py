@@ -1,4 +1,4 @@
-"""The web app's page: UnionCAM's maps, other methods' maps and their metrics for a picture and a network.
+"""The web app's page: UnionCAM's maps, other methods' maps and their metrics for an image and a network.
 
 Gradio renders it and queues the visitors. The page connects only to its own server.
 """
@@ -6,7 +6,6 @@ Gradio renders it and queues the visitors. The page connects only to its own ser
 from __future__ import annotations
 
 import os
-import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -41,13 +40,13 @@ from captum_unioncam.system.errors import Failure, WrongArgument, in_words, one_
 _LARGEST_FILE = 20 * 2**20
 _MOST_PIXELS = 40_000_000
 
-# Limits of uploaded pictures; the oldest are deleted.
+# Limits of uploaded images; the oldest are deleted.
 _MOST_BYTES_KEPT, _MOST_FILES_KEPT = 500 * 2**20, 1000
 
 # Visitors beyond it get an error.
 _LONGEST_QUEUE = 20
 
-# In seconds: how often uploaded pictures are checked, and their maximum age.
+# In seconds: how often uploaded images are checked, and their maximum age.
 _DELETION = (600, 3600)
 
 _PREDICTED = "predicted"
@@ -80,13 +79,13 @@ _SET_OPACITY = "value => document.documentElement.style.setProperty('--map-opaci
 
 _INTRODUCTION = """# What does the network look at?
 
-A network names what it sees in a picture. UnionCAM shows which regions support that class; brighter means more.
-Take a picture, press **Explain**, and compare with other methods."""
+A network names what it sees in an image. UnionCAM shows which regions support that class; brighter means more.
+Take an image, press **Explain**, and compare with other methods."""
 
 _EXAMPLE = "A worked example: the demo model on the demo image. Press <b>Explain</b> for an answer of your own."
 
 
-# Pillow's limit is the process's, and large pictures take much memory: one at a time, and always in the same thread,
+# Pillow's limit is the process's, and large images take much memory: one at a time, and always in the same thread,
 # since the C library keeps what a thread has freed for that thread.
 _opening = ThreadPoolExecutor(1, "opening")
 
@@ -100,7 +99,7 @@ class _Page(gr.Blocks):
             for value in prepared:
                 _check_uploaded(value)
         except Exception as error:
-            sentence = "A setting is not one of the choices, or the picture is gone; reload the page."
+            sentence = "A setting is not one of the choices, or the image is gone; reload the page."
             raise gr.Error(sentence, duration=None, print_exception=False) from error
         return prepared
 
@@ -109,7 +108,7 @@ def _check_uploaded(value: Any) -> None:
     """Refuses other files of this machine; Gradio checks only data that is marked as a file."""
     path = getattr(value, "path", None)
     if path is not None and not Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve()):
-        raise Failure("the picture has not been uploaded.")
+        raise Failure("the image has not been uploaded.")
 
 
 class _Handlers:
@@ -132,6 +131,18 @@ class _Handlers:
             gr.Warning(error.message, duration=None)
             layer, target = {"choices": [], "value": None}, {"choices": [_MOST_PROBABLE], "value": _PREDICTED}
         return gr.update(**layer), gr.update(**target)
+
+    def choose_class(self, bar: gr.SelectData, model: str) -> str:
+        """The class of a bar that was clicked, for the list of classes; the bars may be of another network."""
+        with _as_sentence():
+            _check_type("model", model, str)
+            name, _, index = str(bar.value).removesuffix(")").rpartition(" (")
+            subject = self.workbench.subject(model)
+            if not (index.isdecimal() and int(index) < subject.classes) or (
+                subject.classifier.class_name(int(index)) != name
+            ):
+                raise Failure(f"{bar.value}: is a class of another network; press Explain for those of {model}.")
+            return index
 
     def explain(
         self,
@@ -181,12 +192,6 @@ def _shown(answer: Answer, status: str) -> list[Any]:
     bars = {f"{name} ({index})": confidence for index, (name, confidence) in answer.classes.items()}
     code = gr.update(value=answer.code, visible=bool(answer.code))
     return [escape(status), bars, answer.page(), code, gr.update(visible=bool(answer.computing))]
-
-
-def _chosen(bar: gr.SelectData) -> str:
-    """The class of a bar that was clicked, for the list of classes."""
-    found = re.search(r"\((\d+)\)$", str(bar.value))
-    return found[1] if found else _PREDICTED
 
 
 def _watch(progress: gr.Progress, check: Callable[[], object]) -> None:
@@ -248,9 +253,9 @@ def _as_sentence() -> Iterator[None]:
 
 
 def _opened(file: FileData | None) -> tuple[str, Image.Image]:
-    """The uploaded picture, and its name without the server's folder."""
+    """The uploaded image, and its name without the server's folder."""
     if file is None or not file.path:
-        raise Failure("there is no picture; drop one, or take an example.")
+        raise Failure("there is no image; drop one, or take an example.")
     # JSON may hold what no text file can.
     name = Path(file.orig_name or file.path).name.encode(errors="replace").decode()
     if not Path(file.path).exists():
@@ -321,8 +326,8 @@ def build_page(workbench: Workbench, folder: Path, listeners: Listeners | None =
         checked.failure(lambda: None, None, image, **private)
         model.input(handlers.choose, model, [settings[0], target], **one_by_one)
         asked = [image, model, target, methods, *settings]
-        chosen = bars.select(_chosen, None, target, show_progress="hidden", **private)
-        for event in (button.click, chosen.then):
+        chosen = bars.select(handlers.choose_class, model, target, show_progress="hidden", **one_by_one)
+        for event in (button.click, chosen.success):
             explained = event(
                 handlers.explain, asked, places, show_progress_on=status, js=_SCROLL_TO_RESULT, **one_by_one
             )
@@ -340,12 +345,12 @@ def _worked_example(workbench: Workbench) -> Answer:
 
 
 def _picture_controls(folder: Path) -> tuple[gr.Image, gr.Dataset, list[str]]:
-    """The picture component, the demo images to choose from, and their files."""
+    """The image component, the demo images to choose from, and their files."""
     files = []
     for number, (_, picture) in enumerate(embedded_pictures(), 1):
         files.append(str(folder / f"embedded-{number}.png"))
         picture.save(files[-1])
-    image = gr.Image(files[0], label="Picture", sources=["upload"], height=220, buttons=[])
+    image = gr.Image(files[0], label="Image", sources=["upload"], height=220, buttons=[])
     # Gradio itself would open the file with any of Pillow's decoders.
     image.preprocess = _as_uploaded  # type: ignore[method-assign]
     samples = [[file] for file in files]

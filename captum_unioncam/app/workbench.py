@@ -210,13 +210,13 @@ class Workbench:
         is_wanted: Callable[[], bool] | None = None,
         show_progress: bool = False,
     ) -> Iterator[Answer]:
-        """Explains a class of a picture, and compares: what is known so far, as each result is ready.
+        """Explains a class of an image, and compares: what is known so far, as each result is ready.
 
         First comes the class, then the maps of methods without masked passes, then a preview of UnionCAM's map, then
         its map and each other method's with the metrics.
 
         Args:
-            name (str): The picture's file, as the code opens it.
+            name (str): The image's file, as the code opens it.
             picture (PIL.Image.Image): In mode RGB, of any size.
             question (Question): The question.
             is_wanted (callable or None): Whether the visitor still waits for the answer; called before each pass of
@@ -343,7 +343,7 @@ def _most_probable(judge: Judge, comparison: Comparison) -> dict[int, tuple[str,
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:
-    """Whether two maps are shown as the same picture."""
+    """Whether two maps are shown as the same image."""
     return one.shape == other.shape and torch.allclose(minmax(one), minmax(other), atol=1e-3)
 
 
@@ -360,8 +360,8 @@ def python_lines(explanation: Explanation, name: str, picture: Image.Image, devi
 
     Args:
         explanation (Explanation): To reproduce.
-        name (str): The picture's file.
-        picture (PIL.Image.Image): The picture. An embedded one is loaded by the lines without a file.
+        name (str): The image's file.
+        picture (PIL.Image.Image): The image. An embedded one is loaded by the lines without a file.
         device (str or None): As ``ExplainedModel`` takes it.
     """
     settings = explanation.settings
@@ -392,7 +392,7 @@ attr = union_cam.attribute(  # (1, 1, h, w), in [0, 1]
 
 @cache
 def embedded_pictures() -> list[tuple[str, Image.Image]]:
-    """Embedded pictures, each after the lines of Python that make it."""
+    """Embedded images, each after the lines of Python that make it."""
     from torchvision.transforms.functional import to_pil_image
 
     count, seed, shown = 6, 2, (0, 1, 2, 4, 5)

@@ -137,7 +137,7 @@ def drawn_moves(count: int, generator: torch.Generator | None) -> Tensor:
 
 
 def moved_copies(inputs: tuple[Tensor, ...], baselines: BaselineType, moves: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The inputs, and then turned and shifted ones; what is no picture stays as it is."""
+    """The inputs, and then turned and shifted ones; what is no image stays as it is."""
     yield inputs
     behind = format_baseline(baselines, inputs)
     for move in moves[1:]:
@@ -166,13 +166,13 @@ def every_place(like: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def moved(places: Tensor, move: Tensor, size: Sequence[int]) -> Tensor:
-    """Where a turned and then shifted picture takes what it has at the places (..., 2)."""
+    """Where a turned and then shifted image takes what it has at the places (..., 2)."""
     centre, shift = _centre_and_shift(places, move, size)
     return _turned(places - shift - centre, move[0]) + centre
 
 
 def moved_back(places: Tensor, move: Tensor, size: Sequence[int]) -> Tensor:
-    """Where a picture that is moved back takes what it has at the places (..., 2)."""
+    """Where an image that is moved back takes what it has at the places (..., 2)."""
     centre, shift = _centre_and_shift(places, move, size)
     return _turned(places - centre, -move[0]) + centre + shift
 
@@ -193,7 +193,7 @@ def _turned(places: Tensor, angle: Tensor) -> Tensor:
 
 
 def sampled(pictures: Tensor, places: Tensor) -> Tensor:
-    """Pictures (N, C, H, W) at places (h, w, 2), between pixels bilinearly and 0 outside: (N, C, h, w)."""
+    """Images (N, C, H, W) at places (h, w, 2), between pixels bilinearly and 0 outside: (N, C, h, w)."""
     lengths = _lengths(pictures.shape[2:], places)
     grid = ((2 * places + 1) / lengths - 1).flip(-1)
     # Examples as channels: one grid serves them all.
@@ -222,7 +222,7 @@ def super_resolution(maps: Tensor, moves: Tensor, size: Sequence[int]) -> Tensor
 
 
 def reducing(maps: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """How a picture is reduced to the size of the maps (..., h, w), bilinearly.
+    """How an image is reduced to the size of the maps (..., h, w), bilinearly.
 
     Returns:
         *tuple[Tensor, Tensor]*: The places that count, two in each direction for each position, (2h, 2w, 2), and their

@@ -32,7 +32,7 @@ def compare(
     context: typer.Context,
     images: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="IMAGES", help="Pictures, folders or patterns.", show_default="the demo image"),
+        typer.Argument(metavar="IMAGES", help="Image files, folders or patterns.", show_default="the demo image"),
     ] = None,
     methods: options.MethodsOption = "union_cam, denoised_grad_cam, score_cam, grad_cam, guided_grad_cam, occlusion",
     metrics: options.MetricsOption = None,
@@ -54,9 +54,9 @@ def compare(
     threads: options.ThreadsOption = None,
     **_model_options: Any,
 ) -> None:
-    """Compare methods on pictures, by maps and metrics.
+    """Compare methods on images, by maps and metrics.
 
-    Writes for each picture a panel of the maps (png), each method's metrics and seconds (csv), and one page with both
+    Writes for each image a panel of the maps (png), each method's metrics and seconds (csv), and one page with both
     (html). The best value of each metric is marked with a star, unless several methods share it. The error of a method
     that fails is printed, and the exit code is 1.
     """

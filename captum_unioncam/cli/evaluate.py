@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +19,11 @@ from captum_unioncam.cli.shared import (
     tell_of_download,
     with_photo_model,
 )
+from captum_unioncam.system.errors import Failure
+
+if TYPE_CHECKING:
+    from captum_unioncam.evaluation.run import Evaluation
+    from captum_unioncam.models.subject import ExplainedModel
 
 
 @options.with_model_options
@@ -27,7 +33,7 @@ def evaluate(
         str,
         typer.Argument(
             metavar="DATA",
-            help="demo, 1000 generated pictures; a folder with one subfolder of pictures for each class (ImageNet's "
+            help="demo, 1000 generated images; a folder with one subfolder of images for each class (ImageNet's "
             "layout), with masks or without; a folder in the layout of Pascal VOC, COCO or YOLO; or a table of boxes, "
             ".csv.",
         ),
@@ -51,20 +57,20 @@ def evaluate(
         options.Subset | None,
         typer.Option(
             "--subset",
-            help="difficult: classes whose objects cover less than a quarter of a picture that shows another class "
+            help="difficult: classes whose objects cover less than a quarter of an image that shows another class "
             "too, as in TorchRay.",
             show_default="all",
         ),
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option("--limit", min=1, metavar="N", help="A random subset of N pictures.", show_default="all"),
+        typer.Option("--limit", min=1, metavar="N", help="A random subset of N images.", show_default="all"),
     ] = None,
     seed: options.SeedOption = 0,
     protocol: options.ProtocolOption = options.Protocol.own,
     steps: options.StepsOption = 100,
     workers: Annotated[
-        int, typer.Option("--workers", min=0, metavar="N", help="Processes that read pictures ahead.")
+        int, typer.Option("--workers", min=0, metavar="N", help="Processes that read images ahead.")
     ] = 2,
     retry_failures: Annotated[
         bool, typer.Option("--retry-failures", help="Also redo records that failed in an earlier start.")
@@ -77,7 +83,7 @@ def evaluate(
         typer.Option(
             "--confidence",
             help="What turns the model's outputs into confidences: softmax; sigmoid, for classes that do not exclude "
-            "each other; none, where the outputs are confidences; auto, found out by the first pictures, where they "
+            "each other; none, where the outputs are confidences; auto, found out by the first images, where they "
             "tell.",
         ),
     ] = options.SettledConfidence.softmax,
@@ -85,7 +91,7 @@ def evaluate(
 ) -> None:
     """Evaluate methods over a data set, in one process or many.
 
-    Writes one record for each picture, class and method to files in the folder: metrics, or the error of a method that
+    Writes one record for each image, class and method to files in the folder: metrics, or the error of a method that
     fails. Started again with the same settings, it adds only missing records. See captum-unioncam report.
 
     On several GPUs or machines with a shared file system:
@@ -115,18 +121,32 @@ def evaluate(
     evaluation = Evaluation(data, classes, given["limit"], seed, steps, settings.of_methods(), subset)
     if first:
         typer.echo(layer_line(subject))
-        if note := demo_note(settings, has_photos):
+        note = demo_note(settings, has_photos)
+        if note and _shows_photos(evaluation, subject):
             typer.echo(f"Note: {note}", err=True)
     if line := shared_gpus(settings.device):
         typer.echo(line, err=True)
     how = workers, first, retry_failures, metric_names, accept_other_versions
     tally = evaluate_methods(evaluation, subject, method_names, output, *how)
     typer.echo(
-        f"{tally.records} new records of {tally.images} pictures in {output}, {tally.failures} of them failures; "
+        f"{tally.records} new records of {tally.images} images in {output}, {tally.failures} of them failures; "
         f"captum-unioncam report {output} shows all."
     )
     if tally.shortages:
         typer.echo(f"Out of memory: {tally.shortages} of them, which are done again at the next start.")
+
+
+def _shows_photos(evaluation: Evaluation, subject: ExplainedModel) -> bool:
+    """Whether the first image that can be read has another size than demo images."""
+    from captum_unioncam.datasets.open import open_data_set
+    from captum_unioncam.evaluation.explain import is_photo
+
+    names = subject.classifier.class_names
+    data_set = open_data_set(evaluation.data, names, subject.classes, evaluation.classes)
+    for name in data_set.names:
+        with suppress(Failure):
+            return is_photo(data_set.sample(name).picture)
+    return False
 
 
 def _with_the_papers(context: typer.Context, data: str) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def explain(
     context: typer.Context,
     images: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="IMAGES", help="Pictures, folders or patterns.", show_default="the demo image"),
+        typer.Argument(metavar="IMAGES", help="Image files, folders or patterns.", show_default="the demo image"),
     ] = None,
     method: options.MethodOption = _DEFAULT,
     target: options.TargetOption = None,
@@ -66,13 +66,13 @@ def explain(
         Size,
         typer.Option(
             "--size",
-            help="model: the picture as the model sees it, and the raw map at the layer's resolution. original: both "
+            help="model: the image as the model sees it, and the raw map at the layer's resolution. original: both "
             "at the resolution of the file.",
         ),
     ] = Size.model,
     overlay_only: Annotated[
         bool,
-        typer.Option("--overlay-only", help="Write only the picture with the method's map over it, without the panel."),
+        typer.Option("--overlay-only", help="Write only the image with the method's map over it, without the panel."),
     ] = False,
     colormap: options.ColormapOption = "glow",
     opacity: options.OpacityOption = 0.6,
@@ -82,9 +82,9 @@ def explain(
     threads: options.ThreadsOption = None,
     **_model_options: Any,
 ) -> None:
-    """Explain the class that a network sees in each picture.
+    """Explain the class that a network sees in each image.
 
-    For each picture a panel is written: the photo, Grad-CAM for comparison, and the method's map, with the class and
+    For each image a panel is written: the photo, Grad-CAM for comparison, and the method's map, with the class and
     the confidence. UnionCAM's panel has its denoised, region and union maps, and says which was selected. With
     --output - the one file goes to standard output.
 
@@ -95,7 +95,7 @@ def explain(
     piped = str(output) == "-"
     wanted = formats or [Format.png]
     if piped and (len(pictures) > 1 or len(wanted) > 1 or (top_k or 1) > 1 or open_it):
-        raise WrongArgument("--output -: takes one file; give one picture, one --format and one class, without --open.")
+        raise WrongArgument("--output -: takes one file; give one image, one --format and one class, without --open.")
     from captum_unioncam.evaluation.explain import Explainer
     from captum_unioncam.report.images import Look
 
@@ -174,7 +174,7 @@ class _Contents:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """One class of one picture: the files, or the content for standard output, and what is printed."""
+    """One class of one image: the files, or the content for standard output, and what is printed."""
 
     line: str
     warnings: list[str]
@@ -197,7 +197,7 @@ def _explained(
     writer: FreeNames | None,
     on_terminal: bool,
 ) -> Iterator[_Outcome | Failure]:
-    """Writes the files of each picture, with a progress bar over several pictures on a terminal."""
+    """Writes the files of each image, with a progress bar over several images on a terminal."""
     from captum_unioncam.engine._captum import progress
 
     shown = progress(pictures, desc="pictures") if on_terminal and len(pictures) > 1 else pictures
@@ -207,7 +207,7 @@ def _explained(
             for explanation in explainer.explain(picture, target, top_k):
                 yield _outcome(explanation, name, stem, contents, writer)
         except Exception as error:
-            # A user's model may raise anything for one picture; the others are still explained.
+            # A user's model may raise anything for one image; the others are still explained.
             problem = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
             name = str(path or EMBEDDED)
             yield Failure(problem if problem.startswith(name) else f"{name}: {problem}")

@@ -55,7 +55,7 @@ def _command(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """UnionCAM class activation maps: the evidence in a picture for a class of a convolutional network."""
+    """UnionCAM class activation maps: the evidence in an image for a class of a convolutional network."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

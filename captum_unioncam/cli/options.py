@@ -133,7 +133,7 @@ OpacityOption = Annotated[
     ),
 ]
 DpiOption = Annotated[
-    int, typer.Option("--dpi", min=20, max=2400, metavar="N", help="Resolution of pictures, in pixels per inch.")
+    int, typer.Option("--dpi", min=20, max=2400, metavar="N", help="Resolution of images, in pixels per inch.")
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 ThreadsOption = Annotated[
@@ -177,7 +177,7 @@ def _model_options(
             "--input-size",
             min=1,
             metavar="N",
-            help="For your own model: resize pictures to N by N pixels; with --crop, resize their shorter side to N.",
+            help="For your own model: resize images to N by N pixels; with --crop, resize their shorter side to N.",
             show_default="224",
         ),
     ] = None,
@@ -242,7 +242,7 @@ def _model_options(
             "--max-channels",
             min=1,
             metavar="N",
-            help="Score at most N channels of a picture, which is faster.",
+            help="Score at most N channels of an image, which is faster.",
             show_default="all",
         ),
     ] = None,
@@ -266,7 +266,7 @@ def _model_options(
             "--batch-size",
             min=1,
             metavar="N",
-            help="Masked pictures in a forward pass.",
+            help="Masked images in a forward pass.",
             show_default="by a fixed rule",
         ),
     ] = None,

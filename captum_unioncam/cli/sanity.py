@@ -31,7 +31,7 @@ Order = StrEnum("Order", ["cascading", "independent", "both"])
 def sanity(
     context: typer.Context,
     image: Annotated[
-        Path | None, typer.Argument(metavar="IMAGE", help="Picture.", show_default="the demo image")
+        Path | None, typer.Argument(metavar="IMAGE", help="Image file.", show_default="the demo image")
     ] = None,
     methods: options.MethodsOption = "union_cam, denoised_grad_cam, score_cam, grad_cam, guided_grad_cam, saliency",
     target: options.TargetOption = None,

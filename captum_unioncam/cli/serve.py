@@ -27,7 +27,7 @@ def serve(
     ] = None,
     open_it: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
-    """Serve the web app: a picture, a network, and the maps of several methods. Ctrl-C ends it.
+    """Serve the web app: an image, a network, and the maps of several methods. Ctrl-C ends it.
 
     Visitors choose among the given network, the demo model and torchvision's, and may change the quality.
     """

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 EMBEDDED = "demo image"
 
 _SUFFIXES = {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-"""Of the pictures in a folder."""
+"""Of the images in a folder."""
 
 _OPTIONS = {
     "class_file": "--classes",
@@ -89,14 +89,14 @@ def tell_of_download(settings: Settings) -> None:
 
 
 def demo_note(settings: Settings, has_photos: bool) -> str | None:
-    """What the demo model knows, where it is given something else than its own pictures."""
+    """What the demo model knows, where it is given something else than its own images."""
     from captum_unioncam.evaluation import explain
 
     return explain.demo_note(settings, has_photos)
 
 
 def pictures_in(given: Sequence[Path]) -> tuple[list[Path], list[Failure]]:
-    """The pictures that are given by files, folders and patterns, and what is wrong with the others.
+    """The images that are given by files, folders and patterns, and what is wrong with the others.
 
     Nothing is opened yet, so that a misspelled name is told before a model is loaded.
     """
@@ -113,7 +113,7 @@ def pictures_in(given: Sequence[Path]) -> tuple[list[Path], list[Failure]]:
 
 
 def readable_pictures(given: Sequence[Path] | None) -> tuple[list[Path], bool]:
-    """The pictures that are given, and whether there are others, which are told; ends the command if none is left."""
+    """The images that are given, and whether there are others, which are told; ends the command if none is left."""
     found, problems = pictures_in(given or [])
     for problem in problems:
         complain(problem)
@@ -134,7 +134,7 @@ def _pictures_of(path: Path) -> list[Path]:
     if path.is_dir():
         inside = [file for file in sorted(path.iterdir()) if file.suffix.lower() in _SUFFIXES and file.name[0] != "."]
         if not inside:
-            raise Failure(f"{path}: is a folder without pictures; give another.")
+            raise Failure(f"{path}: is a folder without images; give another.")
         return inside
     if path.exists():
         return [path]
@@ -160,7 +160,7 @@ def use_threads(number: int | None) -> None:
 
 
 def opened(path: Path | None) -> tuple[str, str, Image.Image]:
-    """The picture, or the embedded one, with its name and the stem of its output files."""
+    """The image, or the embedded one, with its name and the stem of its output files."""
     if path is None:
         from captum_unioncam.demo import load_picture
 

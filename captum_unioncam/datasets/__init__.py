@@ -1,4 +1,4 @@
-"""Data sets of labelled pictures, for evaluating attribution methods: listed when opened, read one picture at a time.
+"""Data sets of labelled images, for evaluating attribution methods: listed when opened, read one image at a time.
 
 One file for each layout; ``open.py`` detects it. Imports demo and system.
 """

@@ -1,4 +1,4 @@
-"""Pictures with annotated objects of any number of classes."""
+"""Images with annotated objects of any number of classes."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ ObjectT = TypeVar("ObjectT")
 
 
 class AnnotatedPictures(DataSet, Generic[ObjectT]):
-    """Pictures with the objects of their classes.
+    """Images with the objects of their classes.
 
     Args:
         folder (Path): That the names are relative to.
-        objects (Mapping): By picture, its objects by class; or why they cannot be read.
+        objects (Mapping): By image, its objects by class; or why they cannot be read.
         outputs (Outputs): Of the model.
-        ordered (Sequence[str] or None): All possible classes in order. Default: None, those of the pictures, sorted
+        ordered (Sequence[str] or None): All possible classes in order. Default: None, those of the images, sorted
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class AnnotatedPictures(DataSet, Generic[ObjectT]):
                 target: self._mask(picture.size, self._objects[name][target]) for target in targets
             }
         except ValueError as error:
-            raise Failure(f"{self._folder / name}: {error}; give the annotation of this picture.") from error
+            raise Failure(f"{self._folder / name}: {error}; give the annotation of this image.") from error
         return Sample(picture, masks)
 
     @abstractmethod
@@ -66,12 +66,12 @@ class AnnotatedPictures(DataSet, Generic[ObjectT]):
         """The objects' mask, as ``Sample`` has it.
 
         Raises:
-            ValueError: They do not fit a picture of that size.
+            ValueError: They do not fit an image of that size.
         """
 
 
 class BoxedPictures(AnnotatedPictures[Box]):
-    """Pictures with boxes."""
+    """Images with boxes."""
 
     def sample(self, name: str) -> Sample:
         sample = super().sample(name)
@@ -84,5 +84,5 @@ class BoxedPictures(AnnotatedPictures[Box]):
         return mask_of_boxes(size, self._boxes(size, objects))
 
     def _boxes(self, size: tuple[int, int], objects: list[Box]) -> list[Box]:
-        """The boxes in pixels of a picture of that size."""
+        """The boxes in pixels of an image of that size."""
         return objects

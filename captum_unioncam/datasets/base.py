@@ -1,4 +1,4 @@
-"""The interface of data sets: pictures by name, their classes, and the masks of their objects."""
+"""The interface of data sets: images by name, their classes, and the masks of their objects."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from captum_unioncam.datasets.boxes import Box
 from captum_unioncam.system.errors import WrongArgument
 
 DEMO_DATA = "demo"
-"""Path of the data set of generated pictures."""
+"""Path of the data set of generated images."""
 
 _LAYOUTS = (
     f"give {DEMO_DATA}, a table .csv of path,label,x0,y0,x1,y1, COCO's instances*.json, or a folder that holds one of: "
     "VOCdevkit/VOC2007, or JPEGImages and Annotations; annotations/instances*.json; images and labels, as YOLO's; "
-    "pictures and masks/CLASS/NAME.png; one subfolder of pictures for each class"
+    "images and masks/CLASS/NAME.png; one subfolder of images for each class"
 )
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture of a data set, and the masks of its objects.
+    """An image of a data set, and the masks of its objects.
 
     Args:
         picture (PIL.Image.Image): In mode RGB, as ``open_picture`` returns it.
-        objects (dict[int, PIL.Image.Image or None]): By target, an output of the model: a picture in mode "L", of the
+        objects (dict[int, PIL.Image.Image or None]): By target, an output of the model: an image in mode "L", of the
             same size, 255 on the objects or within their boxes and 0 elsewhere; None where that is unknown.
         boxes (dict[int, list[Box]]): By target, the boxes that its mask was made from. Default: none, it was not
     """
@@ -40,34 +40,34 @@ class Sample:
 
 
 class DataSet(ABC):
-    """Labelled pictures, read on demand; small to pickle, for the workers of a ``DataLoader``.
+    """Labelled images, read on demand; small to pickle, for the workers of a ``DataLoader``.
 
     Attributes:
-        names (list[str]): The pictures' names, sorted and unique: relative paths with "/" on every system.
+        names (list[str]): The images' names, sorted and unique: relative paths with "/" on every system.
     """
 
     names: list[str]
 
     @abstractmethod
     def targets(self, name: str) -> tuple[int, ...]:
-        """The model's outputs for the picture's classes, ascending.
+        """The model's outputs for the image's classes, ascending.
 
         Args:
             name (str): One of ``names``.
 
         Raises:
-            Failure: The picture's annotation cannot be read.
+            Failure: The image's annotation cannot be read.
         """
 
     @abstractmethod
     def sample(self, name: str) -> Sample:
-        """The picture, and the objects of each of its targets.
+        """The image, and the objects of each of its targets.
 
         Args:
             name (str): One of ``names``.
 
         Raises:
-            Failure: The picture or its annotation cannot be read, or the annotation does not fit the picture.
+            Failure: The image or its annotation cannot be read, or the annotation does not fit the image.
         """
 
 
@@ -102,8 +102,8 @@ def subset(names: Iterable[str], limit: int | None, seed: int) -> list[str]:
 
 
 def difficult(data_set: DataSet, name: str) -> tuple[int, ...]:
-    """The picture's targets in TorchRay's difficult subset (Fong et al., *Understanding deep networks via extremal
-    perturbations and smooth masks*, 2019): their objects cover less than a quarter of the picture, and it shows an
+    """The image's targets in TorchRay's difficult subset (Fong et al., *Understanding deep networks via extremal
+    perturbations and smooth masks*, 2019): their objects cover less than a quarter of the image, and it shows an
     object of another class.
 
     Args:
@@ -111,7 +111,7 @@ def difficult(data_set: DataSet, name: str) -> tuple[int, ...]:
         name (str): One of its ``names``.
 
     Raises:
-        Failure: The picture or its annotation cannot be read.
+        Failure: The image or its annotation cannot be read.
     """
     if len(data_set.targets(name)) < 2:
         return ()

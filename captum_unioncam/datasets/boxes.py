@@ -8,21 +8,21 @@ from collections.abc import Iterable
 from PIL import Image
 
 Box = tuple[float, float, float, float]
-"""Left, top, right and bottom edges in pixels, from the picture's left and top edges."""
+"""Left, top, right and bottom edges in pixels, from the image's left and top edges."""
 
 
 def mask_of_boxes(size: tuple[int, int], boxes: Iterable[Box]) -> Image.Image:
     """Draws boxes: the pixels whose centres they hold, or the nearest of a thinner one.
 
     Args:
-        size (tuple[int, int]): Width and height of the picture.
-        boxes (Iterable[Box]): Their parts outside the picture are cut off.
+        size (tuple[int, int]): Width and height of the image.
+        boxes (Iterable[Box]): Their parts outside the image are cut off.
 
     Returns:
         *PIL.Image.Image*: In mode "L", 255 within the boxes and 0 elsewhere.
 
     Raises:
-        ValueError: A box covers none of the picture.
+        ValueError: A box covers none of the image.
 
     Example::
 

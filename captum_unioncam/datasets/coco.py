@@ -1,4 +1,4 @@
-"""COCO's layout: one file of all pictures' objects, with boxes and segmentations."""
+"""COCO's layout: one file of all images' objects, with boxes and segmentations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ANNOTATIONS = "annotations"
 
 
 class Coco(AnnotatedPictures[int]):
-    """COCO's pictures with objects, by their segmentation where there is one, or else their box; crowds are left out.
+    """COCO's images with objects, by their segmentation where there is one, or else their box; crowds are left out.
 
     Args:
         file (Path): ``instances*.json``. Names are relative to its folder, or that above ``annotations``.
@@ -83,7 +83,7 @@ def coco_files(folder: Path) -> list[Path]:
 
 
 def coco_folder(file: Path) -> Path:
-    """The folder that the pictures' names are relative to."""
+    """The folder that the images' names are relative to."""
     folder = Path(os.path.abspath(file)).parent
     return folder.parent if folder.name == _ANNOTATIONS else folder
 
@@ -112,7 +112,7 @@ def _not_instances(file: Path, error: Exception) -> WrongArgument:
 
 
 def _picture_folder(file: Path, root: Path, names: Iterable[str]) -> str:
-    """Where the pictures are in ``root``: such as "val2017/" for instances_val2017.json."""
+    """Where the images are in ``root``: such as "val2017/" for instances_val2017.json."""
     split = file.stem.removeprefix("instances").strip("_")
     places = dict.fromkeys((f"{split}/" if split else "", f"images/{split}/" if split else "images/", "images/", ""))
     some = list(names)[:100]
@@ -120,4 +120,4 @@ def _picture_folder(file: Path, root: Path, names: Iterable[str]) -> str:
         if any((root / f"{place}{name}").is_file() for name in some):
             return place
     looked = ", ".join(str(root / place) for place in places)
-    raise no_data_set(file, f"none of its first pictures is in {looked}")
+    raise no_data_set(file, f"none of its first images is in {looked}")

@@ -1,4 +1,4 @@
-"""ImageNet's layout: a folder for each class, with masks beside the pictures or without."""
+"""ImageNet's layout: a folder for each class, with masks beside the images or without."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
 class ClassFolders(DataSet):
-    """ImageNet's layout: a picture's class is the name of its top folder.
+    """ImageNet's layout: an image's class is the name of its top folder.
 
     The mask of ``star/a.jpg`` is ``star/masks/a.png`` or ``masks/star/a.png``; without one, its objects are unknown.
     """
@@ -37,7 +37,7 @@ class ClassFolders(DataSet):
             raise no_data_set(folder, "has no subfolder")
         pictures = [path for name in ordered for path in pictures_below(folder / name, passed_over=MASKS)]
         if not pictures:
-            raise no_data_set(folder, "has no picture in its subfolders")
+            raise no_data_set(folder, "has no image in its subfolders")
         if _SPLITS.issuperset(map(str.lower, ordered)) and all(path.parent.parent != folder for path in pictures):
             raise no_data_set(folder, f"holds {', '.join(ordered)}, each with folders of its own: give one of them")
         self._folder = folder
@@ -60,15 +60,15 @@ class ClassFolders(DataSet):
 
 
 class MaskedPictures(AnnotatedPictures[str]):
-    """Pictures in a folder, whose objects of each class are in ``masks/CLASS/NAME.png``.
+    """Images in a folder, whose objects of each class are in ``masks/CLASS/NAME.png``.
 
-    For a model of one output they may be in ``masks/NAME.png``. Pictures without a mask are left out.
+    For a model of one output they may be in ``masks/NAME.png``. Images without a mask are left out.
     """
 
     def __init__(self, folder: Path, outputs: Outputs) -> None:
         classes = folders_in(folder / MASKS)
         if not classes and outputs.count > 1:
-            raise no_data_set(folder, f"has pictures with masks but no classes, and the model {outputs.count} outputs")
+            raise no_data_set(folder, f"has images with masks but no classes, and the model {outputs.count} outputs")
         places = {name: f"{MASKS}/{name}" for name in classes} or {"0": MASKS}
         masks = {place: set(pictures_in(folder / place)) for place in places.values()}
         objects = {
@@ -81,7 +81,7 @@ class MaskedPictures(AnnotatedPictures[str]):
         }
         objects = {name: of for name, of in objects.items() if of}
         if not objects:
-            raise no_data_set(folder, f"has no picture with a mask of its name in {MASKS}")
+            raise no_data_set(folder, f"has no image with a mask of its name in {MASKS}")
         super().__init__(folder, objects, outputs, list(places))
 
     def _mask(self, size: tuple[int, int], objects: list[str]) -> Image.Image:
@@ -92,7 +92,7 @@ class MaskedPictures(AnnotatedPictures[str]):
 
 
 def has_masks(folder: Path) -> bool:
-    """Whether there are pictures in the folder and masks beside them."""
+    """Whether there are images in the folder and masks beside them."""
     return (folder / MASKS).is_dir() and bool(pictures_in(folder))
 
 
@@ -104,5 +104,5 @@ def _is_mirror(folder: Path, classes: list[str]) -> bool:
 def _fitting(path: Path, size: tuple[int, int]) -> Image.Image:
     mask = open_mask(path)
     if mask.size != size:
-        raise Failure(f"{path}: is {mask.width}x{mask.height}, but its picture {size[0]}x{size[1]}; give its own mask.")
+        raise Failure(f"{path}: is {mask.width}x{mask.height}, but its image {size[0]}x{size[1]}; give its own mask.")
     return mask

@@ -1,4 +1,4 @@
-"""Generated pictures, with the objects' true masks."""
+"""Generated images, with the objects' true masks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DEMO_SEED = 2024
 
 
 class GeneratedPictures(DataSet):
-    """Pictures of the demo's generator, drawn on demand, with true masks."""
+    """Images of the demo's generator, drawn on demand, with true masks."""
 
     def __init__(self, outputs: Outputs) -> None:
         self._outputs = outputs.of(CLASS_NAMES, ordered=CLASS_NAMES)

@@ -1,4 +1,4 @@
-"""What is a picture, and what a folder holds besides what systems and programs put there."""
+"""Lists the images and folders in a folder, without hidden ones and those that systems and programs create."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def is_hidden(name: str) -> bool:
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file is a picture by its extension, and not hidden."""
+    """Whether a file is an image by its extension, and not hidden."""
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
     return name.lower().endswith(IMG_EXTENSIONS) and not is_hidden(name)
@@ -28,18 +28,18 @@ def folders_in(folder: Path) -> list[str]:
 
 
 def pictures_in(folder: Path) -> list[str]:
-    """The names of the pictures in a folder, not below it, sorted; none if it does not exist."""
+    """The names of the images in a folder, not below it, sorted; none if it does not exist."""
     if not os.path.isdir(folder):
         return []
     return sorted(entry.name for entry in os.scandir(folder) if is_picture(entry.name) and not entry.is_dir())
 
 
 def pictures_below(folder: Path, passed_over: str | None = None) -> Iterator[Path]:
-    """The pictures in a folder and below it. Links are followed, except to folders that contain them.
+    """The images in a folder and below it. Links are followed, except to folders that contain them.
 
     Args:
         folder (Path): Where to begin.
-        passed_over (str or None): Name of folders that are passed over where pictures are beside them. Default: None
+        passed_over (str or None): Name of folders that are passed over where images are beside them. Default: None
     """
     for root, folders, files in os.walk(folder, followlinks=True):
         pictures = [name for name in files if is_picture(name)]

@@ -1,4 +1,4 @@
-"""Opens data sets of labelled pictures in any of the layouts."""
+"""Opens data sets of labelled images in any of the layouts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from captum_unioncam.demo.data_sets import draw
 def open_data_set(
     path: str, class_names: Sequence[str] | None, classes: int, class_file: Path | None = None
 ) -> DataSet:
-    """Lists the pictures of a data set, and finds the model's output for each of their classes.
+    """Lists the images of a data set, and finds the model's output for each of their classes.
 
     Without ``class_file``, a class is matched with the output of the same name, ignoring case, and "_" and space are
     equal. If no class has the name of an output, classes that are numbers are those outputs, counted from 0, or from 1
@@ -33,13 +33,13 @@ def open_data_set(
     numbers, are refused.
 
     Args:
-        path (str): "demo", 1000 generated pictures (a folder of that name is "./demo"), or one of these, whose pictures
+        path (str): "demo", 1000 generated images (a folder of that name is "./demo"), or one of these, whose images
             are found by their extension, without hidden and system files (".DS_Store", "__MACOSX"):
 
-            - a folder with one subfolder for each class, with masks in ``masks/NAME.png`` beside pictures or without;
-            - a folder of pictures with their masks in ``masks/CLASS/NAME.png``;
+            - a folder with one subfolder for each class, with masks in ``masks/NAME.png`` beside images or without;
+            - a folder of images with their masks in ``masks/CLASS/NAME.png``;
             - a folder that holds ``VOCdevkit/VOC2007`` (or 2012), or one of those two, or any with ``JPEGImages`` and
-              ``Annotations``. Every annotated class of a picture is a target, also if all its objects are marked
+              ``Annotations``. Every annotated class of an image is a target, also if all its objects are marked
               difficult;
             - a folder with YOLO's ``images`` and ``labels``;
             - COCO's ``instances*.json``, or a folder that holds one, alone or in ``annotations``;
@@ -51,10 +51,10 @@ def open_data_set(
             object of outputs by name. Names must match exactly. Default: None
 
     Returns:
-        *DataSet*: Its pictures are only listed; annotations are read. What cannot be read fails on access.
+        *DataSet*: Its images are only listed; annotations are read. What cannot be read fails on access.
 
     Raises:
-        WrongArgument: There are no pictures in such a layout, a table or COCO's file cannot be read, or the outputs of
+        WrongArgument: There are no images in such a layout, a table or COCO's file cannot be read, or the outputs of
             the classes are ambiguous.
         Failure: COCO's file needs pycocotools, which is not installed.
 
@@ -87,7 +87,7 @@ def check_layout(path: str) -> None:
 
 
 def picture_of(path: str, name: str) -> Image.Image:
-    """One picture of a data set, without its classes.
+    """One image of a data set, without its classes.
 
     Args:
         path (str): As ``open_data_set`` takes it.

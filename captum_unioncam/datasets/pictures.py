@@ -1,4 +1,4 @@
-"""Opens picture files safely, and as viewers show them."""
+"""Opens image files safely, and as viewers show them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LARGEST_ASPECT = 50
 
 
 def open_picture(path: Path, from_pipes: bool = False) -> Image.Image:
-    """Opens a picture as viewers show it.
+    """Opens an image as viewers show it.
 
     It is rotated by its EXIF orientation and put on white if transparent. 16 bits a channel are scaled to 8. CMYK,
     grayscale and palettes are converted to RGB. The first frame of an animation is taken.
@@ -41,7 +41,7 @@ def open_picture(path: Path, from_pipes: bool = False) -> Image.Image:
         >>> from pathlib import Path
         >>> from captum_unioncam.datasets import open_picture
         >>> demo.load_picture().save("photo.png")
-        >>> picture = open_picture(Path("photo.png"))
+        >>> image = open_picture(Path("photo.png"))
     """
     with _explained(path):
         if not from_pipes:
@@ -53,7 +53,7 @@ def open_mask(path: Path) -> Image.Image:
     """Opens a mask, of one channel or several: what is not zero is an object.
 
     Args:
-        path (Path): A file in one of the formats of pictures, such as PNG. Of a palette, the numbers count, not the
+        path (Path): A file in one of the formats of images, such as PNG. Of a palette, the numbers count, not the
             colours; an alpha channel does not count.
 
     Returns:
@@ -74,7 +74,7 @@ def open_mask(path: Path) -> Image.Image:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Failures instead of the errors of reading a picture."""
+    """Failures instead of the errors of reading an image."""
     try:
         with warnings.catch_warnings():
             # Pillow warns above Image.MAX_IMAGE_PIXELS and refuses twice that; here both are errors.
@@ -86,16 +86,16 @@ def _explained(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise Failure(f"{path}: does not exist; check the path.") from error
     except IsADirectoryError as error:
-        raise Failure(f"{path}: is a folder; give the pictures in it, such as {path / '*.jpg'}.") from error
+        raise Failure(f"{path}: is a folder; give the images in it, such as {path / '*.jpg'}.") from error
     except PermissionError as error:
         raise Failure(f"{path}: permission denied; make the file readable.") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise Failure(f"{path}: {_too_many_pixels(error)}; shrink it.") from error
     except UnidentifiedImageError as error:
-        raise Failure(f"{path}: is not a picture in a known format; convert it to JPEG or PNG.") from error
+        raise Failure(f"{path}: is not an image in a known format; convert it to JPEG or PNG.") from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise Failure(f"{path}: {error.strerror}; give a picture.") from error
+            raise Failure(f"{path}: {error.strerror}; give an image.") from error
         # Pillow's decoders raise errors of many types for broken data.
         raise Failure(f"{path}: cannot be decoded ({one_line(error)}); save or download it anew.") from error
 
@@ -116,7 +116,7 @@ def _upright_rgb(path: Path) -> Image.Image:
 def _check_shape(path: Path, size: tuple[int, int]) -> None:
     shorter, longer = sorted(size)
     if shorter == 0:
-        raise Failure(f"{path}: has no pixels; give another picture.")
+        raise Failure(f"{path}: has no pixels; give another image.")
     if longer > _LARGEST_ASPECT * shorter:
         # torchvision's transforms resize by the shorter side, which would fill the memory.
         raise Failure(f"{path}: is {longer // shorter} times as long as it is wide; crop it.")

@@ -1,4 +1,4 @@
-"""A CSV file of pictures, classes and boxes."""
+"""A CSV file of images, classes and boxes."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ COLUMNS = ("path", "label", "x0", "y0", "x1", "y1")
 
 
 class Table(BoxedPictures):
-    """Pictures of a CSV file with a row for each object. Names are relative to its folder."""
+    """Images of a CSV file with a row for each object. Names are relative to its folder."""
 
     def __init__(self, file: Path, outputs: Outputs) -> None:
         super().__init__(file.parent, _read(file), outputs)
 
 
 def _read(file: Path) -> dict[str, dict[str, list[Box]]]:
-    """The boxes of each picture's classes."""
+    """The boxes of each image's classes."""
     rows: dict[str, dict[str, list[Box]]] = defaultdict(lambda: defaultdict(list))
     try:
         check_regular(file)

@@ -30,7 +30,7 @@ def is_voc(path: str) -> bool:
 
 
 class PascalVoc(BoxedPictures):
-    """Pascal VOC's pictures: those of its test list, or else of its validation list; without lists, all annotated.
+    """Pascal VOC's images: those of its test list, or else of its validation list; without lists, all annotated.
 
     Args:
         folder (Path): That holds ``Annotations`` and ``JPEGImages``. Names are relative to it.
@@ -41,7 +41,7 @@ class PascalVoc(BoxedPictures):
         names = {Path(name).stem: name for name in pictures_in(folder / _PICTURES)}
         stems = _listed(folder)
         if names.keys().isdisjoint(stems):
-            raise no_data_set(folder, f"has no picture of the test set in {_PICTURES}")
+            raise no_data_set(folder, f"has no image of the test set in {_PICTURES}")
         objects: dict[str, dict[str, list[Box]] | Failure] = {}
         for stem in stems:
             name = f"{_PICTURES}/{names.get(stem, f'{stem}.jpg')}"
@@ -65,7 +65,7 @@ def voc_folder(folder: Path) -> Path | None:
 
 
 def _listed(folder: Path) -> list[str]:
-    """The pictures' names without their extension."""
+    """The images' names without their extension."""
     lists = [folder / _LISTS / f"{split}.txt" for split in ("test", "val")]
     if not (folder / _LISTS).is_dir():
         return sorted(

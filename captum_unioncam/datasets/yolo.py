@@ -1,4 +1,4 @@
-"""YOLO's layout: a text of boxes for each picture."""
+"""YOLO's layout: a text of boxes for each image."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from captum_unioncam.system.files import check_regular
 _PICTURES, _LABELS = "images", "labels"
 
 _ROUNDING = 1e-3
-"""Centres and sizes may be that far beyond the picture's."""
+"""Centres and sizes may be that far beyond the image's."""
 
 
 class Yolo(BoxedPictures):
-    """Pictures below ``images``, each with its boxes in a text of its name below ``labels``.
+    """Images below ``images``, each with its boxes in a text of its name below ``labels``.
 
-    A line is the class's number, and the box's centre, width and height in parts of the picture's. ``data.yaml`` or
+    A line is the class's number, and the box's centre, width and height in parts of the image's. ``data.yaml`` or
     ``classes.txt``, here or in the folder above, names the classes; without one, numbers are the model's outputs.
-    Pictures without a text, or with an empty one, are left out.
+    Images without a text, or with an empty one, are left out.
 
     Args:
         folder (Path): That holds ``images`` and ``labels``. Names are relative to it.
@@ -44,7 +44,7 @@ class Yolo(BoxedPictures):
             else:
                 objects |= {name: boxes} if boxes else {}
         if not objects:
-            raise no_data_set(folder, f"has no picture in {_PICTURES} with boxes in {_LABELS}/NAME.txt")
+            raise no_data_set(folder, f"has no image in {_PICTURES} with boxes in {_LABELS}/NAME.txt")
         numbers = {label for of in objects.values() if not isinstance(of, Failure) for label in of}
         super().__init__(folder, objects, outputs, classes or sorted(numbers, key=int))
 
@@ -83,7 +83,7 @@ def _parsed(words: list[str], classes: list[str] | None) -> tuple[str, Box]:
     number, (x, y, width, height) = words[0], map(float, words[1:])
     most = 1 + _ROUNDING
     if not (-_ROUNDING <= x <= most and -_ROUNDING <= y <= most and 0 < width <= most and 0 < height <= most):
-        raise ValueError("the box is not in parts of the picture's width and height, from 0 to 1")
+        raise ValueError("the box is not in parts of the image's width and height, from 0 to 1")
     if not number.isdecimal() or len(number) > 9 or (classes is not None and int(number) >= len(classes)):
         known = "a number from 0" if classes is None else f"one of the {len(classes)} classes' numbers, from 0"
         raise ValueError(f"{number!r} is not {known}")

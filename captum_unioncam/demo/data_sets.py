@@ -1,4 +1,4 @@
-"""Generated pictures as data sets: drawn one by one, or written in the layouts of ImageNet and Pascal VOC."""
+"""Generated images as data sets: drawn one by one, or written in the layouts of ImageNet and Pascal VOC."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 class DrawnPicture(NamedTuple):
-    """A generated picture with its object.
+    """A generated image with its object.
 
     Args:
         picture (PIL.Image.Image): In mode RGB, 112 x 112.
         class_name (str): What the object is, one of :data:`~captum_unioncam.demo.CLASS_NAMES`.
-        mask (PIL.Image.Image): In mode "L", of the picture's size: 255 on the object's own pixels, 0 elsewhere.
+        mask (PIL.Image.Image): In mode "L", of the image's size: 255 on the object's own pixels, 0 elsewhere.
     """
 
     picture: Image.Image
@@ -32,7 +32,7 @@ class DrawnPicture(NamedTuple):
 
 
 def draw(seed: int, index: int) -> DrawnPicture:
-    """Draws picture ``index`` of ``generate(..., seed)`` alone.
+    """Draws image ``index`` of ``generate(..., seed)`` alone.
 
     Example::
 
@@ -47,12 +47,12 @@ def draw(seed: int, index: int) -> DrawnPicture:
 
 
 def write_image_folder(folder: Path, count: int, seed: int) -> None:
-    """Writes generated pictures in ImageNet's layout: ``folder/star/00005.png``.
+    """Writes generated images in ImageNet's layout: ``folder/star/00005.png``.
 
     Args:
-        folder (Path): Made if need be. A class without pictures has no folder in it.
-        count (int): How many pictures: those of ``generate(count, seed)``.
-        seed (int): Selects the sequence of pictures, 0 or more.
+        folder (Path): Made if need be. A class without images has no folder in it.
+        count (int): How many images: those of ``generate(count, seed)``.
+        seed (int): Selects the sequence of images, 0 or more.
 
     Raises:
         Failure: A file cannot be written.
@@ -68,14 +68,14 @@ def write_image_folder(folder: Path, count: int, seed: int) -> None:
 
 
 def write_voc(folder: Path, count: int, seed: int) -> None:
-    """Writes generated pictures in the layout of Pascal VOC 2007's test set: ``folder/VOCdevkit/VOC2007``.
+    """Writes generated images in the layout of Pascal VOC 2007's test set: ``folder/VOCdevkit/VOC2007``.
 
-    Every third picture is two side by side, 224 x 112, with objects of different classes. The boxes bound the masks.
+    Every third image is two side by side, 224 x 112, with objects of different classes. The boxes bound the masks.
 
     Args:
         folder (Path): Made if need be.
-        count (int): How many pictures.
-        seed (int): Selects the sequence of pictures, 0 or more.
+        count (int): How many images.
+        seed (int): Selects the sequence of images, 0 or more.
 
     Raises:
         Failure: A file cannot be written.

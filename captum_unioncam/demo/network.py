@@ -1,4 +1,4 @@
-"""The demo network: a small classifier like VGG, for the pictures of :mod:`.pictures`."""
+"""The demo network: a small classifier like VGG, for the images of :mod:`.pictures`."""
 
 from torch import Tensor, nn
 

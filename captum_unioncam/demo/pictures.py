@@ -1,4 +1,4 @@
-"""Synthetic pictures: one object of a known shape among clutter, with its true mask.
+"""Synthetic images: one object of a known shape among clutter, with its true mask.
 
 Only the shape decides the class. Colours, textures, lighting, place, covered area, rotation and background have the
 same distributions for every class, and the clutter is painted like the object.
@@ -24,13 +24,13 @@ Shape = Callable[[Array, Array], Array]
 
 
 def generate(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Draws pictures that each show one object of :data:`CLASS_NAMES` on a cluttered background.
+    """Draws images that each show one object of :data:`CLASS_NAMES` on a cluttered background.
 
-    Picture ``i`` depends only on ``(seed, i)``, so a larger ``count`` adds pictures to the same sequence.
+    Image ``i`` depends only on ``(seed, i)``, so a larger ``count`` adds images to the same sequence.
 
     Args:
-        count (int): How many pictures to draw, 0 or more.
-        seed (int): Selects the sequence of pictures, 0 or more.
+        count (int): How many images to draw, 0 or more.
+        seed (int): Selects the sequence of images, 0 or more.
 
     Returns:
         tuple of three tensors:
@@ -230,14 +230,14 @@ def _box(x: Array, y: Array, width: float, height: float) -> Array:
     return np.hypot(np.clip(dx, 0, np.inf), np.clip(dy, 0, np.inf)) + np.clip(np.maximum(dx, dy), -np.inf, 0)
 
 
-# Putting a shape on the picture.
+# Putting a shape on the image.
 
 
 def _placed(shape: Shape, rng: np.random.Generator, smallest: float, largest: float, inside: bool = False) -> Array:
     """Signed distance in pixels to the shape, rotated, moved and scaled at random.
 
-    The shape covers between the smallest and the largest share of the picture. With ``inside``, all of it lies within
-    the picture, otherwise only its centre does.
+    The shape covers between the smallest and the largest share of the image. With ``inside``, all of it lies within
+    the image, otherwise only its centre does.
     """
     area, extent = _area_and_extent(shape)
     coverage = math.exp(rng.uniform(math.log(smallest), math.log(largest)))

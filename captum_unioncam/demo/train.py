@@ -1,7 +1,7 @@
-"""Trains the demo network on generated pictures: ``python -m captum_unioncam.demo.train``.
+"""Trains the demo network on generated images: ``python -m captum_unioncam.demo.train``.
 
-Half of the training pictures are partly masked, as in masked forward passes. The less of the object is visible, the
-closer the target is to uniform, so that the network's confidence in a masked picture is meaningful.
+Half of the training images are partly masked, as in masked forward passes. The less of the object is visible, the
+closer the target is to uniform, so that the network's confidence in a masked image is meaningful.
 """
 
 import argparse
@@ -22,11 +22,11 @@ from captum_unioncam.system.files import write_whole
 CHUNK = 250
 BATCH = 32
 FIRST_TRAINING_SEED = 1_000_000
-"""Pictures of smaller seeds are not in the training set."""
+"""Images of smaller seeds are not in the training set."""
 TEST_SEED = 10_000
 
 PICTURE_SEED, PICTURE_INDEX = 0, 5
-"""The generated picture that is the embedded one."""
+"""The generated image that is the embedded one."""
 
 
 def main() -> None:
@@ -48,16 +48,16 @@ def main() -> None:
         write_weights(model, options.output)
         print(f"trained in {time.perf_counter() - started:.0f} s")
         images, labels, _ = generate(1000, TEST_SEED)
-        print(f"accuracy on 1000 fresh pictures: {accuracy(model, images, labels):.1%}")
+        print(f"accuracy on 1000 fresh images: {accuracy(model, images, labels):.1%}")
 
 
 def train(count: int, epochs: int, seed: int) -> DemoNet:
-    """Trains a network on ``count`` generated pictures.
+    """Trains a network on ``count`` generated images.
 
     Args:
-        count (int): How many pictures to generate, rounded up to whole chunks.
+        count (int): How many images to generate, rounded up to whole chunks.
         epochs (int): How often to go through them.
-        seed (int): Seed of the weights, the order of the pictures, the augmentation and the masks.
+        seed (int): Seed of the weights, the order of the images, the augmentation and the masks.
 
     Returns:
         DemoNet: The trained network, in evaluation mode.
@@ -73,7 +73,7 @@ def train(count: int, epochs: int, seed: int) -> DemoNet:
         total, batches = 0.0, torch.split(torch.randperm(len(images)), BATCH)
         for batch in batches[: len(images) // BATCH]:
             shown, masks = _varied(images[batch].float() / 255, objects[batch])
-            # Masking half of the pictures from the first epoch on would slow down learning.
+            # Masking half of the images from the first epoch on would slow down learning.
             shown, target = _hidden(model, shown, labels[batch], masks, share=min(0.5, epoch / 4))
             with torch.autocast("cpu", torch.bfloat16):
                 logits = model(shown)
@@ -89,7 +89,7 @@ def train(count: int, epochs: int, seed: int) -> DemoNet:
 
 @torch.no_grad()
 def accuracy(model: DemoNet, images: Tensor, labels: Tensor) -> float:
-    """Share of the pictures that the network classifies correctly."""
+    """Share of the images that the network classifies correctly."""
     logits = torch.cat([model(batch) for batch in torch.split(images, BATCH)])
     return (logits.argmax(dim=1) == labels).float().mean().item()
 
@@ -129,7 +129,7 @@ def _chunk(number: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _varied(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """The batch flipped and transposed at random, and each picture's contrast and brightness changed."""
+    """The batch flipped and transposed at random, and each image's contrast and brightness changed."""
     flipped = [dim for dim in (2, 3) if torch.rand(()) < 0.5]
     images, masks = images.flip(flipped), masks.flip(flipped)
     if torch.rand(()) < 0.5:
@@ -141,18 +141,18 @@ def _varied(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _hidden(model: DemoNet, images: Tensor, labels: Tensor, masks: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Masks a share of the pictures in part, and makes soft targets.
+    """Masks a share of the images in part, and makes soft targets.
 
     Args:
         model (DemoNet): The network, whose feature maps are some of the masks.
-        images (Tensor): Pictures in [0, 1], (N, 3, H, W).
+        images (Tensor): Images in [0, 1], (N, 3, H, W).
         labels (Tensor): int64 of shape (N,).
         masks (Tensor): bool of shape (N, 1, H, W), true on the objects.
-        share (float): Share of the pictures to mask, in [0, 1].
+        share (float): Share of the images to mask, in [0, 1].
 
     Returns:
         tuple of two tensors:
-            - pictures: float32 of shape (N, 3, H, W), in [0, 1].
+            - images: float32 of shape (N, 3, H, W), in [0, 1].
             - targets: float32 of shape (N, classes), rows summing to 1: the less of the object is visible, the closer
               to uniform.
     """
@@ -189,7 +189,7 @@ def _upsampled(masks: Tensor) -> Tensor:
 
 
 def _substrates(count: int) -> Tensor:
-    """Colours of the masked parts, (N, 3, 1, 1): black for two of three pictures."""
+    """Colours of the masked parts, (N, 3, 1, 1): black for two of three images."""
     return torch.rand(count, 3, 1, 1) * (torch.rand(count, 1, 1, 1) < 1 / 3)
 
 

@@ -1,4 +1,4 @@
-"""Captum's private helpers, imported here and nowhere else, which a test watches; and its classes for type checkers."""
+"""Imports Captum's private helpers, here only, where a test watches them; and its classes for type checkers."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any

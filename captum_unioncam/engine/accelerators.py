@@ -1,7 +1,7 @@
-"""What differs from one kind of device to the next: memory, dtypes, events and streams, random generators, rows.
+"""Differences between kinds of devices: memory, dtypes, events and streams, random generators, rows of a pass.
 
 The rule is the same for CUDA, XPU and MPS: what PyTorch's module of the device offers is used, and what it does not
-offer is done without. No other module of this package asks what kind of device it has.
+offer is done without. No other module of this package asks which accelerator it has.
 """
 
 from __future__ import annotations

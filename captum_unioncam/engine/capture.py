@@ -30,7 +30,7 @@ from captum_unioncam.engine._captum import (
 from captum_unioncam.engine.checks import check_finite, inputs_with_mask
 from captum_unioncam.engine.gradients import gradients, recurrent_training
 from captum_unioncam.engine.layouts.base import ReshapeTransform
-from captum_unioncam.engine.layouts.found import needs_transform, remembered_transform, unchanged
+from captum_unioncam.engine.layouts.found import needs_transform, remembered_transform, token_grid, unchanged
 from captum_unioncam.engine.layouts.torchvision import KnownTransforms
 from captum_unioncam.engine.maps import MAX_SPATIAL_DIMS, full_precision
 from captum_unioncam.engine.model_state import has_backward_hooks, modules_behind
@@ -280,11 +280,12 @@ class LayerCall:
         found = remembered_transform(layer, values[0], self.inputs, self.attribute_to_layer_input, run)
         if found is None and values[0].dim() == 3:
             shapes = ", ".join(str(tuple(x.shape)) for x in self.inputs)
+            grid, class_tokens = token_grid(values[0], self.inputs) or ((14, 14), 1)
             raise LayerError(
                 f"inputs: none of the shapes {shapes} has the 1 spatial dimension of {self.name(layer)}, whose "
                 f"{'input' if self.attribute_to_layer_input else 'output'} of shape {tuple(values[0].shape)} has no "
                 f"token for each position of the inputs; {OTHER_LAYER}, or give a reshape_transform that "
-                "makes maps of it, such as tokens_to_maps(14, 14, class_tokens=1)."
+                f"makes maps of it, such as tokens_to_maps({', '.join(map(str, grid))}, class_tokens={class_tokens})."
             )
         return found or unchanged
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 ConfidenceFunction = Callable[[Tensor], Tensor]
 OutputFunction = Callable[[Any], Any]
@@ -151,7 +152,7 @@ def _moved(node: Any) -> Any:
 
 def _extreme(x: Tensor, sign: int) -> Tensor:
     if x.is_floating_point():
-        # One more than they are, since nothing becomes of a black picture.
+        # One more than they are, since nothing becomes of a black image.
         return sign * 1e3 * (x + 1)
     return torch.full_like(x, torch.iinfo(x.dtype).max if sign > 0 else 0) if x.dtype != torch.bool else x
 
@@ -185,6 +186,14 @@ def output_tensor(output: Any, rows: int, function: str = "forward_func") -> Ten
     if tensor.is_complex():
         raise ValueError(f"{function}: returned complex numbers; give a function of real ones, such as their abs().")
     return tensor if tensor.is_floating_point() else tensor.float()
+
+
+def one_tensor(
+    output_fn: OutputFunction | None, _model: Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+) -> Tensor:
+    """A forward hook: a model's output becomes the tensor that is explained."""
+    rows = len(next(iter((*args, *kwargs.values()))))
+    return output_tensor(output if output_fn is None else output_fn(output), rows, "model")
 
 
 def _parts(output: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Gradients of the outputs of several examples, by which neither half precision nor cuDNN's rules show."""
+"""Gradients of several examples' outputs, unaffected by half precision and by what cuDNN cannot differentiate."""
 
 from __future__ import annotations
 

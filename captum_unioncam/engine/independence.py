@@ -147,7 +147,7 @@ def _bright(x: Tensor) -> Tensor:
 
 
 def _dimmed(x: Tensor, share: float) -> Tensor:
-    """So much of the values; whole numbers that are no picture, such as lengths, as they are."""
+    """So much of the values; whole numbers that are no image, such as lengths, as they are."""
     return x if not x.is_floating_point() and x.dim() < 3 else (x * share).to(x)
 
 

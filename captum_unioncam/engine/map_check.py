@@ -100,9 +100,17 @@ def _is_likely(one: LayerMaps, inputs: tuple[Tensor, ...]) -> bool:
 
 
 def _may_be_attention(one: LayerMaps, inputs: tuple[Tensor, ...]) -> bool:
-    """Whether both sides are as long as an input has patches, perhaps with a class token, and there are fewer heads."""
+    """Whether they may be weights of queries by keys.
+
+    These are a softmax over the last dimension; or both sides are as long as an input has patches, perhaps with a class
+    token, and there are fewer heads.
+    """
     sides = {*one.maps.shape[2:]}
-    if one.maps.dim() != 4 or len(sides) > 1 or one.maps.shape[1] >= max(sides):
+    if one.maps.dim() != 4 or len(sides) > 1:
+        return False
+    if isinstance(one.layer, nn.Softmax) and one.layer.dim in (-1, 3):
+        return True
+    if one.maps.shape[1] >= max(sides):
         return False
     patches = {prod(grid) for x in inputs if x.dim() == 4 for grid in grids(tuple(x.shape[2:]))}
     return not patches.isdisjoint({*sides, *(side - 1 for side in sides)})

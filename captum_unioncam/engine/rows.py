@@ -37,10 +37,10 @@ class DependentRows(ValueError):
 
 
 def takes_any_format(forward_func: Callable[..., Any]) -> bool:
-    """Whether pictures with their channels last in memory are safe: in a module of convolutions in known code.
+    """Whether images with their channels last in memory are safe: in a module of convolutions in known code.
 
     A function, or a module whose code asks for addresses or calls what is not PyTorch, may read the memory as it
-    pleases, and would take such pictures for others without an error.
+    pleases, and would take such images for others without an error.
     """
     if isinstance(forward_func, EvaluatedFunction):
         forward_func = forward_func.function

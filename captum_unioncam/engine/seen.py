@@ -1,4 +1,4 @@
-"""Layers as Captum's helpers see them, and what keeps one from being explained."""
+"""Layers as Captum's helpers see them, and errors for layers that cannot be explained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A layer's output replaced, row by row, and what the model then says: by what comes behind the layer alone."""
+"""Replaces a layer's output, row by row, and runs only the part of the model behind the layer."""
 
 from __future__ import annotations
 
@@ -329,7 +329,7 @@ def _is_view(maps: LayerMaps) -> bool:
 
 
 def _in_format(values: Any, channels_last: bool) -> Any:
-    """Pictures in the memory format of a pass, other tensors as they are."""
+    """Images in the memory format of a pass, other tensors as they are."""
     if not isinstance(values, Tensor) or values.dim() != 4:
         return values
     return values.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)

@@ -1,4 +1,4 @@
-"""The part of a model behind a layer, traced: what the layer's output, or its input, is still to go through."""
+"""Traces the part of a model behind a layer, which the layer's output goes through."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class TracedTail:
 
     @property
     def convolves(self) -> bool:
-        """Whether it holds a convolution of pictures."""
+        """Whether it holds a convolution of images."""
         called = [self.modules[node.target] for node in self.nodes if node.op == "call_module"]
         return any(isinstance(module, torch.nn.Conv2d) for one in called for module in one.modules())
 

@@ -1,4 +1,4 @@
-"""Threads that run the same modules take turns."""
+"""Lets threads that run the same modules take turns."""
 
 from __future__ import annotations
 

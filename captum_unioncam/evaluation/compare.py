@@ -1,4 +1,4 @@
-"""Methods side by side on one class of a picture."""
+"""Methods side by side on one class of an image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from captum_unioncam.metrics.table import SECONDS, Metric
 
 @dataclass(frozen=True)
 class Comparison:
-    """Several methods' results for one class of a picture.
+    """Several methods' results for one class of an image.
 
     Args:
         picture (str): Its name.
@@ -61,11 +61,11 @@ class Comparison:
 def compare(
     judge: Judge, name: str, picture: Image.Image, target: int | None = None, show_progress: bool = False
 ) -> Comparison:
-    """Explains a class of a picture with each of the judge's methods.
+    """Explains a class of an image with each of the judge's methods.
 
     Args:
         judge (Judge): The model, the methods and the metrics. Metrics that need the objects' places are left out.
-        name (str): The picture's.
+        name (str): The image's.
         picture (PIL.Image.Image): In mode RGB, of any size.
         target (int or None): The class. Default: None, the most probable
         show_progress (bool): Show a progress bar on the standard error stream. Default: False

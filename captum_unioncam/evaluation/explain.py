@@ -1,4 +1,4 @@
-"""Explains classes of a picture by any method, with Grad-CAM for comparison, and records how."""
+"""Explains classes of an image by any method, with Grad-CAM for comparison, and records how."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ _LOW_CONFIDENCE = 0.2
 _NOTICEABLE = 0.01
 
 QUALITIES = {"exact": None, "balanced": 128, "fast": 32}
-"""Presets, by how many channels of a picture they score."""
+"""Presets, by how many channels of an image they score."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How pictures are explained. All of it goes into the record.
+    """How images are explained. All of it goes into the record.
 
     Args:
         model, weights, preprocess: As ``load_classifier`` takes them.
@@ -136,7 +136,7 @@ def _names_in(path: Path) -> tuple[str, ...]:
 
 
 def is_photo(picture: Image.Image) -> bool:
-    """Whether the picture has another size than demo images."""
+    """Whether the image has another size than demo images."""
     return picture.size != demo.load_picture().size
 
 
@@ -152,10 +152,10 @@ def demo_note(settings: Settings, has_photos: bool) -> str | None:
 
 @dataclass(frozen=True)
 class Explanation:
-    """One class of one picture explained.
+    """One class of one image explained.
 
     Args:
-        photo (Tensor): The picture as the model saw it, before normalisation: (3, H, W), in [0, 1].
+        photo (Tensor): The image as the model saw it, before normalisation: (3, H, W), in [0, 1].
         class_index (int): The explained output of the model.
         class_name (str): Its name.
         confidence (float): The model's confidence in the class.
@@ -163,7 +163,7 @@ class Explanation:
         map (Tensor): The method's map, (1, 1, h, w), not negative. UnionCAM's is the selected one, in [0, 1].
         grad_cam (Tensor or None): Grad-CAM's map of the layer, (1, 1, h, w), not scaled. Default: None, it failed
         details (Any): Intermediate results, such as ``UnionCamDetails``. Default: None, the method has none
-        picture (PIL.Image.Image or None): The picture as it was given. Default: None, unknown
+        picture (PIL.Image.Image or None): The image as it was given. Default: None, unknown
         box (tuple or None): The part of it that the model saw, in its pixels: left, top, right, bottom. Default: None,
             unknown
     """
@@ -205,20 +205,20 @@ class Explanation:
         return found
 
     def original(self) -> tuple[Image.Image, tuple[int, int, int, int]]:
-        """The picture as it was given, and the part of it that the model saw, in its pixels.
+        """The image as it was given, and the part of it that the model saw, in its pixels.
 
         Raises:
             Failure: They are not known.
         """
         if self.picture is None or self.box is None:
             raise Failure(
-                "the part of the picture that the model sees is not known; its preprocessing does more than "
+                "the part of the image that the model sees is not known; its preprocessing does more than "
                 "resize, crop and pad."
             )
         return self.picture, self.box
 
     def full_map(self) -> npt.NDArray[np.float32]:
-        """The map at the picture's own resolution, (H, W); NaN where the model did not see the picture.
+        """The map at the image's own resolution, (H, W); NaN where the model did not see the image.
 
         Raises:
             Failure: The part that it saw is not known.
@@ -226,7 +226,7 @@ class Explanation:
         picture, (left, top, right, bottom) = self.original()
         full = np.full((picture.height, picture.width), np.nan, np.float32)
         of_box = up(self.map.detach().float(), (bottom - top, right - left))[0, 0].cpu().numpy()
-        # Where the preprocessing pads, the box reaches over the picture's edge.
+        # Where the preprocessing pads, the box reaches over the image's edge.
         rows, columns = slice(max(top, 0), min(bottom, full.shape[0])), slice(max(left, 0), min(right, full.shape[1]))
         full[rows, columns] = of_box[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
         return full
@@ -272,7 +272,7 @@ class Explanation:
         """The raw map, float32, as a file for ``numpy.load``.
 
         Args:
-            full (bool): At the picture's resolution, as ``full_map`` gives it. Default: False, (h, w) as the layer's
+            full (bool): At the image's resolution, as ``full_map`` gives it. Default: False, (h, w) as the layer's
         """
         file = io.BytesIO()
         values = self.full_map() if full else self.map[0, 0].cpu().numpy().astype(np.float32)
@@ -281,7 +281,7 @@ class Explanation:
 
 
 class Explainer:
-    """Explains pictures with one model and layer.
+    """Explains images with one model and layer.
 
     Args:
         settings (Settings): How to explain.
@@ -294,7 +294,7 @@ class Explainer:
 
     Raises:
         WrongArgument: There is no such model, layer, device or method, or the layer has no space.
-        Failure: The model cannot be loaded, does not run on pictures, or does not return (N, classes); or the method's
+        Failure: The model cannot be loaded, does not run on images, or does not return (N, classes); or the method's
             package is not installed.
     """
 
@@ -310,7 +310,7 @@ class Explainer:
         self._judge = Judge(self.subject, names, settings.of_methods(show_progress), metrics=())
 
     def explain(self, picture: Image.Image, target: int | None = None, top_k: int = 1) -> Iterator[Explanation]:
-        """Explains one class of a picture, or several.
+        """Explains one class of an image, or several.
 
         Args:
             picture (PIL.Image.Image): In mode RGB, of any size.

@@ -1,4 +1,4 @@
-"""Methods run on one picture: their attributions, what the metrics say of them, and the time they took."""
+"""Methods run on one image: their attributions, what the metrics say of them, and the time they took."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Judgement:
     Args:
         map (Tensor): (1, 1, h, w), at the method's own resolution, not negative.
         attribution (Tensor): The map at the model's input size, (1, 1, H, W).
-        confidence (float): The model's confidence in the class, for the whole picture.
+        confidence (float): The model's confidence in the class, for the whole image.
         values (dict[str, float]): The value of each metric that could be computed, and the "seconds".
         curves (dict[str, list[float]]): The curve of each metric that has one: confidences at equal steps.
         details (Any): Intermediate results, such as ``UnionCamDetails``. Default: None, the method has none
@@ -55,7 +55,7 @@ class Judgement:
 
 @dataclass(frozen=True)
 class _OfMethod:
-    """What became of one method for some classes of a picture.
+    """What became of one method for some classes of an image.
 
     Args:
         method (str): Its name.
@@ -75,7 +75,7 @@ class _OfMethod:
 
 @dataclass(frozen=True)
 class Outcome(_OfMethod):
-    """One method's results for some classes of a picture, or its error.
+    """One method's results for some classes of an image, or its error.
 
     Args:
         judgements (list[Judgement]): One for each class; none if the method failed.
@@ -134,7 +134,7 @@ class Pending:
 
 @dataclass(frozen=True)
 class Started(_OfMethod):
-    """One method's results for some classes of a picture, which a GPU may still be computing, or its error.
+    """One method's results for some classes of an image, which a GPU may still be computing, or its error.
 
     Args:
         pending (list[Pending]): One for each class; none if the method failed.
@@ -214,7 +214,7 @@ class Judge:
         return list(self._methods)
 
     def confidences(self, shown: Tensor) -> Tensor:
-        """The model's confidence in each class, (classes,), for a picture as the model sees it."""
+        """The model's confidence in each class, (classes,), for an image as the model sees it."""
         inputs, _ = self.subject.input_and_baseline(shown)
         return self.subject.confidences(inputs)[0]
 
@@ -226,7 +226,7 @@ class Judge:
         name: str = "",
         confidences: Tensor | None = None,
     ) -> Iterator[Outcome]:
-        """Judges methods on a picture, one after the other, also after one that raises.
+        """Judges methods on an image, one after the other, also after one that raises.
 
         Args:
             pairs (Iterable): Pairs of a method, one of ``method_names``, and the classes that it explains.
@@ -252,7 +252,7 @@ class Judge:
         Args:
             pairs, shown, name, confidences: As :meth:`run` takes them.
             objects (Mapping[int, Tensor or None] or None): As there, but none that shows nothing. Default: None
-            given (tuple[Tensor, Tensor] or None): ``input_and_baseline`` of the picture. Default: None, computed
+            given (tuple[Tensor, Tensor] or None): ``input_and_baseline`` of the image. Default: None, computed
 
         Returns:
             *Iterator[Started]*: One for each pair.
@@ -300,19 +300,19 @@ class Judge:
         confidences: Tensor | None = None,
         shared: SharedPasses | None = None,
     ) -> list[Judgement]:
-        """Explains classes of a picture with a method, and judges its attributions.
+        """Explains classes of an image with a method, and judges its attributions.
 
         Args:
             method (str): One of ``method_names``.
-            shown (Tensor): The picture as the model sees it, (3, H, W), in [0, 1].
+            shown (Tensor): The image as the model sees it, (3, H, W), in [0, 1].
             targets (Sequence[int]): The classes. If the method explains them in one sweep, its seconds are divided
                 among them.
             objects (Mapping[int, Tensor or None] or None): The mask of each class's objects, bool, (H, W). Default:
                 None, unknown
-            name (str): The picture's. Random numbers depend only on it, the class, the method and the metric. Default:
+            name (str): The image's. Random numbers depend only on it, the class, the method and the metric. Default:
                 ""
             confidences (Tensor or None): The model's confidence in each class, (classes,). Default: None, computed
-            shared (SharedPasses or None): Results of earlier methods' passes on the picture. Default: None, none
+            shared (SharedPasses or None): Results of earlier methods' passes on the image. Default: None, none
 
         Returns:
             *list[Judgement]*: One for each class.

@@ -182,7 +182,7 @@ def evaluate(
             the evaluation's file of classes.
         method_names (Sequence[str]): As ``captum_unioncam.methods`` knows them. A later start may add others.
         folder (Path): Holds the records; made if need be.
-        workers (int): Processes that read pictures while the device computes. Default: 2
+        workers (int): Processes that read images while the device computes. Default: 2
         show_progress (bool): Show a progress bar on the standard error stream. Default: True
         retry_failures (bool): Also redo records that hold an error. Those of exhausted memory are always redone.
             Default: False
@@ -205,7 +205,7 @@ def evaluate(
         subject.classifier = replace(subject.classifier, class_names=names)
     if metric_names is None and (begun := read_settings(folder)) is not None:
         metric_names = begun.get("metrics", FIRST_METRICS)
-    # Before the targets are read, for which the demo's 1000 pictures are drawn.
+    # Before the targets are read, for which the demo's 1000 images are drawn.
     for name in method_names:
         factory_of(name)
     find_metrics(metric_names)
@@ -250,7 +250,7 @@ def _targets(of: Callable[[str], tuple[int, ...]], name: str) -> tuple[int, ...]
 def _settle_confidence(
     subject: ExplainedModel, data_set: DataSet, chosen: Mapping[str, tuple[int, ...] | Failure]
 ) -> None:
-    """Finds out by the first pictures that can be read whether the model's outputs are logits."""
+    """Finds out by the first images that can be read whether the model's outputs are logits."""
     shown: list[Tensor] = []
     for name in chosen:
         if len(shown) == _PICTURES_FOR_CONFIDENCE:
@@ -264,7 +264,7 @@ def _settle_confidence(
 
 
 def _reported(loader: DataLoader[_Seen]) -> Iterator[_Seen]:
-    """The pictures that the workers read; a ``Failure`` if a worker dies or cannot be started."""
+    """The images that the workers read; a ``Failure`` if a worker dies or cannot be started."""
     try:
         if loader.num_workers:
             # Fails early where locks cannot be shared, before the loader is partly constructed.
@@ -274,13 +274,13 @@ def _reported(loader: DataLoader[_Seen]) -> Iterator[_Seen]:
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         raise Failure(
-            f"a process that reads pictures has died or cannot be started ({one_line(error)}); start again with "
-            "--workers 0, which goes on where it was, and fails at the picture."
+            f"a process that reads images has died or cannot be started ({one_line(error)}); start again with "
+            "--workers 0, which goes on where it was, and fails at the image."
         ) from error
 
 
 def _end_with_the_run(_worker: int) -> None:
-    """End a worker whose run was killed. PyTorch's own worker would wait forever to hand on a picture."""
+    """End a worker whose run was killed. PyTorch's own worker would wait forever to hand on an image."""
 
     def wait() -> None:
         run = multiprocessing.parent_process()
@@ -292,7 +292,7 @@ def _end_with_the_run(_worker: int) -> None:
 
 
 def _placed(subject: ExplainedModel, pictures: Iterable[_Seen]) -> Iterator[Callable[[], _Seen]]:
-    """The pictures as they were read, and what the model gets of them where that is copied beside its passes."""
+    """The images as they were read, and what the model gets of them where that is copied beside its passes."""
     uploads = Uploads(subject.device) if has_streams(subject.device) else None
     for seen in pictures:
         given = None if uploads is None or seen.shown is None else _uploaded(uploads, subject, seen)
@@ -300,7 +300,7 @@ def _placed(subject: ExplainedModel, pictures: Iterable[_Seen]) -> Iterator[Call
 
 
 def _uploaded(uploads: Uploads, subject: ExplainedModel, seen: _Seen) -> Callable[[], _Seen] | None:
-    """Starts the copies; None, or a picture without them, where that fails: its methods try it again and say why."""
+    """Starts the copies; None, or an image without them, where that fails: its methods try it again and say why."""
     assert seen.shown is not None
     try:
         given = subject.input_and_baseline(torch.from_numpy(seen.shown), torch.device("cpu"))

@@ -184,7 +184,7 @@ def similarity_table(rows: Sequence[Similarity], value: str = "rank_correlation"
 
 @dataclass(frozen=True)
 class SanityChecks:
-    """The checks of several methods, for one class of a picture.
+    """The checks of several methods, for one class of an image.
 
     Args:
         picture (str): Its name.
@@ -224,12 +224,12 @@ def check_sanity(
     seed: int = 0,
     show_progress: bool = False,
 ) -> SanityChecks:
-    """Runs :func:`model_randomization` and :func:`random_logit` on one class of a picture, method by method.
+    """Runs :func:`model_randomization` and :func:`random_logit` on one class of an image, method by method.
 
     Args:
         subject (ExplainedModel): The model and the layer.
         methods (Sequence[str]): As ``captum_unioncam.methods`` knows them.
-        name (str): The picture's.
+        name (str): The image's.
         picture (PIL.Image.Image): In mode RGB, of any size.
         target (int or None): The class. Default: None, the most probable
         orders (Sequence[str]): Of the layers, each as ``model_randomization`` takes it. Default: ("cascading",)

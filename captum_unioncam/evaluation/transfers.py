@@ -1,4 +1,4 @@
-"""Images on their way to a GPU before their turn, and results on their way back after it.
+"""Copies images to a GPU ahead of their turn, and results back behind the computation.
 
 Copies go from and to pinned memory, those to the GPU in a stream of their own, and events say when they are done: the
 host waits for none of them when it starts it. On devices without streams nothing is queued.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch.nn import Module
 from captum_unioncam.attr.base import CAMS, CamAttribution
 from captum_unioncam.attr.rise import Rise
 from captum_unioncam.engine.checks import check_finite
+from captum_unioncam.engine.confidence import OutputFunction, one_tensor
 from captum_unioncam.engine.maps import up
 from captum_unioncam.engine.model_state import evaluation_mode, left_as_found
 from captum_unioncam.methods.adapters.cam import cam
@@ -34,12 +35,14 @@ class Method:
 
     Args:
         name (str): As given to ``create``.
-        model (torch.nn.Module): Runs in evaluation mode, and is restored afterwards.
+        model (torch.nn.Module): Runs in evaluation mode, and is restored afterwards. Methods that are not this package's
+            run it with a hook, by which it returns one tensor.
         run (Callable): An ``Attribute``; its method ``each``, if any, explains several targets in one sweep.
+        output_fn (Callable or None): As ``MethodSettings`` has it. Default: None
     """
 
-    def __init__(self, name: str, model: Module, run: Any) -> None:
-        self.name, self._model, self._run = name, model, run
+    def __init__(self, name: str, model: Module, run: Any, output_fn: OutputFunction | None = None) -> None:
+        self.name, self._model, self._run, self._output_fn = name, model, run, output_fn
 
     @property
     def sweeps(self) -> bool:
@@ -74,6 +77,8 @@ class Method:
             if self.sweeps:
                 results = self._run.each(inputs.clone(), targets, baselines.clone())
             else:
+                # Other packages' methods take a model that returns a tensor.
+                self._model.register_forward_hook(partial(one_tensor, self._output_fn), with_kwargs=True)
                 results = [Explained(self._run(inputs.clone(), t, baselines.clone())) for t in targets.unbind(1)]
         return [Explained(self._maps(result.attributions, inputs, signed), result.details) for result in results]
 
@@ -95,7 +100,7 @@ def create(name: str, model: Module, layer: Module, settings: MethodSettings | N
     Args:
         name (str): One of ``names()``, "torchcam:NAME", "grad_cam:NAME" (upper case, "-" and "_" do not matter there),
             or "package.module:function", a ``Factory``.
-        model (torch.nn.Module): (N, 3, H, W) to (N, classes).
+        model (torch.nn.Module): (N, 3, H, W) to (N, classes), or to what holds that (``MethodSettings.output_fn``).
         layer (torch.nn.Module): The layer to explain; methods that explain the input ignore it.
         settings (MethodSettings or None): Default: None, the defaults
 
@@ -120,7 +125,7 @@ def create(name: str, model: Module, layer: Module, settings: MethodSettings | N
         run = factory(model, layer, settings)
     if not callable(run):
         raise WrongArgument(f"{name}: returned {type(run).__name__}; give a function that returns a function.")
-    return Method(name, model, run)
+    return Method(name, model, run, settings.output_fn)
 
 
 def names() -> list[str]:

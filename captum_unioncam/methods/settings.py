@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from captum_unioncam.engine.confidence import ConfidenceFunction
+from captum_unioncam.engine.confidence import ConfidenceFunction, OutputFunction
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,9 @@ class MethodSettings:
             method's own default
         confidence_fn (Callable or None): As ``LayerUnionCam`` takes it; for this package's methods only. Default:
             None, the method's own default
+        output_fn (Callable or None): Converts what the model returns to the tensor (N, classes) that is explained, such
+            as ``lambda output: output[0]``. Default: None, the tensor itself; of a tuple, dict or dataclass the tensor
+            named "logits" or "out", or else the only one with one row per example
         show_progress (bool): Show the progress of methods that run many forward passes. Default: False
     """
 
@@ -34,6 +37,7 @@ class MethodSettings:
     confidence_fn: ConfidenceFunction | None = None
     channel_weights: str | None = None
     channel_selection: str | None = None
+    output_fn: OutputFunction | None = None
     show_progress: bool = False
 
 

@@ -1,4 +1,4 @@
-"""Attributions with all that it takes to judge them."""
+"""Attributions, with the model and the inputs that judge them."""
 
 from __future__ import annotations
 

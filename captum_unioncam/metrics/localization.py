@@ -15,7 +15,7 @@ from captum_unioncam.engine.maps import MAX_SPATIAL_DIMS, divide_or_zero
 from captum_unioncam.metrics.attributions import check_map, one_channel, published
 from captum_unioncam.metrics.table import metric
 
-# Pixels; no picture is as large, and no number larger fits everywhere.
+# Pixels; no image is as large, and no number larger fits everywhere.
 _FAR = 1e9
 
 

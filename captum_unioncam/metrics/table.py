@@ -27,7 +27,7 @@ class Metric:
         scale (float): Factor of values when shown. Default: 1
         form (str): Format of numbers. Default: ".3f", three decimals
         description (str): A sentence on its meaning for one example. Default: none, the title is enough
-        needs_objects (bool): Whether it needs the masks of the picture's objects. Default: False
+        needs_objects (bool): Whether it needs the masks of the image's objects. Default: False
         has_curve (bool): Whether ``function`` takes ``return_curve`` and returns a ``Curve`` then. Default: False
         is_yes_or_no (bool): Whether each value is 0 or 1. Default: False
         defaults (tuple[str, ...]): Arguments of ``function`` that evaluations leave at their defaults. Default: none

@@ -45,7 +45,7 @@ def load(name: str = "demo", weights: str | None = None, **options: Any) -> Expl
 
     Raises:
         WrongArgument: There is no such model, layer or device.
-        Failure: The model cannot be loaded, or does not run on pictures.
+        Failure: The model cannot be loaded, or does not run on images.
 
     Examples::
 

@@ -114,9 +114,10 @@ def hugging_face_preprocessing(name: str) -> Preprocessing:
     if Path(name).is_dir() and not (Path(name) / "preprocessor_config.json").exists():
         return PAPER
     processor = _from_hub(f"hf:{name}", lambda: transformers.AutoImageProcessor.from_pretrained(name))
-    if not processor.do_normalize:
-        return Preprocessing(partial(_fit_by_processor, processor))
-    return Preprocessing(partial(_fit_by_processor, processor), tuple(processor.image_mean), tuple(processor.image_std))
+    # MobileViT's takes blue first.
+    is_bgr = bool(getattr(processor, "do_flip_channel_order", False))
+    scale = (processor.image_mean, processor.image_std) if processor.do_normalize else ((0.0,) * 3, (1.0,) * 3)
+    return Preprocessing(partial(_fit_by_processor, processor, is_bgr), *map(tuple, scale), is_bgr)
 
 
 def download_of_hub(name: str) -> str | None:
@@ -138,7 +139,11 @@ def _timm_config(name: str) -> Any:
     if not timm.is_model(name):
         near = suggestion(name.partition(".")[0], timm.list_models())
         raise WrongArgument(f"name: timm has no model {name!r}{near}")
-    return timm.get_pretrained_cfg(name)
+    try:
+        return timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        tags = ", ".join(known.partition(".")[2] for known in timm.list_pretrained(f"{name.partition('.')[0]}.*"))
+        raise WrongArgument(f"name: timm has no weights of the tag in {name!r}; give one of {tags}.") from error
 
 
 def _package(package: str, extra: str) -> Any:
@@ -175,7 +180,8 @@ def _fit_by_timm(config: dict[str, Any], picture: Image.Image) -> Tensor:
     return fitted.clamp(0, 1)
 
 
-def _fit_by_processor(processor: Any, picture: Image.Image) -> Tensor:
+def _fit_by_processor(processor: Any, is_bgr: bool, picture: Image.Image) -> Tensor:
     made = processor(np.array(picture), return_tensors="pt", do_normalize=False)["pixel_values"]
     fitted: Tensor = torch.as_tensor(made)[0].float()
+    fitted = fitted.flip(0) if is_bgr else fitted
     return fitted.clamp(0, 1)

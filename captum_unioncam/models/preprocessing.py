@@ -1,4 +1,4 @@
-"""Preprocessing of pictures."""
+"""Preprocessing of images."""
 
 from __future__ import annotations
 
@@ -18,34 +18,36 @@ from captum_unioncam.system.errors import WrongArgument
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Preprocessing in two steps: resizing and cropping to the visible picture, then normalisation.
+    """Preprocessing in two steps: resizing and cropping to the visible image, then normalisation.
 
     Args:
-        fit (Callable): Converts a PIL picture in mode RGB to a tensor (3, H, W) in [0, 1], resized and cropped.
+        fit (Callable): Converts a PIL image in mode RGB to a tensor (3, H, W) in [0, 1], resized and cropped.
         mean (tuple[float, ...]): Subtracted from each channel. Default: 0
         std (tuple[float, ...]): Divides each channel afterwards. Default: 1
+        is_bgr (bool): The model takes blue, green and red, in this order, as ``mean`` and ``std`` are. Default: False
     """
 
     fit: Callable[[Image.Image], Tensor]
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    is_bgr: bool = False
 
     def normalized(self, shown: Tensor) -> Tensor:
         """Normalises a result of ``fit``, or a batch (N, 3, H, W) of them. Zeros become the model's black."""
         mean, std = (shown.new_tensor(values).reshape(-1, 1, 1) for values in (self.mean, self.std))
-        return (shown - mean) / std
+        return ((shown.flip(-3) if self.is_bgr else shown) - mean) / std
 
     def objects_seen(self, objects: Image.Image, boxes: Sequence[tuple[float, float, float, float]] = ()) -> Tensor:
-        """The mask of a picture's objects as the model sees it, bool, (H, W).
+        """The mask of an image's objects as the model sees it, bool, (H, W).
 
-        Boxes follow the picture by torchvision's transforms v2, where ``fit`` is one or is known as such; then each
+        Boxes follow the image by torchvision's transforms v2, where ``fit`` is one or is known as such; then each
         marks the pixels whose centres it holds, or the nearest if it is thinner. Other masks go through ``fit`` as
-        pictures. As torchvision's ``Mask`` they would be resized by "nearest", which is up to half a pixel off, unless
-        the transform's own interpolation is "nearest-exact", which pictures are not resized by.
+        images. As torchvision's ``Mask`` they would be resized by "nearest", which is up to half a pixel off, unless
+        the transform's own interpolation is "nearest-exact", which images are not resized by.
 
         Args:
-            objects (PIL.Image.Image): Mode "L", of the picture's size: 255 on the objects, and 0 elsewhere.
-            boxes (Sequence): Left, top, right and bottom edges of the boxes that ``objects`` shows, in the picture's
+            objects (PIL.Image.Image): Mode "L", of the image's size: 255 on the objects, and 0 elsewhere.
+            boxes (Sequence): Left, top, right and bottom edges of the boxes that ``objects`` shows, in the image's
                 pixels. Default: none, it shows other masks
         """
         follow = _transform_of_boxes(self.fit) if boxes else None
@@ -61,16 +63,16 @@ class Preprocessing:
         return (_held(top, bottom, height)[:, :, None] & _held(left, right, width)[:, None]).any(0)
 
     def box_seen(self, size: tuple[int, int]) -> tuple[int, int, int, int] | None:
-        """The part of a picture that the model sees: left, top, right, bottom, in the picture's pixels.
+        """The part of an image that the model sees: left, top, right, bottom, in the image's pixels.
 
-        Found by looking at a picture whose colours rise with the place, so that it holds for any ``fit`` that resizes,
-        crops and pads. A box reaches over the picture's edge where ``fit`` pads.
+        Found by looking at an image whose colours rise with the place, so that it holds for any ``fit`` that resizes,
+        crops and pads. A box reaches over the image's edge where ``fit`` pads.
 
         Args:
-            size (tuple[int, int]): The picture's width and height.
+            size (tuple[int, int]): The image's width and height.
 
         Returns:
-            *tuple[int, int, int, int] or None*: None if ``fit`` does something else, such as turning the picture.
+            *tuple[int, int, int, int] or None*: None if ``fit`` does something else, such as turning the image.
         """
         width, height = size
         x, y = np.linspace(0, 255, width), np.linspace(0, 255, height)
@@ -84,7 +86,7 @@ class Preprocessing:
 def _ends(
     values: npt.NDArray[np.float64], known: npt.NDArray[np.bool_], axis: int, size: int
 ) -> tuple[int, int] | None:
-    """Where a ramp's picture, of that many pixels, begins and ends in the model's input along an axis."""
+    """Where a ramp's image, of that many pixels, begins and ends in the model's input along an axis."""
     # Near its ends, resizing has flattened the ramp.
     inside = known & (values > 0.05) & (values < 0.95)
     if inside.sum() < 4 or size < 2:
@@ -151,7 +153,7 @@ def own_preprocessing(text: str) -> Preprocessing:
     """The preprocessing that a text such as "size=256 crop=224 mean=0.5,0.5,0.5 std=0.5,0.5,0.5" describes.
 
     Args:
-        text (str): Any of these. "size" resizes the shorter side, if there is a "crop", or else the picture to a
+        text (str): Any of these. "size" resizes the shorter side, if there is a "crop", or else the image to a
             square; a "crop" alone resizes to it. Default: 224, and nothing subtracted or divided
 
     Raises:

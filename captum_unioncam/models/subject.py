@@ -1,4 +1,4 @@
-"""A classifier on its device with the layer to explain, for pictures and classes by name."""
+"""A classifier on its device with the layer to explain, for images and classes by name."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from captum_unioncam.engine.confidence import (
     ConfidenceFunction,
     OutputFunction,
     default_confidence,
+    one_tensor,
     output_tensor,
 )
 from captum_unioncam.engine.layouts.base import ReshapeTransform
@@ -29,13 +30,13 @@ from captum_unioncam.system.errors import Failure, WrongArgument, one_line
 from captum_unioncam.system.imports import imported_function, suggestion
 
 AUTO = "auto"
-"""The confidence that is settled by pictures."""
+"""The confidence that is settled by images."""
 
 
 class ExplainedModel:
     """A classifier on its device, and the layer to explain.
 
-    Runs the model on a black picture first, to find the layer and to check model, preprocessing and device.
+    Runs the model on a black image first, to find the layer and to check model, preprocessing and device.
 
     Args:
         name, weights, preprocess, show_progress: As ``load_classifier`` takes them.
@@ -68,7 +69,7 @@ class ExplainedModel:
 
     Raises:
         WrongArgument: There is no such model, layer or device, or the layer has no space.
-        Failure: The model cannot be loaded, does not run on pictures, or does not return (N, classes).
+        Failure: The model cannot be loaded, does not run on images, or does not return (N, classes).
 
     Examples::
 
@@ -172,11 +173,11 @@ class ExplainedModel:
         raise WrongArgument(f"target: there is no class {target!r}{suggestion(target.casefold(), names)}")
 
     def shown(self, picture: Image.Image) -> Tensor:
-        """A picture in mode RGB as the model sees it, (3, H, W), in [0, 1]."""
+        """An image in mode RGB as the model sees it, (3, H, W), in [0, 1]."""
         return self.classifier.preprocessing.fit(picture)
 
     def input_and_baseline(self, shown: Tensor, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-        """The normalised input for a picture as the model sees it, and its black image, each (1, 3, H, W).
+        """The normalised input for an image as the model sees it, and its black image, each (1, 3, H, W).
 
         On ``device``, or where the model is.
         """
@@ -203,7 +204,7 @@ class ExplainedModel:
         except Exception as error:
             # A user's model may raise anything.
             raise Failure(
-                f"name={self.classifier.name!r}: cannot run on pictures of shape {tuple(shown.shape)}: "
+                f"name={self.classifier.name!r}: cannot run on images of shape {tuple(shown.shape)}: "
                 f"{one_line(error)}; try another preprocessing or device."
             ) from error
 
@@ -231,18 +232,18 @@ class ExplainedModel:
                 f"{one_line(error).partition('; ')[0]}; give output_fn='package.module:function', a function of that "
                 "to the tensor of shape (1, classes)."
             ) from error
-        self.model.register_forward_hook(partial(_one_tensor, output_fn), with_kwargs=True)
+        self.model.register_forward_hook(partial(one_tensor, output_fn), with_kwargs=True)
 
     @torch.no_grad()
     def settle_confidence(self, shown: Iterable[Tensor], exclusive: bool) -> None:
-        """Chooses the confidence by the model's outputs for some pictures.
+        """Chooses the confidence by the model's outputs for some images.
 
-        Outputs that sum to 1 or stay in [0, 1] whatever the picture are taken as they are. Logits get a softmax if they
+        Outputs that sum to 1 or stay in [0, 1] whatever the image are taken as they are. Logits get a softmax if they
         go below 0 and their classes exclude each other.
 
         Args:
-            shown (Iterable[Tensor]): The pictures as the model sees them, each (3, H, W), in [0, 1].
-            exclusive (bool): Whether no picture of the data set shows several classes.
+            shown (Iterable[Tensor]): The images as the model sees them, each (3, H, W), in [0, 1].
+            exclusive (bool): Whether no image of the data set shows several classes.
 
         Raises:
             WrongArgument: The outputs do not tell.
@@ -255,9 +256,9 @@ class ExplainedModel:
         elif self.classes > 1 and exclusive and (outputs.min() < 0 or bounded):
             self.confidence = "softmax"
         else:
-            why = "some pictures have several classes" if self.classes > 1 and not exclusive else "none tells which"
+            why = "some images have several classes" if self.classes > 1 and not exclusive else "none tells which"
             raise WrongArgument(
-                f"confidence='auto': for {len(inputs)} pictures the {self.classes} outputs go from {outputs.min():.3g} "
+                f"confidence='auto': for {len(inputs)} images the {self.classes} outputs go from {outputs.min():.3g} "
                 f"to {outputs.max():.3g}, and {why}; give confidence='softmax' for logits of classes that exclude each "
                 "other, 'sigmoid' for other logits, or 'none' for confidences."
             )
@@ -300,7 +301,7 @@ class ExplainedModel:
         if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[0] != 1 or output.is_complex():
             what = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise Failure(
-                f"name={self.classifier.name!r}: returned {what} for one picture; give a model that returns a tensor "
+                f"name={self.classifier.name!r}: returned {what} for one image; give a model that returns a tensor "
                 "of shape (1, classes)."
             )
         if output.shape[1] == 0:
@@ -321,7 +322,7 @@ class ExplainedModel:
         if decided is CONFIDENCES["none"]:
             self.confidence = "none"
         if output.shape[1] == 1:
-            # Pictures come later: a logit that is positive for black may be negative for others.
+            # Images come later: a logit that is positive for black may be negative for others.
             for inputs in _extremes(black):
                 self.confidences(inputs)
 
@@ -355,8 +356,8 @@ class ExplainedModel:
             shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             what = f"has {shape} as output" if outputs else "does not run"
             raise WrongArgument(
-                f"layer={name!r}: {what}; give a layer that maps pictures, (1, channels, height, width), or tokens "
-                f"that follow the picture place by place{self._such_as(inputs)}. In Python, models.load also takes a "
+                f"layer={name!r}: {what}; give a layer that maps images, (1, channels, height, width), or tokens "
+                f"that follow the image place by place{self._such_as(inputs)}. In Python, models.load also takes a "
                 "reshape_transform."
             )
         maps = transform(output)
@@ -380,14 +381,6 @@ class ExplainedModel:
         finally:
             handle.remove()
         return outputs
-
-
-def _one_tensor(
-    output_fn: OutputFunction | None, _model: Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
-) -> Tensor:
-    """A hook: the tensor that is explained, of all that the model returns."""
-    rows = len(next(iter((*args, *kwargs.values()))))
-    return output_tensor(output if output_fn is None else output_fn(output), rows, "model")
 
 
 def _extremes(inputs: Tensor) -> tuple[Tensor, Tensor]:

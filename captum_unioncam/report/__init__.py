@@ -1,4 +1,4 @@
-"""What was found, shown: statistics, tables, plots, panels and pages. Imports evaluation and what is below it."""
+"""Shows results: statistics, tables, plots, panels and pages. Imports evaluation and what is below it."""
 
 from typing import TYPE_CHECKING
 

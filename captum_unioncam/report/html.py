@@ -61,7 +61,7 @@ def png_uri(content: bytes) -> str:
 
 
 def jpeg_uri(picture: Image.Image) -> str:
-    """The picture, in mode RGB, as a ``data:`` URI of a JPEG file, smaller than PNG: a page may hold hundreds."""
+    """The image, in mode RGB, as a ``data:`` URI of a JPEG file, smaller than PNG: a page may hold hundreds."""
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=85)
     return data_uri("image/jpeg", file.getvalue())

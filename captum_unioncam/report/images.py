@@ -36,7 +36,7 @@ _DIMMED = 0.65
 _MIDDLE = 0.5
 
 Box = tuple[int, int, int, int]
-"""A part of a picture in pixels: left, top, right, bottom."""
+"""A part of an image in pixels: left, top, right, bottom."""
 
 Pixels = npt.NDArray[np.float64]
 
@@ -115,18 +115,18 @@ def heat(values: Tensor, size: tuple[int, int], look: Look | None = None) -> Ima
 
 
 def laid_over(picture: Image.Image, values: Tensor, look: Look | None = None, box: Box | None = None) -> Image.Image:
-    """A heat map over the picture in gray.
+    """A heat map over the image in gray.
 
     Args:
         picture (PIL.Image.Image): In mode RGB.
         values (Tensor): (1, 1, h, w), of any scale; negative values show as 0, the darkest colour.
         look (Look or None): Colours and opacity. Default: None, ``Look()``
-        box (tuple or None): The part of the picture that the map covers. Default: None, all of it
+        box (tuple or None): The part of the image that the map covers. Default: None, all of it
     """
     gray = np.asarray(picture.convert("L")) / 255
     left, top, right, bottom = box or (0, 0, picture.width, picture.height)
     colors = np.repeat(_DIMMED * gray[..., None], 3, axis=2)
-    # Where the preprocessing pads, the box reaches over the picture's edge.
+    # Where the preprocessing pads, the box reaches over the image's edge.
     inside = max(left, 0), max(top, 0), min(right, picture.width), min(bottom, picture.height)
     part = np.s_[inside[1] : inside[3], inside[0] : inside[2]]
     of_box = scaled(values, (right - left, bottom - top))
@@ -136,7 +136,7 @@ def laid_over(picture: Image.Image, values: Tensor, look: Look | None = None, bo
 
 
 def dimmed(picture: Image.Image) -> Image.Image:
-    """The picture in gray as it is under a map."""
+    """The image in gray as it is under a map."""
     return picture.convert("L").point(lambda value: round(_DIMMED * value))
 
 

@@ -23,12 +23,12 @@ def explain(
     show_progress: bool = False,
     **settings: Any,
 ) -> Explanation:
-    """Explains a class of a picture, as ``captum-unioncam explain`` does.
+    """Explains a class of an image, as ``captum-unioncam explain`` does.
 
-    The model is loaded in each call: for many pictures, use ``captum_unioncam.evaluation.explain.Explainer``.
+    The model is loaded in each call: for many images, use ``captum_unioncam.evaluation.explain.Explainer``.
 
     Args:
-        picture (str, Path or PIL.Image.Image): A file, or an opened picture.
+        picture (str, Path or PIL.Image.Image): A file, or an open image.
         target (int, str or None): The class to explain, by index or name. Default: None, the predicted one
         model (str): "demo", the demo model; a torchvision classification model; "timm:NAME" and "hf:NAME", of the
             extras [timm] and [hf]; "efficientnet_lite0", of the extra [imagenet]; or "package.module:function", a
@@ -43,7 +43,7 @@ def explain(
 
     Raises:
         WrongArgument: There is no such model, layer, class or method.
-        Failure: The picture or the model cannot be loaded.
+        Failure: The image or the model cannot be loaded.
 
     Examples::
 

@@ -167,7 +167,7 @@ def drawn(figure: Figure, form: str, dpi: int = DPI) -> bytes:
 
 
 def picture_file(picture: Image.Image, form: str, dpi: int = DPI) -> bytes:
-    """The picture as a file, pixel for pixel, without a margin.
+    """The image as a file, pixel for pixel, without a margin.
 
     Args:
         picture (PIL.Image.Image): In mode RGB.

@@ -70,7 +70,7 @@ class FreeNames:
 
     Args:
         folder (Path): Where the files go.
-        taken (Iterable[Path]): Files that must not be overwritten, such as the pictures that are read.
+        taken (Iterable[Path]): Files that must not be overwritten, such as the images that are read.
     """
 
     def __init__(self, folder: Path, taken: Iterable[Path] = ()) -> None:
@@ -78,10 +78,10 @@ class FreeNames:
         self._taken = {_identity(path) for path in taken}
 
     def write(self, picture: str, about: Iterable[str], contents: Mapping[str, bytes]) -> list[Path]:
-        """Writes files about a picture, named by it and by what they are about, and numbered where a name is taken.
+        """Writes files about an image, named by it and by what they are about, and numbered where a name is taken.
 
         Args:
-            picture (str): The picture's name.
+            picture (str): The image's name.
             about (Iterable[str]): Such as the class and the method.
             contents (Mapping[str, bytes]): By suffix, such as "png".
 

@@ -1,4 +1,4 @@
-"""What a layer attribution method has to keep, as checks that any test runner or script can call.
+"""The contract of layer attribution methods, as checks that any test runner or script can call.
 
 ``check_layer_method`` runs them; each of this package's own methods passes. Imports ``attr``, torch and captum.
 ``contract.py`` says how a check is made, ``*_checks.py`` hold them, ``networks.py`` what is explained in them, and

@@ -1,4 +1,4 @@
-"""What is asked of a layer method: the method under test, its traits, and the list of checks."""
+"""The contract of a layer method: the method under test, its traits, and the list of checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks on devices that are pretended: tensors that meet on several, and waits for one."""
+"""Checks on simulated devices: mixed devices, and waits for a device."""
 
 from __future__ import annotations
 

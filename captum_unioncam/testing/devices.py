@@ -1,4 +1,4 @@
-"""Accelerators on a machine that has none: tensors on the CPU that pretend to be elsewhere.
+"""Simulated accelerators: tensors on the CPU that act as if they were on another device.
 
 Where tensors of several devices meet in an operation, PyTorch's ``FakeTensorMode`` gets it first, with fake tensors on
 these devices, and says whether CUDA takes it and where the result is. Values and gradients are computed on the CPU

@@ -173,7 +173,7 @@ def test_a_method_that_fails_keeps_no_other_from_being_shown(workbench, photo, m
 
 
 def counted_rows(workbench):
-    """The number of pictures in each pass of the demo model from now on."""
+    """The number of images in each pass of the demo model from now on."""
     rows = []
     workbench.subject("demo").model.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
     return rows
@@ -420,7 +420,7 @@ def test_a_handler_answers_with_the_page_and_the_code(workbench, photo):
 
 MARKER = "imported.txt"
 WRONG = {
-    "no picture": ({"file": None}, "there is no picture; drop one, or take an example."),
+    "no image": ({"file": None}, "there is no image; drop one, or take an example."),
     "another model": ({"model": "own:function"}, "there is no network 'own:function'; choose one of the list."),
     "another method": (
         {"compared": ["own:function"]},
@@ -448,12 +448,12 @@ def test_what_is_asked_for_wrongly_is_told_in_a_sentence(workbench, photo, monke
 
 def test_a_file_that_is_no_picture_is_refused_without_telling_where_it_lies(workbench, tmp_path):
     stored = tmp_path / "stored.jpg"
-    stored.write_text("no picture")
+    stored.write_text("no image")
     for call in (page._Handlers(workbench).check, lambda file: explain(workbench, file)):
         with pytest.raises(gr.Error) as caught:
             call(uploaded(stored, "<b>holiday.jpg"))
         assert caught.value.message == (
-            "&lt;b&gt;holiday.jpg: is not a picture in a known format; convert it to JPEG or PNG."
+            "&lt;b&gt;holiday.jpg: is not an image in a known format; convert it to JPEG or PNG."
         )
 
 
@@ -494,6 +494,15 @@ def test_another_model_brings_its_layers_and_classes(workbench):
     assert layer["value"] == "features.15"
     assert "features.7" in layer["choices"]
     assert target["choices"][1:3] == [(f"{demo.CLASS_NAMES[0]} (0)", "0"), (f"{demo.CLASS_NAMES[1]} (1)", "1")]
+
+
+def test_a_bar_chooses_its_class_of_the_network_that_is_chosen(workbench):
+    choose_class = page._Handlers(workbench).choose_class
+    name = workbench.subject("demo").classifier.class_name(3)
+    assert choose_class(SimpleNamespace(value=f"{name} (3)"), "demo") == "3"
+    for value in ("lamp (3)", f"{name} (2)", f"{name} (8)", name, "", None):
+        with pytest.raises(gr.Error, match="is a class of another network; press Explain for those of demo"):
+            choose_class(SimpleNamespace(value=value), "demo")
 
 
 def test_weights_are_for_the_model_that_they_are_given_for(tmp_path, monkeypatch):
@@ -596,7 +605,7 @@ def address(tmp_path_factory):
         assert (process.returncode, output.strip()) == (0, "")
         # Gradio writes of files that it refuses to read.
         assert set(re.findall(r"^[\w.]+(?:Error|Interrupt)\b", errors, re.M)) <= {"gradio.exceptions.InvalidPathError"}
-        # Uploaded pictures included; Gradio makes an empty folder when it is imported.
+        # Uploaded images included; Gradio makes an empty folder when it is imported.
         assert [path for path in folder.rglob("*") if path.is_file()] == []
     finally:
         process.kill()
@@ -626,13 +635,13 @@ def visit(chromium, address, width=1280):
 
 
 def upload(page, file):
-    """Takes away the picture that is there, and gives another."""
+    """Takes away the image that is there, and gives another."""
     remove_button(page).click()
     page.locator("input[type=file]").first.set_input_files(file)
 
 
 def remove_button(page):
-    """It is there as long as a picture is."""
+    """It is there as long as an image is."""
     return page.get_by_role("button", name="Remove Image")
 
 
@@ -744,17 +753,17 @@ def test_each_control_does_what_its_label_says(chromium, address, workbench):
 
 
 def test_a_visitor_is_told_what_is_wrong_with_a_file(chromium, address, tmp_path):
-    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "text.jpg").write_text("no image")
     with (tmp_path / "large.png").open("wb") as file:
         file.truncate(20 * 2**20 + 1)
     with visit(chromium, address) as page:
         told = page.locator(".toast-body")
         upload(page, tmp_path / "text.jpg")
-        told.get_by_text("text.jpg: is not a picture in a known format; convert it to JPEG or PNG.").wait_for()
+        told.get_by_text("text.jpg: is not an image in a known format; convert it to JPEG or PNG.").wait_for()
         # The page takes the file away when it has told what is wrong with it.
         remove_button(page).wait_for(state="hidden")
         page.get_by_role("button", name="Explain").click()
-        told.get_by_text("there is no picture; drop one, or take an example.").wait_for()
+        told.get_by_text("there is no image; drop one, or take an example.").wait_for()
         page.locator("input[type=file]").first.set_input_files(tmp_path / "large.png")
         told.get_by_text("exceed the maximum allowed size of 20").wait_for()
 

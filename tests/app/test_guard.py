@@ -167,7 +167,7 @@ def test_files_of_this_machine_are_not_read(client, tmp_path):
     for path in (secret, os.path.relpath(secret), f"{inside}/../{secret}"):
         succeeded, sentence = answer(client, [{"path": str(path), "orig_name": "a.png"}, *SETTINGS], f"thief {path}")
         assert not succeeded
-        assert sentence.endswith("the picture is gone; reload the page.")
+        assert sentence.endswith("the image is gone; reload the page.")
 
 
 def test_a_request_that_the_page_does_not_send_leaves_no_traceback(client, capfd):

@@ -179,7 +179,7 @@ def test_confidences_are_known_where_there_is_no_graph():
 
 
 def test_confidences_of_whole_numbers_are_known():
-    """Of pictures from 0 to 255, which cannot be made a thousand times as large."""
+    """Of images from 0 to 255, which cannot be made a thousand times as large."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3, bias=False)).requires_grad_(False)
     nn.init.constant_(model[1].weight, 0.01)
     black = torch.zeros((2, 3, 2, 2), dtype=torch.uint8)

@@ -100,7 +100,7 @@ def test_a_model_without_space_is_refused():
 
 
 class Mixed(nn.Module):
-    """Tokens that do not follow the picture place by place: each is of all places."""
+    """Tokens that do not follow the image place by place: each is of all places."""
 
     def __init__(self):
         super().__init__()

@@ -29,7 +29,7 @@ class Heads(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A vision transformer of 8 x 8 patches of pictures 32 x 32, with as many tokens as a head has numbers or not."""
+    """A vision transformer of 8 x 8 patches of images 32 x 32, with as many tokens as a head has numbers or not."""
 
     def __init__(self, *, class_token, fixed_size, heads=2, blocks=2, side=32):
         super().__init__()
@@ -58,7 +58,7 @@ class Transformer(nn.Module):
 @pytest.mark.parametrize("heads", [1, 2])
 @pytest.mark.parametrize("examples", [1, 2, 3])
 def test_nothing_within_attention_is_a_map(fixed_size, class_token, heads, examples):
-    # With one head and no class token, queries are 16 x 16: as square as the picture.
+    # With one head and no class token, queries are 16 x 16: as square as the image.
     # Its tokens are, but they mix so well without training that they may not show it.
     net = Transformer(class_token=class_token, fixed_size=fixed_size, heads=heads).eval()
     pictures = torch.rand(examples, 3, 32, 32)
@@ -242,7 +242,7 @@ class Weights(nn.Module):
 @pytest.mark.parametrize("kind", [Weights, nn.Identity, nn.Dropout])
 @pytest.mark.parametrize("fixed_size", [False, True])
 def test_weights_of_attention_whose_sides_fit_a_stride_are_no_maps(kind, fixed_size):
-    # 16 patches: weights of 16 x 16 look like maps of a picture 32 x 32 at a stride of 2.
+    # 16 patches: weights of 16 x 16 look like maps of an image 32 x 32 at a stride of 2.
     net = Transformer(class_token=False, fixed_size=fixed_size).eval()
     net.blocks[1].weights = kind()
     for cls in (LayerUnionCam, LayerLayerCam, LayerScoreCam):
@@ -271,3 +271,53 @@ def test_maps_that_a_model_of_one_size_makes_of_tokens_itself_are_maps():
 
     net = WithMaps().eval()
     assert LayerUnionCam(net, "made").attribute(torch.rand(2, 3, 32, 32), 1).shape == (2, 1, 4, 4)
+
+
+class FewerKeys(nn.Module):
+    """Attention to a quarter of the places, as in networks whose maps are too large for all."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.key, self.value = (nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 2, 2), nn.Conv2d(8, 8, 2, 2))
+        self.weights = nn.Dropout(0)
+
+    def forward(self, x):
+        q, k, v = (
+            make(x).flatten(2).unflatten(1, (2, 4)).transpose(2, 3) for make in (self.query, self.key, self.value)
+        )
+        mixed = self.weights((q @ k.transpose(2, 3)).softmax(-1)) @ v
+        return mixed.transpose(2, 3).flatten(1, 2).unflatten(2, x.shape[2:])
+
+
+def test_weights_of_queries_by_fewer_keys_are_no_map():
+    """They grow with the input along both sides, by more than a map does."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 4, 4), FewerKeys(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    inputs = torch.rand(2, 3, 64, 96)
+    found = spatial_layers(net, inputs)
+    assert {"0", "1"} <= {*found}
+    assert "1.weights" not in found
+    with pytest.raises(ValueError, match=r"^layer: '1.weights' .* of shape \(2, 2, 384, 96\) that is not maps"):
+        LayerLayerCam(net, "1.weights").attribute(inputs, 1)
+
+
+class ManyHeads(nn.Module):
+    """A window of all places, with as many heads as channels, in a network of one size."""
+
+    def __init__(self):
+        super().__init__()
+        self.softmax = nn.Softmax(-1)
+
+    def forward(self, x):
+        if x.shape[2:] != (2, 2):
+            raise AssertionError("size of the input does not match that of the model")
+        t = x.flatten(2).unsqueeze(-1)
+        return (self.softmax(t @ t.transpose(2, 3)) @ t).squeeze(-1).unflatten(2, (2, 2))
+
+
+def test_a_softmax_over_the_last_side_of_a_square_is_no_map():
+    torch.manual_seed(0)
+    head = nn.Linear(96, 4)
+    net = nn.Sequential(nn.Conv2d(3, 24, 16, 16), ManyHeads(), nn.Flatten(), head)
+    with pytest.raises(ValueError, match=r"^layer: '1.softmax' .* of shape \(2, 24, 4, 4\) that is not maps"):
+        LayerLayerCam(net, "1.softmax").attribute(torch.rand(2, 3, 32, 32), 1)

@@ -55,7 +55,7 @@ NO_MAPS = {
     "heads of a window": (Windows, "split", (3, 16, 16)),
     "weights of a window": (Windows, "weights", (3, 16, 16)),
 }
-# The tokens of an untrained transformer may show their places or not; the only window of a picture is a map.
+# The tokens of an untrained transformer may show their places or not; the only window of an image is a map.
 MAPS_BEFORE = {Transformer: r"(patches|blocks\.[01])", Windows: "(stem|cut)", OneToken: "convolution"}
 METHODS_2D = [*OF_ANY_NETWORK, *(cls for cls in METHODS if cls.name == "augmented_grad_cam")]
 
@@ -140,7 +140,7 @@ def test_a_bias_of_positions_is_refused_for_as_many_examples_as_it_has_rows(tabl
 
 
 class Activated(nn.Module):
-    """What a function makes of pictures, behind an activation function of any network."""
+    """What a function makes of images, behind an activation function of any network."""
 
     def __init__(self, made):
         super().__init__()
@@ -272,7 +272,7 @@ def sequence(*layers):
 MAPS = {
     "a spectrogram's stride": (sequence(nn.Conv2d(1, 6, 3, (2, 1), 1)), 6, (1, 40, 24)),
     "a stride that makes a square": (sequence(nn.Conv2d(1, 6, 3, (1, 2), 1)), 6, (1, 64, 128)),
-    "a stride that makes a square of small pictures": (sequence(nn.Conv2d(1, 6, 3, (1, 2), 1)), 6, (1, 12, 24)),
+    "a stride that makes a square of small images": (sequence(nn.Conv2d(1, 6, 3, (1, 2), 1)), 6, (1, 12, 24)),
     "a long stride": (sequence(nn.Conv2d(1, 6, (64, 5), (64, 2), (0, 2))), 6, (1, 128, 40)),
     "a dimension pooled away": (sequence(nn.Conv2d(1, 6, 3), nn.AdaptiveAvgPool2d((1, None))), 6, (1, 40, 24)),
     "7 x 7": (sequence(nn.Conv2d(3, 6, 32, 32)), 6, (3, 224, 224)),

@@ -1,4 +1,4 @@
-"""Tasks other than one class of a picture. Each test is an example: a network, how to explain it, and what must hold.
+"""Tasks other than one class of an image. Each test is an example: a network, how to explain it, and what must hold.
 
 The networks are untrained, except one filter that responds to what is bright, so that the right answer is known.
 """
@@ -54,7 +54,7 @@ def test_semantic_segmentation_a_class_over_its_region():
     block = (slice(8, 14), slice(2, 8))
     images = bright_block(16, 12, at=block)
 
-    # The region is the one that the model sees in the whole picture, in the masked ones as well.
+    # The region is the one that the model sees in the whole image, in the masked ones as well.
     region = segment(images).argmax(1, keepdim=True) == 1  # (N, 1, H, W)
 
     def class_over_region(images, region):
@@ -119,7 +119,7 @@ def test_the_score_of_a_detectors_box():
     boxes = found["boxes"][found["scores"].argmax()][None]  # one for each image, (N, 4)
 
     def box_score(images, boxes):
-        # A masked picture's boxes are others: what counts is how sure the detector is of one in the same place.
+        # A masked image's boxes are others: what counts is how sure the detector is of one in the same place.
         detected = detector(images)
         return torch.stack([(d["scores"] * overlap(d["boxes"], b)).max() for d, b in zip(detected, boxes, strict=True)])
 
@@ -169,7 +169,7 @@ def test_a_volume_such_as_a_scan():
 
 
 class PictureAndRecord(nn.Module):
-    """Judges a picture together with numbers known of it."""
+    """Judges an image together with numbers known of it."""
 
     def __init__(self):
         super().__init__()

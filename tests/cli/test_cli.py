@@ -16,6 +16,7 @@ from torchvision import models
 
 from captum_unioncam import LayerScoreCam, LayerUnionCam, __version__, demo
 from captum_unioncam.cli.main import main
+from captum_unioncam.demo import write_image_folder
 from captum_unioncam.demo.pictures import CLASS_NAMES
 from captum_unioncam.metrics.table import all_metrics
 
@@ -470,8 +471,8 @@ def test_wrong_arguments_end_with_exit_code_2_and_one_line(capsys, arguments, me
     ("arguments", "message"),
     [
         (["--weights", "none.pt"], "none.pt: does not exist"),
-        (["--model", "own_model:odd"], "returned (1, 4, 7, 7) for one picture"),
-        (["--model", "own_model:small"], "cannot run on pictures of shape (3, 224, 224)"),
+        (["--model", "own_model:odd"], "returned (1, 4, 7, 7) for one image"),
+        (["--model", "own_model:small"], "cannot run on images of shape (3, 224, 224)"),
         (["--model", "demo", "--output", "own_model.py"], "cannot write own_model.py"),
         (["--model", "demo", "--output", "own_model.py/folder"], "cannot write own_model.py/folder"),
     ],
@@ -484,7 +485,7 @@ def test_failures_end_with_exit_code_1_and_one_line(capsys, photo, arguments, me
 
 
 def test_pictures_that_cannot_be_opened_keep_no_other_from_being_explained(capsys, tmp_path):
-    Path("text.jpg").write_text("no picture")
+    Path("text.jpg").write_text("no image")
     Path("empty").mkdir()
     good = [picture(tmp_path / "first.png"), picture(tmp_path / "last.png", seed=1)]
     # Those that are not there are told of before the model is loaded.
@@ -652,7 +653,7 @@ def test_without_pictures_that_are_there_nothing_is_loaded_or_made(capsys, monke
 def test_folders_and_patterns_stand_for_their_pictures(capsys, tmp_path):
     for name in ("a.png", "b.jpg", ".hidden.png"):
         picture(tmp_path / "folder" / name)
-    Path("folder/notes.txt").write_text("no picture")
+    Path("folder/notes.txt").write_text("no image")
     for given in ("folder", "folder/*.[pj]*"):
         code, lines, errors = run(capsys, *OWN, given, "--target", "0", *JSON, "-o", "found")
         assert (code, errors) == (0, [])
@@ -697,6 +698,9 @@ def test_the_demo_model_says_what_it_knows_of_other_pictures(capsys, photo):
         assert notes[0].startswith("The demo model knows only 8 drawn shapes")
         code, _, _, notes = run_with_notes(capsys, command, *once, *more, "--out", "of the demo")
         assert (code, notes) == (0, [])
+    write_image_folder(Path("drawn"), 1, seed=0)
+    code, _, _, notes = run_with_notes(capsys, "evaluate", "drawn", "--model", "demo", *once, "--limit", "1")
+    assert (code, notes) == (0, [])
 
 
 def test_names_and_preprocessing_of_an_own_model_are_those_given(capsys, photo):

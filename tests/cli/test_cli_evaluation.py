@@ -48,7 +48,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "in_a_folder_of_its_own")
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
-    """Four generated pictures under three methods; one fails."""
+    """Four generated images under three methods; one fails."""
     folder = tmp_path_factory.mktemp("evaluated")
     (folder / "own_code.py").write_text(OWN_CODE)
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -89,9 +89,9 @@ def test_a_record_for_each_picture_and_method(evaluated):
 def test_started_again_only_what_is_missing_is_done(capsys, evaluation):
     again = ["evaluate", "--limit", "4", *QUICK, "--methods"]
     code, lines, _ = run(capsys, *again, "grad_cam, saliency")
-    assert (code, lines[-1].split(" in ")[0]) == (0, "0 new records of 0 pictures")
+    assert (code, lines[-1].split(" in ")[0]) == (0, "0 new records of 0 images")
     code, lines, _ = run(capsys, *again, "grad_cam,deconvolution")
-    assert (code, lines[-1].split(" in ")[0]) == (0, "4 new records of 4 pictures")
+    assert (code, lines[-1].split(" in ")[0]) == (0, "4 new records of 4 images")
     assert lines[-1].endswith("in evaluation, 0 of them failures; captum-unioncam report evaluation shows all.")
     code, _, errors = run(capsys, *again, "grad_cam", "--theta", "20")
     assert code == 2
@@ -107,7 +107,7 @@ def test_metrics_are_those_asked_for_and_the_folders_where_none_are(capsys):
     assert code == 2
     assert "metrics ['drop', 'energy'] there, ['drop'] now; give the same" in one_error(errors)
     code, lines, _ = run(capsys, *some, "--methods", "saliency")
-    assert (code, lines[-1].split(" in ")[0]) == (0, "2 new records of 2 pictures")
+    assert (code, lines[-1].split(" in ")[0]) == (0, "2 new records of 2 images")
     assert {tuple(record.values) for record in read_records(OUT)} == {("drop", "energy", "seconds")}
 
 
@@ -115,7 +115,7 @@ def test_a_method_that_fails_is_recorded_and_the_exit_code_is_0(capsys):
     # torchrun would end all other processes if it were not.
     code, lines, _ = run(capsys, "evaluate", "--methods", "own_code:broken", "--limit", "2", *QUICK)
     assert code == 0
-    assert lines[-1].startswith("2 new records of 2 pictures in evaluation, 2 of them failures; ")
+    assert lines[-1].startswith("2 new records of 2 images in evaluation, 2 of them failures; ")
 
 
 def test_options_reach_the_model_the_data_and_the_methods(capsys, tmp_path):
@@ -186,7 +186,7 @@ def test_the_papers_protocol_of_another_model_is_carried_out(capsys):
     arguments = ["--protocol", "paper", "--model", "own_code:net", "--classes", "classes.json", "--limit", "2"]
     code, lines, _ = run(capsys, "evaluate", *arguments, "--methods", "grad_cam", *QUICK)
     assert code == 0
-    assert lines[-1].startswith("2 new records of 2 pictures in evaluation, 0 of them failures")
+    assert lines[-1].startswith("2 new records of 2 images in evaluation, 0 of them failures")
     assert [settings()[name] for name in ("preprocess", "limit", "theta", "layer")] == ["paper", 2, 10.0, "1"]
 
 

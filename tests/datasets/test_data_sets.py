@@ -47,7 +47,7 @@ def corners(xmin, ymin, xmax, ymax):
 
 
 def add_voc_picture(root, name, objects, size=(7, 5)):
-    """Adds a picture with (class, corners, difficult) objects to a VOC folder, and to its test list."""
+    """Adds an image with (class, corners, difficult) objects to a VOC folder, and to its test list."""
     voc = root / "VOCdevkit" / "VOC2007"
     for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (voc / part).mkdir(parents=True, exist_ok=True)
@@ -111,10 +111,10 @@ def test_pictures_are_found_below_class_folders_by_their_extension(tmp_path):
     (tmp_path / "n03").mkdir()
     (tmp_path / "n01" / "folder.png").mkdir()
     for name in ("readme.txt", "top.png", "n01/notes.txt", "n02/jpg"):
-        (tmp_path / name).write_text("no picture")
+        (tmp_path / name).write_text("no image")
     data_set = open_data_set(str(tmp_path), None, 3)
     assert data_set.names == ["n01/linked/x.png", "n01/ä b.WebP", "n02/b.JPEG", "n02/deep/er/a.jpg"]
-    # The folder without pictures is the third class, and so counts where classes are told by their order.
+    # The folder without images is the third class, and so counts where classes are told by their order.
     assert [data_set.targets(name) for name in data_set.names] == [(0,), (0,), (1,), (1,)]
 
 
@@ -143,7 +143,7 @@ def test_a_folder_called_demo_is_opened_by_its_path(tmp_path, monkeypatch):
 
 def test_a_broken_picture_fails_alone(tmp_path):
     make_folders(tmp_path, "a", "b")
-    (tmp_path / "a" / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
+    (tmp_path / "a" / "broken.jpg").write_bytes(b"\xff\xd8 no image")
     data_set = open_data_set(str(tmp_path), None, 2)
     assert data_set.targets("a/broken.jpg") == (0,)
     with pytest.raises(Failure, match=r"broken\.jpg"):
@@ -282,7 +282,7 @@ def test_a_box_off_the_picture_fails(tmp_path, box):
         data_set.sample("JPEGImages/1.jpg")
 
 
-@pytest.mark.parametrize("content", [None, b"no picture"])
+@pytest.mark.parametrize("content", [None, b"no image"])
 def test_a_missing_or_broken_voc_picture_fails_alone(tmp_path, content):
     for name in "12":
         voc = add_voc_picture(tmp_path, name, [("dog", corners(1, 1, 2, 2), False)])
@@ -297,7 +297,7 @@ def test_a_missing_or_broken_voc_picture_fails_alone(tmp_path, content):
 
 
 def test_pictures_side_by_side_show_different_classes(tmp_path):
-    # With this seed the picture that would come beside the third, the one after the last, is of the same class.
+    # With this seed the image that would come beside the third, the one after the last, is of the same class.
     labels = {seed: demo.generate(4, seed)[1] for seed in range(20)}
     seed = next(seed for seed in labels if labels[seed][2] == labels[seed][3])
     demo.write_voc(tmp_path, 3, seed)
@@ -501,9 +501,9 @@ NO_DATA_SETS = {
         lambda root: [save(root / split / name / "a.png") for split in ("train", "Val") for name in "ab"],
         "holds Val, train, each with folders of its own: give one of them",
     ),
-    "empty classes": (lambda root: (root / "a" / "b").mkdir(parents=True), "has no picture in its subfolders"),
+    "empty classes": (lambda root: (root / "a" / "b").mkdir(parents=True), "has no image in its subfolders"),
     "voc without list": (voc_without("ImageSets/Main/test.txt"), r"has no ImageSets/Main/test\.txt or val"),
-    "voc without pictures": (voc_without("JPEGImages/1.jpg"), "has no picture of the test set"),
+    "voc without images": (voc_without("JPEGImages/1.jpg"), "has no image of the test set"),
 }
 
 

@@ -198,7 +198,7 @@ def test_masks_without_classes_are_for_a_model_of_one_output(tmp_path):
     save(tmp_path / "a.jpg")
     save_mask(tmp_path / "masks/a.png", (1, 2, 3, 4))
     same(objects_of(open_data_set(str(tmp_path), None, 1), "a.jpg"), {0: rectangle(1, 2, 3, 4)})
-    with pytest.raises(WrongArgument, match="has pictures with masks but no classes, and the model 3 outputs"):
+    with pytest.raises(WrongArgument, match="has images with masks but no classes, and the model 3 outputs"):
         open_data_set(str(tmp_path), None, 3)
 
 
@@ -226,8 +226,8 @@ def test_what_is_not_zero_is_an_object(tmp_path, mode):
 @pytest.mark.parametrize(
     ("make", "problem"),
     [
-        (lambda path: save_mask(path, (0, 0, 1, 1), size=(6, 10)), "is 6x10, but its picture 10x6; give its own mask"),
-        (lambda path: path.write_text("no mask"), "is not a picture in a known format"),
+        (lambda path: save_mask(path, (0, 0, 1, 1), size=(6, 10)), "is 6x10, but its image 10x6; give its own mask"),
+        (lambda path: path.write_text("no mask"), "is not an image in a known format"),
     ],
 )
 def test_a_mask_that_does_not_do_fails_alone(tmp_path, make, problem):
@@ -426,7 +426,7 @@ def test_cocos_pictures_must_be_there_and_of_the_annotated_size(tmp_path):
         data_set.sample("val2017/2.jpg")
     assert len(data_set.sample("val2017/1.jpg").objects) == 2
     (tmp_path / "val2017").rename(tmp_path / "elsewhere")
-    with pytest.raises(WrongArgument, match=r"none of its first pictures is in .*val2017"):
+    with pytest.raises(WrongArgument, match=r"none of its first images is in .*val2017"):
         open_data_set(path, NAMES, 3)
 
 

@@ -97,9 +97,9 @@ def damaged(path):
 BROKEN = {
     "missing": (lambda path: None, "does not exist"),
     "folder": (lambda path: path.mkdir(), "is a folder"),
-    "empty": (lambda path: path.write_bytes(b""), "not a picture in a known format"),
-    "text": (lambda path: path.write_text("no picture at all"), "not a picture in a known format"),
-    "eps": (lambda path: Image.new("RGB", SIZE).save(path, "EPS"), "not a picture in a known format"),
+    "empty": (lambda path: path.write_bytes(b""), "not an image in a known format"),
+    "text": (lambda path: path.write_text("no image at all"), "not an image in a known format"),
+    "eps": (lambda path: Image.new("RGB", SIZE).save(path, "EPS"), "not an image in a known format"),
     "truncated": (truncated, "cannot be decoded"),
     "damaged": (damaged, "cannot be decoded"),
     "float": (lambda path: Image.new("F", SIZE, 0.5).save(path, "TIFF"), "more than 16 bits"),

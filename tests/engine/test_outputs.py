@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from captum_unioncam import LayerScoreCam, Rise, shared_passes
+from captum_unioncam import LayerScoreCam, Rise, methods, shared_passes
+from captum_unioncam.methods import MethodSettings
+from captum_unioncam.methods.adapters.captum import CAPTUM_METHODS
 from captum_unioncam.metrics.table import all_metrics, find_metrics
+from captum_unioncam.system.errors import Failure
 from tests.attr import OF_ANY_NETWORK
 from tests.networks import TinyNet, tiny_inputs
 
@@ -51,6 +54,39 @@ def test_every_method_explains_the_tensor_that_is_picked(method, twice):
     assert expected.std() > 0
     for model in (twice, lambda x: twice(x)):
         assert torch.allclose(explained(method, model, twice.net, output_fn=last), expected, rtol=0, atol=1e-9)
+
+
+class InADict(nn.Module):
+    """The tensor to explain by its name."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = TinyNet()
+
+    def forward(self, x):
+        return {"loss": x.sum(), "logits": self.net(x)}
+
+
+OTHERS = [*CAPTUM_METHODS, "torchcam:GradCAM", "torchcam:ScoreCAM", "grad_cam:GradCAM", "grad_cam:ScoreCAM"]
+
+
+@pytest.mark.parametrize("name", ["union_cam", "rise", *OTHERS])
+def test_methods_by_name_explain_the_same_tensor(name):
+    def maps(model, net, output_fn=None):
+        torch.manual_seed(0)
+        net.double()
+        inputs = tiny_inputs(examples=2)
+        settings = MethodSettings(output_fn=output_fn, show_progress=False)
+        return methods.create(name, model, net.features, settings)(inputs, TARGETS, torch.zeros_like(inputs[:1]))
+
+    net, twice, in_a_dict = TinyNet().eval(), Twice().eval(), InADict().eval()
+    expected = maps(net, net)
+    assert expected.std() > 0
+    assert torch.allclose(maps(twice, twice.net, last), expected, rtol=0, atol=1e-9)
+    assert torch.allclose(maps(in_a_dict, in_a_dict.net), expected, rtol=0, atol=1e-9)
+    with pytest.raises((ValueError, Failure), match="returned tuple"):
+        maps(twice, twice.net)
+    assert not twice._forward_hooks
 
 
 METRICS = find_metrics(all_metrics())

@@ -187,7 +187,7 @@ def test_a_metric_of_ones_own_has_a_column(monkeypatch):
     def size(attributions):
         return attributions.new_full((len(attributions),), attributions[0].numel())
 
-    compared = compare(judge_of("grad_cam"), "a picture", demo.load_picture())
+    compared = compare(judge_of("grad_cam"), "an image", demo.load_picture())
     assert list(compared.table().columns) == [*COLUMNS[:5], "size", "seconds", "error"]
     assert compared.table()["size"].tolist() == [112 * 112]
     heading, row = comparison_text(compared).splitlines()
@@ -198,7 +198,7 @@ def test_a_metric_of_ones_own_has_a_column(monkeypatch):
 
 def test_a_comparison_has_what_an_explanation_has():
     judge = Judge(ExplainedModel(device="cpu"), ["union_cam", "grad_cam"], MethodSettings(), steps=2)
-    compared = compare(judge, "a picture", demo.load_picture(), target=3)
+    compared = compare(judge, "an image", demo.load_picture(), target=3)
     assert (compared.class_index, compared.class_name) == (3, CLASS_NAMES[3])
     (explained,) = Explainer(Settings(), subject=judge.subject).explain(demo.load_picture(), target=3)
     union_cam, grad_cam = compared.judgements.values()
@@ -209,7 +209,7 @@ def test_a_comparison_has_what_an_explanation_has():
 
 
 def test_the_best_value_is_marked_and_ties_are_not():
-    judged = compare(judge_of("grad_cam"), "a picture", demo.load_picture())
+    judged = compare(judge_of("grad_cam"), "an image", demo.load_picture())
     judgement = judged.judgements["grad_cam"]
     shared = {"increase": 1.0, "deletion": 0.25}
     values = {"first": (0.5, 0.7, 2.0), "second": (0.25, 0.6, 1.0), "third": (0.75, 0.8, 3.0)}
@@ -237,7 +237,7 @@ def test_several_pictures_are_compared_and_missing_ones_told_before(capsys, tmp_
 
 
 def test_long_names_do_not_run_into_each_other_on_the_panel():
-    judged = compare(judge_of("grad_cam"), "a picture", demo.load_picture())
+    judged = compare(judge_of("grad_cam"), "an image", demo.load_picture())
     judgement = judged.judgements["grad_cam"]
     judgements = {f"a_package.a_module:a_factory_with_quite_a_long_name_{i}": judgement for i in range(5)}
     # The last axis is the colour bar's.

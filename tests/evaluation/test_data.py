@@ -45,7 +45,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "in_a_folder_of_its_own")
 
 
 def write_table(folder, rows):
-    """Grey pictures of 20x20, one for each name, and their objects."""
+    """Grey images of 20x20, one for each name, and their objects."""
     lines = ["path,label,x0,y0,x1,y1"]
     for index, (name, boxes) in enumerate(rows.items()):
         Image.new("RGB", (20, 20), (20 * index, 90, 255 - 20 * index)).save(folder / f"{name}.png")
@@ -80,7 +80,7 @@ def test_the_difficult_subset_is_of_small_objects_with_distractors(capsys, tmp_p
     assert (code, err.count("Error")) == (0, 0)
     assert pairs_in(tmp_path / "out") == difficult
     assert read_settings(tmp_path / "out")["subset"] == "difficult"
-    # The limit is of the pictures that have some.
+    # The limit is of the images that have some.
     code, _, _ = evaluate(
         capsys, data, "--model", "own_outputs:logits", "--subset", "difficult", "--limit", 1, *RUN[:-1], "limited"
     )
@@ -132,7 +132,7 @@ def test_auto_refuses_what_does_not_tell(capsys, tmp_path, function):
     data = write_table(tmp_path, {"a": ["0,0,0,9,9"]})
     code, _, err = evaluate(capsys, data, "--model", f"own_outputs:{function}", "--confidence", "auto", *RUN)
     assert code == 2
-    assert err.startswith("Error: --confidence auto: for 2 pictures the ")
+    assert err.startswith("Error: --confidence auto: for 2 images the ")
     assert "give --confidence softmax for logits of classes that exclude each other, 'sigmoid'" in err
 
 
@@ -140,7 +140,7 @@ def test_auto_refuses_logits_where_pictures_have_several_classes(capsys, tmp_pat
     data = write_table(tmp_path, ROWS)
     code, _, err = evaluate(capsys, data, "--model", "own_outputs:logits", "--confidence", "auto", *RUN)
     assert code == 2
-    assert "some pictures have several classes; give --confidence softmax" in err
+    assert "some images have several classes; give --confidence softmax" in err
     code, _, _ = evaluate(capsys, data, "--model", "own_outputs:sigmoid", "--confidence", "auto", *RUN)
     assert code == 0
     assert read_settings(tmp_path / "out")["confidence"] == "none"
@@ -148,7 +148,7 @@ def test_auto_refuses_logits_where_pictures_have_several_classes(capsys, tmp_pat
 
 def test_auto_passes_over_pictures_that_cannot_be_read(capsys, tmp_path):
     data = write_table(tmp_path, {"a": ["0,0,0,9,9"], "b": ["1,0,0,9,9"]})
-    (tmp_path / "a.png").write_text("no picture")
+    (tmp_path / "a.png").write_text("no image")
     code, _, _ = evaluate(capsys, data, "--model", "own_outputs:softmax", "--confidence", "auto", *RUN)
     assert code == 0
     assert {record.image: record.error is None for record in read_records(tmp_path / "out")} == {

@@ -1,4 +1,4 @@
-"""Classes of a picture explained by any method."""
+"""Classes of an image explained by any method."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A method judged on one picture: against the methods and metrics called by themselves."""
+"""A method judged on one image: against the methods and metrics called by themselves."""
 
 import copy
 import time
@@ -76,7 +76,7 @@ def judge_one(judge, method, shown, target, objects=None, name=NAME):
 
 
 def normalized(subject):
-    """The same model, told that it wants its pictures normalized."""
+    """The same model, told that it wants its images normalized."""
     preprocessing = Preprocessing(squeezed_to(112), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
     changed = ExplainedModel(device="cpu")
     changed.classifier = replace(changed.classifier, preprocessing=preprocessing)
@@ -107,7 +107,7 @@ def test_a_judgement_is_what_the_metrics_say_of_the_method(subject, picture, met
     drop = metrics.confidence_drop(model, inputs, attribution, target, black, **rows).item()
     assert values["drop"] == pytest.approx(drop, rel=1e-5)
     assert values["increase"] == metrics.confidence_increase(model, inputs, attribution, target, black, **rows).item()
-    # Insertion starts from the blurred picture, and deletion ends in the model's black.
+    # Insertion starts from the blurred image, and deletion ends in the model's black.
     for name, expected in (
         ("insertion", metrics.insertion(model, inputs, attribution, target, None, **curves)),
         ("deletion", metrics.deletion(model, inputs, attribution, target, black, **curves)),

@@ -161,7 +161,7 @@ def test_lines_of_version_0_1_0_are_read(folder):
             map=MAP,
         ),
         Record("demo/3.png", 1, "ring", "grad_cam", error="ValueError: too bright"),
-        Record("demo/4.png", None, None, "grad_cam", error="is not a picture"),
+        Record("demo/4.png", None, None, "grad_cam", error="is not an image"),
     ]
     assert list(read_records(folder)) == expected
     (folder / "records" / "a.jsonl").write_bytes(b"".join(each.line() for each in expected))

@@ -1,4 +1,4 @@
-"""Methods over a data set: resumed after any end, shared by processes, whatever pictures, methods and disks do.
+"""Methods over a data set: resumed after any end, shared by processes, whatever images, methods and disks do.
 
 Runs are compared record by record, all but the seconds. On one thread, in passes of a fixed size and under
 ``use_deterministic_algorithms`` they are the same to the last digit.
@@ -101,14 +101,14 @@ def settled():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Pascal VOC's layout: six pictures, two of them of two classes, one broken, and one with a broken annotation.
+    """Pascal VOC's layout: six images, two of them of two classes, one broken, and one with a broken annotation.
 
     With each method there are 8 records, 2 of them failures.
     """
     folder = tmp_path_factory.mktemp("data")
     demo.write_voc(folder, 6, seed=3)
     voc = folder / "VOCdevkit" / "VOC2007"
-    (voc / BROKEN_PICTURE).write_bytes(b"no picture")
+    (voc / BROKEN_PICTURE).write_bytes(b"no image")
     (voc / "Annotations" / "000004.xml").write_text("<annotation>")
     (folder / "own_code.py").write_text(OWN_CODE)
     return folder
@@ -161,7 +161,7 @@ def run(capsys, *arguments, **more):
     capsys.readouterr()
     code = main(command(*arguments, **more))
     out, err = capsys.readouterr()
-    # These pictures are the demo model's, whose note is of photos.
+    # These images are the demo model's, whose note is of photos.
     return code, out.splitlines(), [line for line in err.splitlines() if not line.startswith("Note: ")]
 
 
@@ -286,7 +286,7 @@ def test_an_unbroken_run_has_a_record_of_each_image_class_and_method(data, unbro
         assert record["target_name"] == demo.CLASS_NAMES[target]
         if image == BROKEN_PICTURE:
             assert record.keys() == {"image", "target", "target_name", "method", "error"}
-            assert "000003.jpg: is not a picture in a known format" in record["error"]
+            assert "000003.jpg: is not an image in a known format" in record["error"]
         else:
             assert record["values"].keys() == {"drop", "increase", "insertion", "deletion", "pointing", "energy"}
             assert len(record["curves"]["insertion"]) == len(record["curves"]["deletion"]) == 3
@@ -325,7 +325,7 @@ def test_a_torn_last_line_is_dropped_and_its_record_made_anew(capsys, data, unbr
     path.write_bytes(kept + last[:left])
     code, out, _ = run(capsys, data)
     assert code == 0
-    assert out[-1].startswith("1 new records of 1 pictures")
+    assert out[-1].startswith("1 new records of 1 images")
     assert records_in(OUT) == unbroken
 
 
@@ -334,14 +334,14 @@ def test_with_nothing_left_to_do_a_line_says_so(capsys, data, finished):
     code, out, err = run(capsys, data)
     assert code == 0
     assert err == []
-    assert out[-1].startswith("0 new records of 0 pictures in out, 0 of them failures; captum-unioncam report out ")
+    assert out[-1].startswith("0 new records of 0 images in out, 0 of them failures; captum-unioncam report out ")
     assert sorted(OUT.rglob("*")) == files
 
 
 def test_failures_are_counted(capsys, data):
     code, out, err = run(capsys, data)
     assert code == 0
-    assert out[-1].startswith(f"{8 * len(METHODS)} new records of 6 pictures in out, {2 * len(METHODS)} of them fail")
+    assert out[-1].startswith(f"{8 * len(METHODS)} new records of 6 images in out, {2 * len(METHODS)} of them fail")
     assert errors_of(err) == []
 
 
@@ -357,7 +357,7 @@ def test_two_processes_make_the_records_of_one(data, unbroken, tmp_path):
     first, second = ((tmp_path / "logs" / f"{rank}.out").read_text().splitlines() for rank in range(2))
     assert first[0].startswith("layer: ")
     assert len(second) == 1
-    assert all(" new records of 3 pictures in " in lines[-1] for lines in (first, second))
+    assert all(" new records of 3 images in " in lines[-1] for lines in (first, second))
     assert "records:" in (tmp_path / "logs" / "0.err").read_text()
     assert "records:" not in (tmp_path / "logs" / "1.err").read_text()
 
@@ -377,7 +377,7 @@ def test_another_number_of_processes_goes_on_where_killed_ones_were(capsys, data
         assert records_in(OUT).items() < unbroken.items()
     assert exit_codes(start_together(3, command(data), tmp_path / "logs")) == [0, 0, 0]
     assert records_in(OUT) == unbroken
-    # More processes than there are pictures left.
+    # More processes than there are images left.
     assert exit_codes(start_together(2, command(data), tmp_path / "more logs")) == [0, 0]
     assert run(capsys, data)[1][-1].startswith("0 new records")
 
@@ -670,7 +670,7 @@ def test_what_only_changes_rounding_or_speed_may_differ(capsys, data, unbroken):
 def test_methods_may_be_added(capsys, data, unbroken):
     for number, expected in ((1, 8), (3, 16)):
         _, out, _ = run(capsys, data, OUT, method_names=METHODS[:number])
-        assert out[-1].startswith(f"{expected} new records of 6 pictures")
+        assert out[-1].startswith(f"{expected} new records of 6 images")
     assert records_in(OUT) == unbroken
 
 
@@ -817,7 +817,7 @@ def test_a_record_is_the_judgement_of_its_picture(data, subject, unbroken):
     name = "JPEGImages/000005.jpg"
     sample = data_set.sample(name)
     fit = subject.classifier.preprocessing.fit
-    # The model sees 224x112 pixels as 112x112: the centre of its column x is at 2x + 1 in the picture.
+    # The model sees 224x112 pixels as 112x112: the centre of its column x is at 2x + 1 in the image.
     across, down = 2 * torch.arange(112) + 1, (torch.arange(112) + 0.5)[:, None]
     for target, boxes in sample.boxes.items():
         ((left, top, right, bottom),) = boxes
@@ -839,7 +839,7 @@ def test_a_record_is_the_judgement_of_its_picture(data, subject, unbroken):
 
 
 def test_objects_out_of_the_models_sight_are_no_pointing_game(tmp_path):
-    """The model sees the left half of the picture, the object of one class is in the right half."""
+    """The model sees the left half of the image, the object of one class is in the right half."""
     add_voc_picture(tmp_path, "000001", [("dog", corners(1, 1, 30, 30), 0), ("cat", corners(150, 1, 200, 90), 0)],
                     size=(224, 112))  # fmt: skip
     (tmp_path / "classes.json").write_text('{"dog": 1, "cat": 0}')
@@ -872,7 +872,7 @@ def brightest(shown):
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Three grey pictures, the second of them bright."""
+    """Three grey images, the second of them bright."""
     for name, grey in (("ring/a", 20), ("ring/b", 200), ("star/c", 50)):
         path = tmp_path / "pictures" / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -885,7 +885,7 @@ def register(name, attribute):
 
 
 def fails_on(is_bad, error):
-    """A method that raises on some pictures."""
+    """A method that raises on some images."""
 
     def attribute(inputs, target, baselines):
         if is_bad(inputs):
@@ -901,7 +901,7 @@ def test_a_method_that_fails_on_an_image_is_recorded_and_the_run_goes_on(capsys,
     names = ["squeamish", "saliency", "infinite"]
     code, out, err = run(capsys, pictures, OUT, method_names=names)
     assert code == 0
-    assert out[-1].startswith("9 new records of 3 pictures in out, 2 of them failures")
+    assert out[-1].startswith("9 new records of 3 images in out, 2 of them failures")
     assert errors_of(err) == []
     records = records_in(OUT)
     failed = {(image, method): record["error"] for (image, _, method), record in records.items() if "error" in record}
@@ -918,7 +918,7 @@ def test_failures_are_done_again_when_asked_for(capsys, pictures):
     run(capsys, pictures, OUT, method_names=["busy"])
     busy[0] = False
     _, out, _ = run(capsys, pictures, OUT, "--retry-failures", method_names=["busy"])
-    assert out[-1].startswith("1 new records of 1 pictures in out, 0 of them failures")
+    assert out[-1].startswith("1 new records of 1 images in out, 0 of them failures")
     assert not any(record.error for record in read_records(OUT))
     assert run(capsys, pictures, OUT, "--retry-failures", method_names=["busy"])[1][-1].startswith("0 new records")
 
@@ -948,7 +948,7 @@ def test_other_versions_are_accepted_when_asked_for(capsys, pictures):
     assert "torch version '2.0' there, " in err[0]
     assert "--accept-other-versions" in err[0]
     code, out, _ = run(capsys, pictures, OUT, "--accept-other-versions", method_names=["saliency", "grad_cam"])
-    assert (code, out[-1].split(" in ")[0]) == (0, "3 new records of 3 pictures")
+    assert (code, out[-1].split(" in ")[0]) == (0, "3 new records of 3 images")
 
 
 def test_a_damaged_line_is_done_again(capsys, pictures):
@@ -962,13 +962,13 @@ def test_a_damaged_line_is_done_again(capsys, pictures):
     assert main(["report", str(OUT)]) == 0
     capsys.readouterr()
     code, out, _ = run(capsys, pictures, OUT, method_names=["saliency"])
-    assert (code, out[-1].split(" in ")[0]) == (0, "2 new records of 2 pictures")
+    assert (code, out[-1].split(" in ")[0]) == (0, "2 new records of 2 images")
     path.unlink()
     assert {key: before[key] for key in records_in(OUT)} == records_in(OUT)
 
 
 def test_readers_share_no_memory(capsys, pictures, monkeypatch):
-    """A container has 64 MB of it: a worker that cannot share a tensor neither sends its picture nor ends."""
+    """A container has 64 MB of it: a worker that cannot share a tensor neither sends its image nor ends."""
 
     def full(*_arguments, **_named):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -977,7 +977,7 @@ def test_readers_share_no_memory(capsys, pictures, monkeypatch):
     monkeypatch.setattr(torch.UntypedStorage, "_share_filename_cpu_", full, raising=False)
     with processes_started_by("fork"):
         code, out, _ = run(capsys, pictures, OUT, "--workers", 2, method_names=["saliency"])
-    assert (code, out[-1].split(" in ")[0]) == (0, "3 new records of 3 pictures")
+    assert (code, out[-1].split(" in ")[0]) == (0, "3 new records of 3 images")
 
 
 def test_readers_that_cannot_be_started_are_told_in_a_sentence(capsys, pictures, monkeypatch):
@@ -1002,13 +1002,13 @@ def test_a_shortage_of_memory_is_made_good_at_the_next_start(capsys, pictures):
     register("failing", attribute)
     code, out, _ = run(capsys, pictures, OUT, method_names=["failing"])
     assert code == 0
-    assert out[-2].startswith("3 new records of 3 pictures in out, 0 of them failures")
+    assert out[-2].startswith("3 new records of 3 images in out, 0 of them failures")
     assert out[-1] == "Out of memory: 1 of them, which are done again at the next start."
     (failed,) = (record for record in read_records(OUT) if record.error)
     assert failed.error.startswith("out of memory: ")
     short.clear()
     code, out, _ = run(capsys, pictures, OUT, method_names=["failing"])
-    assert (code, out[-1].split(" in ")[0]) == (0, "1 new records of 1 pictures")
+    assert (code, out[-1].split(" in ")[0]) == (0, "1 new records of 1 images")
     assert not any(record.error for record in read_records(OUT))
     assert run(capsys, pictures, OUT, method_names=["failing"])[1][-1].startswith("0 new records")
 
@@ -1027,7 +1027,7 @@ def test_a_reader_without_memory_is_no_failure_of_the_picture(capsys, pictures, 
     (failed,) = (record for record in read_records(OUT) if record.error)
     assert failed.error == "out of memory: MemoryError"
     short.clear()
-    assert run(capsys, pictures, OUT, method_names=["saliency"])[1][-1].startswith("1 new records of 1 pictures")
+    assert run(capsys, pictures, OUT, method_names=["saliency"])[1][-1].startswith("1 new records of 1 images")
     assert not any(record.error for record in read_records(OUT))
 
 
@@ -1128,7 +1128,7 @@ def test_an_error_of_a_device_that_still_answers_is_the_images(capsys, pictures)
     register("failing", fails_on(brightest, RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED")))
     code, out, _ = run(capsys, pictures, OUT, method_names=["failing", "saliency"])
     assert code == 0
-    assert out[-1].startswith("6 new records of 3 pictures in out, 1 of them failures")
+    assert out[-1].startswith("6 new records of 3 images in out, 1 of them failures")
 
 
 def test_an_interrupted_run_keeps_its_records_and_is_no_traceback(capsys, pictures):

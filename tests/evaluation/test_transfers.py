@@ -146,10 +146,10 @@ def gpu(monkeypatch):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Three pictures with the boxes of their objects: of one class, broken, and of two classes."""
+    """Three images with the boxes of their objects: of one class, broken, and of two classes."""
     folder = tmp_path_factory.mktemp("data")
     demo.write_voc(folder, 3, seed=3)
-    (folder / "VOCdevkit" / "VOC2007" / "JPEGImages" / "000001.jpg").write_bytes(b"no picture")
+    (folder / "VOCdevkit" / "VOC2007" / "JPEGImages" / "000001.jpg").write_bytes(b"no image")
     return folder
 
 
@@ -270,7 +270,7 @@ def test_images_are_copied_ahead_and_results_come_back_later(gpu, data, monkeypa
         evaluated(data, subject, method_names=["watched"])
     steps = [what for what in said if what in ("method", "record", "to the GPU")]
     before = [Counter(steps[:index]) for index, what in enumerate(steps) if what == "method"]
-    # Input, baseline and the mask of each class: of the first picture, and when the second is read, of the third.
+    # Input, baseline and the mask of each class: of the first image, and when the second is read, of the third.
     assert [counts["to the GPU"] for counts in before] == [3, 7, 7]
     assert [counts["record"] for counts in before] == [0, 0, 1]
     assert steps.count("record") == 4

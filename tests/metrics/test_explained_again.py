@@ -27,7 +27,7 @@ def images(value):
 
 
 def test_the_gain_is_the_share_of_what_is_missing():
-    # The pixel is shown by one map and hidden by the other; the baseline is more confident than the picture.
+    # The pixel is shown by one map and hidden by the other; the baseline is more confident than the image.
     maps = torch.cat([halves()[:1], halves()[:1].flip(3)])
     gain = metrics.confidence_gain(first_pixel, images(0.2), maps, baselines=0.6)
     assert same(gain, torch.tensor([0.0, (0.6 - 0.2) / (1 - 0.2)], dtype=torch.float64))

@@ -57,7 +57,7 @@ def test_the_scores_are_grad_cams(monkeypatch):
 
 
 def test_the_true_order_of_pixels_has_the_best_score():
-    """For the mean of a picture's dark and bright pixels, the bright ones are relevant."""
+    """For the mean of an image's dark and bright pixels, the bright ones are relevant."""
     images = pixels(1)
 
     def mean(x):

@@ -63,6 +63,21 @@ def test_a_folder_of_hugging_face(folder, photo):
     assert LayerLayerCam(subject.model, subject.layer).attribute(inputs, 1).shape == (1, 1, 4, 4)
 
 
+def test_a_model_that_takes_blue_first_shows_the_image_in_its_own_colours(folder):
+    transformers.MobileViTImageProcessor(
+        size={"shortest_edge": 72}, crop_size={"height": 64, "width": 64}
+    ).save_pretrained(folder)
+    subject = models.load(f"hf:{folder}", device="cpu")
+    red = Image.new("RGB", (90, 80), (200, 10, 40))
+    shown = subject.shown(red)
+    assert torch.allclose(shown[:, 0, 0] * 255, torch.tensor([200.0, 10.0, 40.0]), rtol=0, atol=0.01)
+    inputs, black = subject.input_and_baseline(shown)
+    expected = transformers.AutoImageProcessor.from_pretrained(folder)(red, return_tensors="pt")["pixel_values"]
+    assert torch.allclose(inputs, torch.as_tensor(expected), rtol=0, atol=1e-6)
+    assert not black.any()
+    assert subject.classifier.preprocessing.box_seen(red.size) is not None
+
+
 def test_a_file_of_hugging_face_weights_in_the_names_of_the_hub(folder, photo):
     named = load_classifier(f"hf:{folder}", folder / "model.safetensors").model.state_dict()
     expected = transformers.AutoModelForImageClassification.from_pretrained(folder).state_dict()
@@ -141,3 +156,5 @@ def test_all_models_are_named_wherever_some_are():
 def test_an_unknown_model_of_timm():
     with pytest.raises(WrongArgument, match=r"timm has no model 'resnet10x'; did you mean"):
         load_classifier("timm:resnet10x", "random")
+    with pytest.raises(WrongArgument, match=r"timm has no weights of the tag in 'resnet10t.c4_in1k'; give .*c3_in1k"):
+        load_classifier("timm:resnet10t.c4_in1k", "random")

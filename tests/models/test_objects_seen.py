@@ -1,4 +1,4 @@
-"""Boxes and masks follow a picture through its preprocessing: judged pixel by pixel, in the picture's coordinates."""
+"""Boxes and masks follow an image through its preprocessing: judged pixel by pixel, in the image's coordinates."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from tests.datasets.test_layouts import HEADER, write_table
 
 
 def expected(boxes, size, shape, to_picture):
-    """For each pixel of the input, whether its centre's place in the picture lies in a box."""
+    """For each pixel of the input, whether its centre's place in the image lies in a box."""
     marked = torch.zeros(shape, dtype=torch.bool)
     for y in range(shape[0]):
         for x in range(shape[1]):

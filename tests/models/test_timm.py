@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from captum_unioncam import LayerHiResCam, find_spatial_layer
+from captum_unioncam.attr.find_layer import spatial_layers
 
 timm = pytest.importorskip("timm")
 
@@ -115,3 +116,15 @@ def test_networks_of_timm(name):
     net = randomized(timm.create_model(name, num_classes=5, **arguments))
     assert isinstance(net, nn.Module)
     check(net, arguments.get("img_size", 64), layer, layout)
+
+
+def test_tokens_in_the_order_of_windows_are_no_maps():
+    """Hiera puts them in the order of the image behind its last pooling only."""
+    net = randomized(timm.create_model("hiera_tiny_224", stages=(1, 1, 2, 1)))
+    inputs = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    in_order = ("patch_embed", "blocks.4")
+    found = spatial_layers(net, inputs)
+    assert [name for name in found if not name.startswith(in_order)] == []
+    assert "blocks.4" in found
+    with pytest.raises(ValueError, match=r"'blocks.2' .* has no token for each position"):
+        LayerHiResCam(net, "blocks.2").attribute(inputs, 0)

@@ -196,8 +196,8 @@ def test_records_without_a_class_and_without_values_are_loaded(tmp_path):
     (out / "records").mkdir(parents=True)
     (out / "settings.json").write_text(json.dumps(SETTINGS))
     assert evaluation.load(out).empty
-    (out / "records" / "a.jsonl").write_bytes(Record("a.png", None, None, "grad_cam", error="no picture").line())
+    (out / "records" / "a.jsonl").write_bytes(Record("a.png", None, None, "grad_cam", error="no image").line())
     table = evaluation.load(out)
     assert len(table) == 1
     assert pd.isna(table["target"][0])
-    assert table["error"][0] == "no picture"
+    assert table["error"][0] == "no image"

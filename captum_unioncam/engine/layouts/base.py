@@ -32,7 +32,7 @@ def tokens_to_maps(*grid: int, class_tokens: int = 1) -> ReshapeTransform:
     r"""Makes the transform that turns a layer's tokens, as vision transformers have them, into maps.
 
     Args:
-        *grid (int): Patches along each spatial dimension: height and width for pictures.
+        *grid (int): Patches along each spatial dimension: height and width for images.
         class_tokens (int): Tokens in front of the patches', which no map shows. Default: 1
 
     Returns:

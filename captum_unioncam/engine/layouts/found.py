@@ -1,4 +1,4 @@
-"""Layouts that are found by what outputs do: maps as they are, channels last, tokens behind a few without a place."""
+"""Finds layouts by how outputs respond to inputs: maps, channels last, or tokens behind a few special ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which outputs of layers are maps: found out by what they do when the input changes, not by names."""
+"""Finds which layers return maps, by how their outputs change with the input and not by names."""
 
 from __future__ import annotations
 
@@ -107,6 +107,8 @@ def _grows(output: Tensor, larger: Tensor | None, rows: int, growth: Sequence[fl
     before, after = output.shape[2:], larger.shape[2:]
     if before == after:
         return None
+    if _grows_as_products(before, after, growth):
+        return False
     if all(a > b or a == b == 1 for a, b in zip(after, before, strict=True)):
         squares = len(before) > 1 and len({*before}) == len({*after}) == 1
         # Weights of attention are square whatever the input's aspect, which may be the same by chance.
@@ -114,6 +116,15 @@ def _grows(output: Tensor, larger: Tensor | None, rows: int, growth: Sequence[fl
     # A map of a few positions may be too coarse to grow.
     coarse = (a > b or (a == b and b * (g - 1) < 1) for a, b, g in zip(after, before, growth, strict=True))
     return None if all(coarse) else False
+
+
+def _grows_as_products(before: Sequence[int], after: Sequence[int], growth: Sequence[float]) -> bool:
+    """Whether every side grows as the number of places does: weights of attention of queries by (fewer) keys."""
+    places = math.prod(growth)
+    return all(
+        b * (places - g) > 2 and abs(a - b * places) < abs(a - b * g)
+        for b, a, g in zip(before, after, growth, strict=True)
+    )
 
 
 def _of_first(inputs: Tensor, rows: int) -> Tensor:
@@ -132,7 +143,7 @@ def _larger(inputs: Tensor, dims: int) -> Tensor:
 
 
 def _longer(size: int, dim: int) -> int:
-    """By another factor for each dimension, as a rule: a picture's aspect changes."""
+    """By another factor for each dimension, as a rule: an image's aspect changes."""
     more = _STEP * -(-size // (4 * _STEP)) if size >= _STEP else size
     return size + (dim - 1) * more
 
@@ -178,7 +189,22 @@ def _shown_by_channels(change: Tensor, dim: int) -> bool:
     own, other = _answers(change, dim, dim)
     odds = (own / other).log()
     odds = odds[odds.isfinite()]
-    return len(odds) >= _MANY and bool(odds.mean() > _CLEAR * odds.std() / len(odds) ** 0.5)
+    beyond_chance = len(odds) >= _MANY and bool(odds.mean() > _CLEAR * odds.std() / len(odds) ** 0.5)
+    return beyond_chance and _is_in_order(change, dim)
+
+
+def _is_in_order(change: Tensor, dim: int) -> bool:
+    """Whether the halves along ``dim`` differ more in what they answer to than the places within each do.
+
+    Tokens in an order that jumps, such as window by window, go through the whole input several times.
+    """
+    of_halves = change[[2 * dim - 4, 2 * dim - 3]].transpose(1, dim).flatten(2).mean(2)
+    first, second = of_halves.clamp(min=1e-6 * float(of_halves.max()))
+    profile = (first / second).log()
+    half = len(profile) // 2
+    above, below = profile[:half], profile[len(profile) - half :]
+    within = torch.cat([above - above.mean(), below - below.mean()]).square().mean().sqrt()
+    return bool(above.mean() - below.mean() > within)
 
 
 def _answers(change: Tensor, dim: int, of_input: int) -> tuple[Tensor, Tensor]:

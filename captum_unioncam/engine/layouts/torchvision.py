@@ -11,6 +11,7 @@ from torch.nn import Module
 from captum_unioncam.engine.layouts.base import ReshapeTransform, channels_last_to_maps, tokens_to_maps
 from captum_unioncam.engine.layouts.with_maps import Maps, WithMaps
 from captum_unioncam.engine.model_state import modules_within
+from captum_unioncam.engine.seen import OTHER_LAYER, LayerError
 
 _KNOWN = ("VisionTransformer", "SwinTransformer", "CNBlock", "PartitionAttentionLayer")
 
@@ -115,9 +116,8 @@ def _windows_in_maxvit(attention: Any, of_inputs: bool) -> set[Module]:
 
 
 def _refuse_windows(output: Tensor) -> Tensor:
-    raise ValueError(
-        f"layer: its shape {tuple(output.shape)} is that of MaxViT's windows, which are no maps; choose the attention "
-        "layer around it, or another layer in front of the partition or behind it."
+    raise LayerError(
+        f"layer: its shape {tuple(output.shape)} is that of MaxViT's windows, which are no maps; {OTHER_LAYER}."
     )
 
 
