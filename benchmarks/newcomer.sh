@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What a new user does with the README's commands alone, each step timed, as a Markdown table on standard output:
+# What a new user does with the README's commands, each step timed, as a Markdown table on standard output:
 #   bash benchmarks/newcomer.sh photo.jpg > benchmarks/results/newcomer.md
 # In a new environment in an empty folder. The model is efficientnet_lite0, which needs no network but PyPI. With the
 # folder of an environment as second argument, that is used, and nothing is installed.

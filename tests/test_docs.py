@@ -80,7 +80,7 @@ def test_the_page_of_methods_lists_each_with_its_class():
     page = (DOCS / "methods.md").read_text()
     named = {
         name: type_
-        for names, type_ in re.findall(r"^\| (`.*?`) \| .*?`(\w+)`", page, re.M)
+        for names, type_ in re.findall(r"^\| (`.*?`)<br>.*?`(\w+)`", page, re.M)
         for name in re.findall(r"`(\w+)`", names)
     }
     ours = {name: cls.__name__ for name, cls in OWN.items()} | {"rise": "Rise", "grad_cam": "LayerGradCam"}

@@ -26,7 +26,7 @@ WITHOUT_PICTURE = {"api"}
 """The page of signatures."""
 WIDTH = 88
 SCREENS = [(width, color_scheme) for width in (1280, 390) for color_scheme in ("light", "dark")]
-WITH_ALL_SCREENS = {"index", "method", "methods", "notebooks/quantus"}
+WITH_ALL_SCREENS = {"index", "method", "methods", "numbers", "notebooks/quantus"}
 """A page of code, one of equations, one of a wide table, and a notebook."""
 SCHEMES = {"light": "default", "dark": "slate"}
 
@@ -171,6 +171,9 @@ def test_pages_in_a_browser(name, address, open_page):
     assert len(page.evaluate(WIDEST_CODE)) <= WIDTH
     assert ("Docs Math" in page.evaluate(FONTS_LOADED)) == (page.locator("math").count() > 0)
     assert name in WITHOUT_PICTURE or page.locator("article img").count() > 0
+    # They are loaded as they come into view.
+    page.evaluate("document.querySelectorAll('article img').forEach(image => image.loading = 'eager')")
+    page.wait_for_function("[...document.querySelectorAll('article img')].every(image => image.naturalWidth > 0)")
 
 
 def test_search_finds_a_page(address, open_page):

@@ -50,10 +50,11 @@ class LayerAugmentedGradCam(GradientCam[LayerT]):
     The map is (N, 1, H, W), for 2-D layers only. It is not a sum over channels, so ``attr_dim_summation=False`` is
     refused.
 
-    Passes per image: n_augmentations + 1 forward, n_augmentations backward; memory does not grow with them. Use it for
-    a finer map than interpolation gives. The map is speckled if few pixels are read: each augmentation reads four
-    pixels per position of the layer. For 224x224 inputs, 100 augmentations read 94 % of the pixels with a layer of
-    14x14, as the paper's, and 53 % with one of 7x7. Then use more augmentations, an earlier layer, or "mean".
+    Passes per image: n_augmentations + 1 forward, n_augmentations backward, one at a time. For each augmentation, a map
+    of the layer's size and its places in the input are kept. Use it for a finer map than interpolation gives. The map
+    is speckled if few pixels are read: each augmentation reads four pixels per position of the layer. For 224x224
+    inputs, 100 augmentations read 94 % of the pixels with a layer of 14x14, as the paper's, and 53 % with one of 7x7.
+    Then use more augmentations, an earlier layer, or "mean".
     """
 
     name = "augmented_grad_cam"

@@ -69,6 +69,8 @@ class LayerDenoisedGradCam(GradientCam[LayerT]):
     average pooling, every :math:`W_k` is constant over space: theta has no effect, and each channel with a positive
     gradient has the same weight. Before a 2x2 max pooling, theta up to 75 has no effect, because three of four
     gradients are 0.
+
+    It needs a forward and a backward pass. Choose it to see UnionCAM's gradient half alone, at the cost of Grad-CAM.
     """
 
     name = "denoised_grad_cam"

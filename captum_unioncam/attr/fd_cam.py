@@ -32,7 +32,7 @@ class LayerFDCam(GradientCam[LayerT], TailCam[LayerT]):
 
     Use it to combine gradients with perturbations, for a layer after a ReLU, where 0 means that a channel is absent. It
     needs 1 forward and 1 backward pass of the model, and :math:`2 K + 1` passes of the part behind the layer for any
-    number of targets.
+    number of targets. Memory grows with the square of the channels: the similarity of each two.
     """
 
     name = "fd_cam"

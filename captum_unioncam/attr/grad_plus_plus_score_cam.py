@@ -26,7 +26,8 @@ class LayerGradPlusPlusScoreCam(GradientCam[LayerT], PerturbationCam[LayerT]):
     coarse map. The product of the weights is this package's choice. Do not compare the results with the paper's.
 
     It needs a forward and a backward pass, and a masked pass for each live channel whose weight :math:`w_k^{++}` is not
-    0, usually fewer than Score-CAM.
+    0, usually fewer than Score-CAM. Choose it for Score-CAM's idea with signed weights; where a citable definition
+    matters, take Score-CAM or Grad-CAM++.
     """
 
     name = "grad_plus_plus_score_cam"

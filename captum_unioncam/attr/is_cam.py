@@ -36,7 +36,8 @@ class LayerISCam(PerturbationCam[LayerT]):
     :math:`c_i = i / n`.
 
     It needs a forward pass and ``n_steps`` masked passes for each live channel, 10 times as many as Score-CAM. Use
-    ``max_channels`` to limit the time.
+    ``max_channels`` to limit the time. Choose it to average over how strongly a mask shows the input; Score-CAM is its
+    last linear step alone.
     """
 
     name = "is_cam"

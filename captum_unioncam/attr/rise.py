@@ -281,7 +281,7 @@ def _zeros(*shape: int, like: Tensor) -> Tensor:
 
 
 def _masked(inputs: tuple[Tensor, ...]) -> dict[int, Tensor]:
-    """The inputs that take masks, by number: those with as many dimensions as the first that has space."""
+    """The inputs that take masks, by number: those with as many dimensions as the first with spatial ones."""
     dims = next((x.dim() for x in inputs if 3 <= x.dim() <= 2 + MAX_SPATIAL_DIMS), 0)
     if not dims:
         raise ValueError(

@@ -45,6 +45,9 @@ class LayerScoreCam(PerturbationCam[LayerT]):
     with :math:`w_k = s_k`, as in Score-CAM's published code and in UnionCAM, or the softmax of the raw target outputs,
     as in Score-CAM's equation (Wang et al., CVPR Workshops 2020, https://arxiv.org/abs/1910.01279). A channel that is
     constant over space gets weight 0 and needs no forward pass.
+
+    It needs a forward pass, and a masked pass for each other channel (``max_channels`` of them if given). Choose it
+    where gradients are missing, saturated or not trusted.
     """
 
     name = "score_cam"

@@ -41,7 +41,8 @@ class LayerSSCam(PerturbationCam[LayerT]):
     is not clamped to [0, 1]. A masked input that is constant gets no noise.
 
     It needs a forward pass and ``n_samples`` masked passes for each live channel, 35 times as many as Score-CAM. Use
-    ``max_channels`` to limit the time. Memory does not grow with the samples.
+    ``max_channels`` to limit the time. Memory does not grow with the samples. Choose it where single scores are too
+    noisy to rank channels, and time matters little.
     """
 
     name = "ss_cam"

@@ -168,6 +168,9 @@ class LayerUnionCam(GradientCam[LayerT], PerturbationCam[LayerT]):
     (Hu et al., *UnionCAM: enhancing CNN interpretability through denoising, weighted fusion, and selective high-quality
     class activation mapping*, Frontiers in Neurorobotics 18, 2024, https://doi.org/10.3389/fnbot.2024.1490198).
 
+    It needs a forward and a backward pass, a masked pass for each live channel (``max_channels`` of them if given), and
+    four more for the betas. Choose it for maps under which the model keeps its confidence: that is what it selects by.
+
     It replaces ``LayerGradCam``: the constructor and the positional arguments of ``attribute`` are the same. Maps are
     in [0, 1]. Results do not depend on batch composition. The model runs in evaluation mode and is restored afterwards.
     """

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,7 +25,11 @@ from captum_unioncam.cli.shared import (
     with_photo_model,
 )
 from captum_unioncam.system.errors import Failure, WrongArgument
-from captum_unioncam.system.files import FreeNames, make_folder
+from captum_unioncam.system.files import FreeNames, output_folder
+
+if TYPE_CHECKING:
+    from captum_unioncam.evaluation.compare import Comparison
+    from captum_unioncam.report.images import Look
 
 
 @options.with_model_options
@@ -63,14 +68,7 @@ def compare(
     from captum_unioncam.evaluation.compare import compare as compare_methods
     from captum_unioncam.evaluation.explain import demo_note, is_photo
     from captum_unioncam.evaluation.judge import Judge
-    from captum_unioncam.report.comparison import (
-        comparison_curves,
-        comparison_page,
-        comparison_panel,
-        comparison_text,
-    )
     from captum_unioncam.report.images import Look
-    from captum_unioncam.report.panels import png
 
     check_folder(output)
     method_names, metric_names = methods_in(methods), _metric_names(metrics)
@@ -86,37 +84,51 @@ def compare(
     judge = Judge(subject, method_names, settings.of_methods(), steps, seed, metric_names)
     if curves and not any(metric.has_curve for metric in judge.metrics):
         raise WrongArgument("--curves: none of the metrics has a curve; add deletion or insertion to --metrics.")
-    make_folder(output)
-    names = FreeNames(output, taken=pictures)
     written: list[Path] = []
-    for path in pictures or (None,):
-        try:
-            name, stem, picture = opened(path)
-        except Failure as error:
-            failed = True
-            complain(error)
-            continue
-        comparison = compare_methods(judge, name, picture, class_index, on_terminal)
-        contents = {
-            # The page first, which --open opens.
-            "html": comparison_page(comparison, look, curves),
-            "png": png(comparison_panel(comparison, look), dpi),
-            "csv": comparison.csv(),
-            **({"curves.png": png(comparison_curves(comparison), dpi)} if curves else {}),
-        }
-        paths = names.write(stem, [comparison.class_name], contents)
-        written += paths
-        if not quiet:
-            typer.echo(f"{name}: {comparison.class_name} {comparison.confidence:.2f}; layer {comparison.layer}")
-            if note := demo_note(settings, is_photo(picture)):
-                typer.echo(f"Note: {note}", err=True)
-            if comparison.judgements:
-                typer.echo(comparison_text(comparison))
-            typer.echo(", ".join(map(str, paths)))
-        for method, what in comparison.failures.items():
-            failed = True
-            complain(Failure(f"{method}: {what}"))
+    with output_folder(output):
+        names = FreeNames(output, taken=pictures)
+        for path in pictures or (None,):
+            try:
+                name, stem, picture = opened(path)
+            except Failure as error:
+                failed = True
+                complain(error)
+                continue
+            comparison = compare_methods(judge, name, picture, class_index, on_terminal)
+            paths = names.write(stem, [comparison.class_name], _contents(comparison, look, dpi, curves))
+            written += paths
+            if not quiet:
+                _tell(comparison, demo_note(settings, is_photo(picture)), paths)
+            for method, what in comparison.failures.items():
+                failed = True
+                complain(Failure(f"{method}: {what}"))
     end(written, open_it, failed)
+
+
+def _contents(comparison: Comparison, look: Look, dpi: int, curves: bool) -> dict[str, bytes]:
+    """The files of one image, by suffix; the page first, which --open opens."""
+    from captum_unioncam.report.comparison import comparison_curves, comparison_page, comparison_panel
+    from captum_unioncam.report.panels import png
+
+    return {
+        "html": comparison_page(comparison, look, curves),
+        "png": png(comparison_panel(comparison, look), dpi),
+        "csv": comparison.csv(),
+        **({"curves.png": png(comparison_curves(comparison), dpi)} if curves else {}),
+    }
+
+
+def _tell(comparison: Comparison, note: str | None, paths: Sequence[Path]) -> None:
+    """Prints the results of one image."""
+    from captum_unioncam.report.comparison import comparison_text
+
+    confidence = f"{comparison.class_name} {comparison.confidence:.2f}"
+    typer.echo(f"{comparison.picture}: {confidence}; layer {comparison.layer}")
+    if note:
+        typer.echo(f"Note: {note}", err=True)
+    if comparison.judgements:
+        typer.echo(comparison_text(comparison))
+    typer.echo(", ".join(map(str, paths)))
 
 
 def _metric_names(metrics: str | None) -> list[str] | None:

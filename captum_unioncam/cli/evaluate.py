@@ -41,7 +41,7 @@ def evaluate(
     methods: options.MethodsOption = "union_cam, score_cam, denoised_grad_cam, grad_cam",
     metrics: options.MetricsOption = None,
     output: Annotated[
-        Path, typer.Option("--out", "--output", metavar="FOLDER", help="Where the records go; made if need be.")
+        Path, typer.Option("--out", "--output", metavar="FOLDER", help="Folder of the records; created if missing.")
     ] = Path("evaluation"),
     classes: Annotated[
         Path | None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext, redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -27,7 +27,7 @@ from captum_unioncam.cli.shared import (
     with_photo_model,
 )
 from captum_unioncam.system.errors import Failure, WrongArgument
-from captum_unioncam.system.files import FreeNames, make_folder
+from captum_unioncam.system.files import FreeNames, output_folder
 
 if TYPE_CHECKING:
     from captum_unioncam.evaluation.explain import Explainer, Explanation
@@ -82,7 +82,7 @@ def explain(
     threads: options.ThreadsOption = None,
     **_model_options: Any,
 ) -> None:
-    """Explain the class that a network sees in each image.
+    """Explain the predicted class of each image.
 
     For each image a panel is written: the photo, Grad-CAM for comparison, and the method's map, with the class and
     the confidence. UnionCAM's panel has its denoised, region and union maps, and says which was selected. With
@@ -107,14 +107,16 @@ def explain(
         tell_of_download(settings)
     standard_output = sys.stdout
     # What models print goes to stderr too, where the file goes to stdout.
-    with redirect_stdout(sys.stderr) if piped else nullcontext():
+    with ExitStack() as stack:
+        if piped:
+            stack.enter_context(redirect_stdout(sys.stderr))
         subject = settings.subject(on_terminal)
         if quality is not None:
             settings = settings.of_quality(quality, subject.device)
         explainer = Explainer(settings, on_terminal and len(pictures) < 2, subject)
         class_index = None if target is None else explainer.subject.class_index(target)
         if not piped:
-            make_folder(output)
+            stack.enter_context(output_folder(output))
         if not quiet:
             typer.echo(layer_line(subject), err=piped)
             if quality is not None:

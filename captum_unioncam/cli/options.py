@@ -118,7 +118,7 @@ ProtocolOption = Annotated[
 ]
 
 OutputOption = Annotated[
-    Path, typer.Option("--output", "--out", "-o", metavar="FOLDER", help="Where the files go; made if need be.")
+    Path, typer.Option("--output", "--out", "-o", metavar="FOLDER", help="Output folder; created if missing.")
 ]
 ColormapOption = Annotated[
     str,
@@ -266,7 +266,7 @@ def _model_options(
             "--batch-size",
             min=1,
             metavar="N",
-            help="Masked images in a forward pass.",
+            help="Batch size of the masked forward passes. Halved automatically when memory runs out.",
             show_default="by a fixed rule",
         ),
     ] = None,

@@ -44,8 +44,8 @@ def report(
         Format,
         typer.Option(
             "--format",
-            help="Of what is printed. Other than text: the table alone, or that of --against or --by-class, and no "
-            "file is written.",
+            help="Format of what is printed. With any format but text, only the table is printed, or that of --against "
+            "or --by-class, and no file is written.",
         ),
     ] = Format.text,
 ) -> None:

@@ -293,7 +293,7 @@ class Explainer:
         settings (Settings): As given, with the layer, the device and the confidence that were chosen.
 
     Raises:
-        WrongArgument: There is no such model, layer, device or method, or the layer has no space.
+        WrongArgument: There is no such model, layer, device or method, or the layer has no spatial output.
         Failure: The model cannot be loaded, does not run on images, or does not return (N, classes); or the method's
             package is not installed.
     """

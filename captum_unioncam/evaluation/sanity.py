@@ -90,8 +90,8 @@ def model_randomization(
         methods (str or Sequence[str]): As ``captum_unioncam.methods`` knows them.
         inputs (Tensor): The examples, (N, 3, H, W).
         target (int or Tensor): The explained output, one for all examples or (N,).
-        layer (torch.nn.Module, str or None): The layer to explain, or its dotted name. Default: None, the last whose
-            output has space
+        layer (torch.nn.Module, str or None): The layer to explain, or its dotted name. Default: None, the last layer
+            with a spatial output
         order (str): "cascading": all layers from the output down to the named one are reinitialised. "independent":
             that one alone. Default: "cascading"
         max_layers (int or None): Compare at most so many times, evenly spread over the layers, the lowest included.

@@ -35,8 +35,8 @@ class Method:
 
     Args:
         name (str): As given to ``create``.
-        model (torch.nn.Module): Runs in evaluation mode, and is restored afterwards. Methods that are not this package's
-            run it with a hook, by which it returns one tensor.
+        model (torch.nn.Module): Runs in evaluation mode, and is restored afterwards. For other packages' methods, it
+            gets a hook that returns one tensor.
         run (Callable): An ``Attribute``; its method ``each``, if any, explains several targets in one sweep.
         output_fn (Callable or None): As ``MethodSettings`` has it. Default: None
     """

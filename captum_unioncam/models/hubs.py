@@ -116,8 +116,10 @@ def hugging_face_preprocessing(name: str) -> Preprocessing:
     processor = _from_hub(f"hf:{name}", lambda: transformers.AutoImageProcessor.from_pretrained(name))
     # MobileViT's takes blue first.
     is_bgr = bool(getattr(processor, "do_flip_channel_order", False))
-    scale = (processor.image_mean, processor.image_std) if processor.do_normalize else ((0.0,) * 3, (1.0,) * 3)
-    return Preprocessing(partial(_fit_by_processor, processor, is_bgr), *map(tuple, scale), is_bgr)
+    fit = partial(_fit_by_processor, processor, is_bgr)
+    if not processor.do_normalize:
+        return Preprocessing(fit, is_bgr=is_bgr)
+    return Preprocessing(fit, tuple(processor.image_mean), tuple(processor.image_std), is_bgr)
 
 
 def download_of_hub(name: str) -> str | None:

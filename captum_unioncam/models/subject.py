@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -68,7 +67,7 @@ class ExplainedModel:
         classes (int): The number of classes.
 
     Raises:
-        WrongArgument: There is no such model, layer or device, or the layer has no space.
+        WrongArgument: There is no such model, layer or device, or the layer has no spatial output.
         Failure: The model cannot be loaded, does not run on images, or does not return (N, classes).
 
     Examples::
@@ -111,7 +110,7 @@ class ExplainedModel:
                 space
 
         Raises:
-            WrongArgument: There is no such layer, or it has no space. The previous layer is kept.
+            WrongArgument: There is no such layer, or it has no spatial output. The previous layer is kept.
         """
         with_maps = self._with_maps
         if with_maps is not None:

@@ -8,8 +8,8 @@ import os
 import re
 import stat
 import uuid
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
@@ -46,6 +46,24 @@ def make_folder(folder: Path) -> None:
         raise _not_writable(folder, error) from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise _not_writable(folder, PermissionError("permission denied"))
+
+
+@contextmanager
+def output_folder(folder: Path) -> Iterator[None]:
+    """Makes the folder if it is missing, and removes it again if nothing was written into it.
+
+    Raises:
+        Failure: It cannot be made or written to.
+    """
+    is_new = not folder.exists()
+    make_folder(folder)
+    try:
+        yield
+    finally:
+        if is_new:
+            # Fails if it holds anything.
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def slug(name: str) -> str:

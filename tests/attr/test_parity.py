@@ -3,18 +3,25 @@
 At a layer of the input's size, since grad-cam resizes its maps with OpenCV.
 """
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from captum.attr import LayerGradCam
 from torch import nn
 
 from captum_unioncam import (
     LayerEigenCam,
     LayerGradCamPlusPlus,
     LayerHiResCam,
+    LayerISCam,
     LayerLayerCam,
     LayerLinearCam,
+    LayerScoreCam,
     LayerSmoothGradCamPlusPlus,
+    LayerSSCam,
     LayerXGradCam,
 )
 from tests.networks import CLASSES, tiny_inputs
@@ -82,6 +89,13 @@ def positive_cubes(net):
     gradients = net.fc.weight[TARGETS].detach().reshape(activations.shape)
     weights = (gradients.relu() ** 3).sum((2, 3), keepdim=True)
     return (weights * activations).sum(1, keepdim=True)
+
+
+def test_captums_grad_cam_is_theirs():
+    net = Net()
+    ours = LayerGradCam(net, net.features).attribute(inputs(), TARGETS, relu_attributions=True)
+    torch.testing.assert_close(torchcams("GradCAM", net), ours, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(grad_cams("GradCAM", net), scaled(ours), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("cls", "name"), [(LayerXGradCam, "XGradCAM"), (LayerLayerCam, "LayerCAM")])
@@ -162,3 +176,60 @@ def distance_from_sums(values, channels):
     """The largest difference between the values and the closest weighted sum of the channels."""
     weights = torch.linalg.lstsq(channels.detach().T, values[:, None]).solution
     return (channels.detach().T @ weights - values[:, None]).abs().max()
+
+
+def of_logits(net):
+    """Score-CAM whose weights are the softmax over the channels of masked inputs' logits."""
+    method = LayerScoreCam(net, net.features, confidence_fn=lambda logits: logits)
+    return method.attribute(inputs(), TARGETS, channel_weights="softmax")
+
+
+def silent(cam):
+    """No noise."""
+    cam._distrib = SimpleNamespace(sample=torch.zeros)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (lambda net: torchcams("ScoreCAM", net), lambda net: explained(LayerScoreCam, net)),
+        (lambda net: grad_cams("ScoreCAM", net), lambda net: explained(LayerScoreCam, net)),
+        (
+            lambda net: torchcams("SSCAM", net, silent, num_samples=1),
+            lambda net: explained(LayerSSCam, net, n_samples=1, stdevs=0),
+        ),
+        (
+            lambda net: torchcams("ISCAM", net, num_samples=1),
+            lambda net: explained(LayerISCam, net, n_steps=1),
+        ),
+    ],
+    ids=["torchcam ScoreCAM", "grad-cam ScoreCAM", "torchcam SSCAM", "torchcam ISCAM"],
+)
+def test_their_score_cams_weigh_channels_by_a_softmax_of_logits(theirs, ours):
+    """Ours by confidences, as in the papers, unless they are asked for that."""
+    net = Net()
+    made = scaled(theirs(net))
+    torch.testing.assert_close(made, scaled(of_logits(net)), rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(made, scaled(ours(net)), atol=0.02)
+
+
+def test_grad_cams_score_cam_upsamples_masks_with_aligned_corners():
+    """Its weights, since OpenCV resizes its maps; a layer of half the input's size."""
+    net = Net()
+    net.features.append(nn.AvgPool2d(2))
+    net.fc = nn.Linear(5 * 12, CLASSES)
+    activations = net.features(inputs()).detach()
+
+    def weights(**how):
+        masks = F.interpolate(activations, inputs().shape[2:], mode="bilinear", **how)
+        lowest, highest = masks.amin((2, 3), keepdim=True), masks.amax((2, 3), keepdim=True)
+        seen = inputs()[:, None] * ((masks - lowest) / (highest - lowest))[:, :, None]
+        logits = [net(x)[:, target] for x, target in zip(seen, TARGETS, strict=True)]
+        return torch.stack(logits).softmax(1).detach()
+
+    cam_class = pytest.importorskip("pytorch_grad_cam").ScoreCAM
+    with cam_class(net, [net.features]) as cam:
+        targets = [lambda output, t=target: output[t] for target in TARGETS]
+        theirs = torch.from_numpy(cam.get_cam_weights(inputs(), net.features, targets, activations.numpy(), None))
+    torch.testing.assert_close(theirs, weights(align_corners=True), rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(theirs, weights(align_corners=False), rtol=0.01)

@@ -109,6 +109,19 @@ def test_several_targets_are_those_of_several_calls_for_the_passes_of_one():
     assert same(Rise(net).attribute_targets(inputs, targets.tolist(), n_masks=10), attr)
 
 
+def test_no_more_masks_are_drawn_at_once_than_a_chunk(monkeypatch):
+    """So that memory does not grow with their number."""
+    drawn, stretched = [], rise.grids_at
+
+    def counted(grids, places, inputs):
+        drawn.append(len(grids))
+        return stretched(grids, places, inputs)
+
+    monkeypatch.setattr(rise, "grids_at", counted)
+    Rise(TinyNet()).attribute(tiny_inputs(examples=1), 0, n_masks=2 * rise.MASKS_AT_ONCE + 3, grid_size=2)
+    assert drawn == [rise.MASKS_AT_ONCE, rise.MASKS_AT_ONCE, 3]
+
+
 def test_a_generator_goes_on():
     net, inputs = TinyNet(), tiny_inputs()
     generator = seeded(1)

@@ -497,6 +497,17 @@ def test_pictures_that_cannot_be_opened_keep_no_other_from_being_explained(capsy
     assert len(output_files()) == 2
 
 
+@pytest.mark.parametrize("command", [OWN, ["compare", "--methods", "saliency", "-o", OUTPUT.name]])
+def test_where_nothing_can_be_written_no_folder_is_left(capsys, command):
+    Path("text.jpg").write_text("no image")
+    assert run(capsys, *command, "text.jpg")[0] == 1
+    assert not OUTPUT.exists()
+    # The user's own stays.
+    OUTPUT.mkdir()
+    assert run(capsys, *command, "text.jpg")[0] == 1
+    assert OUTPUT.exists()
+
+
 def test_a_model_that_fails_for_a_picture_keeps_no_other_from_being_explained(capsys, photo):
     Image.new("RGB", (9, 9), "white").save("bright.png")
     code, lines, errors = run(capsys, "explain", "--model", "own_model:squeamish", "bright.png", photo, *JSON)
@@ -699,7 +710,9 @@ def test_the_demo_model_says_what_it_knows_of_other_pictures(capsys, photo):
         code, _, _, notes = run_with_notes(capsys, command, *once, *more, "--out", "of the demo")
         assert (code, notes) == (0, [])
     write_image_folder(Path("drawn"), 1, seed=0)
-    code, _, _, notes = run_with_notes(capsys, "evaluate", "drawn", "--model", "demo", *once, "--limit", "1")
+    code, _, _, notes = run_with_notes(
+        capsys, "evaluate", "drawn", "--model", "demo", *once, "--limit", "1", "--out", "of them"
+    )
     assert (code, notes) == (0, [])
 
 

@@ -130,6 +130,24 @@ def test_the_values_are_torchcams_where_the_definitions_coincide(images):
     assert theirs["insertion_auc"] == pytest.approx(inserted, rel=1e-6)
 
 
+def test_drop_and_increase_are_grad_cams_whose_drop_is_not_a_share(images):
+    theirs = pytest.importorskip("pytorch_grad_cam.metrics.cam_mult_image")
+    model, scaled = TinyNet(seed=3), torch.rand(3, *images.shape[2:], generator=torch.Generator().manual_seed(0))
+    scaled = (scaled - scaled.amin((1, 2), keepdim=True)) / (scaled - scaled.amin((1, 2), keepdim=True)).amax(
+        (1, 2), keepdim=True
+    )
+    targets = [lambda output, t=t: output.softmax(0)[t] for t in TARGETS.tolist()]
+    given = images, scaled.numpy()[:, None], targets, model
+    ours = model, images, scaled.double().unsqueeze(1), TARGETS
+    whole = model(images).softmax(1)[torch.arange(3), TARGETS].detach()
+    increased = torch.from_numpy(theirs.IncreaseInConfidence()(*given))
+    assert set(increased.tolist()) <= {0, 1}
+    assert torch.equal(metrics.confidence_increase(*ours), increased.double())
+    dropped = torch.as_tensor(theirs.DropInConfidence()(*given)).double()
+    torch.testing.assert_close(metrics.confidence_drop(*ours) * whole, dropped, rtol=0, atol=1e-6)
+    assert dropped.any()
+
+
 @pytest.mark.parametrize("function", FAITHFULNESS)
 def test_an_examples_value_does_not_depend_on_its_batch_or_the_batch_size(model, images, attributions, function):
     together = function(model, images, attributions, TARGETS)
