@@ -32,6 +32,7 @@ from benchmarks.faithfulness import RUNS, Experiment, command, experiments, summ
 from benchmarks.machine import RESULTS, describe, markdown, write_result
 from captum_unioncam import LayerUnionCam, methods
 from captum_unioncam.attr.score_cam import CHANNEL_WEIGHTS
+from captum_unioncam.engine.accelerators import default_device
 from captum_unioncam.evaluation.distributed import local_device
 from captum_unioncam.metrics.table import Metric, all_metrics
 from captum_unioncam.report.panels import png
@@ -250,7 +251,7 @@ def write(experiment: Experiment, study: Study, steps: int, device: str | None, 
             "Behind global average pooling a channel's gradient is the same everywhere, so theta can have no "
             f"effect; {effect}."
         )
-    machine = describe(torch.device(local_device(device) or ("cuda" if torch.cuda.is_available() else "cpu")))
+    machine = describe(torch.device(local_device(device) or default_device()))
     text = (
         f"# Ablation: {experiment.title}\n\n`{command()}`: {summary.images} images, {steps} "
         f"steps, layer `{layer_name}`, means with 95 % bootstrap intervals over images; {summary.failed} failures. "

@@ -31,6 +31,7 @@ from benchmarks import brain_mri, imagenet_sample
 from benchmarks.machine import describe, markdown, write_result
 from captum_unioncam import methods
 from captum_unioncam.cli.shared import metrics_in
+from captum_unioncam.engine.accelerators import default_device
 from captum_unioncam.evaluation.distributed import local_device
 from captum_unioncam.evaluation.records import read_records
 from captum_unioncam.evaluation.run import Evaluation, evaluate
@@ -223,7 +224,7 @@ def main(
         summary, layer_name = summary_of(
             experiment, method_names, steps, device, runs / f"{experiment.name}-{steps}{how}", finish
         )
-        machine = describe(torch.device(local_device(device) or ("cuda" if torch.cuda.is_available() else "cpu")))
+        machine = describe(torch.device(local_device(device) or default_device()))
         done = "" if finish else " (those done so far)"
         text = (
             f"# {experiment.title}\n\n`{command()}`: {summary.images} images{done}, {steps} steps, "

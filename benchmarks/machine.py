@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from captum_unioncam.engine.accelerators import module_of
 from captum_unioncam.system.files import make_folder, write_whole
 
 RESULTS = Path(__file__).parent / "results"
@@ -17,8 +18,9 @@ def describe(device: torch.device) -> str:
     """The processor or GPU, and the versions that matter, in one line."""
     from importlib.metadata import version
 
-    if device.type == "cuda":
-        hardware = torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        name_of = getattr(module_of(device), "get_device_name", None)
+        hardware = name_of(device) if name_of else device.type
     else:
         names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
         instructions = [i for i in ("avx512f", "avx512_bf16", "amx_bf16") if any(i in line for line in _flags())]

@@ -28,10 +28,11 @@ from torch import Tensor, nn
 from benchmarks.imagenet_sample import sample
 from benchmarks.machine import describe, markdown, write_result
 from captum_unioncam import LayerUnionCam, demo
+from captum_unioncam.engine.accelerators import has_streams, module_of, release_memory, synchronize
 from captum_unioncam.engine.scoring import COMPILED_ROWS
 
 LAYERS = {"resnet18": "layer4", "mobilenet_v2": "features.18", "vgg16": "features.29"}
-SIZES = {"cpu": (2, 4, 8, 16, 32), "cuda": (16, 32, 64, 128, 256, 512)}
+SIZES_ON_CPU, SIZES_ON_GPU = (2, 4, 8, 16, 32), (16, 32, 64, 128, 256, 512)
 PAPER = "The paper's own figures (VGG16, RTX A6000): 1.16 s and 2.22 GB an image."
 
 
@@ -70,23 +71,21 @@ class Measurement:
 
 
 CHEAP = {"score_dtype": torch.bfloat16}
-VARIANTS = {
-    "cpu": [
-        Variant("UnionCAM, float32"),
-        Variant("bfloat16", CHEAP),
-        Variant("bfloat16 compiled", CHEAP, compiled=True),
-        Variant("bfloat16 compiled, max_channels=256", {**CHEAP, "max_channels": 256}, compiled=True),
-        Variant("bfloat16 compiled, max_channels=128", {**CHEAP, "max_channels": 128}, compiled=True),
-        Variant("max_channels=32", {"max_channels": 32}),
-        Variant("bfloat16 compiled, max_channels=32", {**CHEAP, "max_channels": 32}, compiled=True),
-    ],
-    "cuda": [
-        Variant("UnionCAM, float32 without TF32"),
-        Variant("TF32", tf32=True),
-        Variant("bfloat16", CHEAP),
-        Variant("bfloat16, max_channels=128", {**CHEAP, "max_channels": 128}),
-    ],
-}
+VARIANTS_ON_CPU = [
+    Variant("UnionCAM, float32"),
+    Variant("bfloat16", CHEAP),
+    Variant("bfloat16 compiled", CHEAP, compiled=True),
+    Variant("bfloat16 compiled, max_channels=256", {**CHEAP, "max_channels": 256}, compiled=True),
+    Variant("bfloat16 compiled, max_channels=128", {**CHEAP, "max_channels": 128}, compiled=True),
+    Variant("max_channels=32", {"max_channels": 32}),
+    Variant("bfloat16 compiled, max_channels=32", {**CHEAP, "max_channels": 32}, compiled=True),
+]
+VARIANTS_ON_GPU = [
+    Variant("UnionCAM, float32 without TF32"),
+    Variant("TF32", tf32=True),
+    Variant("bfloat16", CHEAP),
+    Variant("bfloat16, max_channels=128", {**CHEAP, "max_channels": 128}),
+]
 NOTES = """The floor is the time of as many bare forward passes as the method ran, in the same precision, at the best
 batch size and memory format (a compiled model has one), run before and after it. UnionCAM has its default, the fixed
 batch size. Seconds an image are of a batch of two; the peers, and what is compared with them, run on the first photo.
@@ -114,16 +113,17 @@ def subject(name: str, device: torch.device) -> Subject:
 
 
 def seconds(run: Callable[[], Any], device: torch.device) -> float:
-    """Wall-clock seconds on a CPU, CUDA events on a GPU."""
-    if device.type == "cuda":
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    """Wall-clock seconds until the device has done its work, or those between two events where it has streams."""
+    if has_streams(device):
+        start, end = (module_of(device).Event(enable_timing=True) for _ in range(2))
         start.record()
         run()
         end.record()
-        torch.cuda.synchronize()
-        return start.elapsed_time(end) / 1000
+        synchronize(device)
+        return float(start.elapsed_time(end)) / 1000
     begin = time.perf_counter()
     run()
+    synchronize(device)
     return time.perf_counter() - begin
 
 
@@ -135,10 +135,11 @@ class PeakMemory:
 
     def __enter__(self) -> PeakMemory:
         gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
+        if self.device.type != "cpu":
+            synchronize(self.device)
+            release_memory(self.device)
+            self.module = module_of(self.device)
+            self.module.reset_peak_memory_stats()
         else:
             _release_free_memory()
             self.bytes, self.stop = 0, threading.Event()
@@ -152,9 +153,9 @@ class PeakMemory:
             self.bytes = max(self.bytes, int(Path("/proc/self/statm").read_text().split()[1]) * page)
 
     def __exit__(self, *_: object) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-            self.bytes = torch.cuda.max_memory_allocated()
+        if self.device.type != "cpu":
+            synchronize(self.device)
+            self.bytes = self.module.max_memory_allocated()
         else:
             self.stop.set()
             self.thread.join()
@@ -245,7 +246,8 @@ def measure(of: Subject, variant: Variant, repeats: int) -> Measurement:
 
     attr, details = run()  # compiles
     rows = int(details.forward_passes.sum())
-    sizes = (COMPILED_ROWS[device.type],) if variant.compiled else SIZES[device.type]
+    of_device = SIZES_ON_CPU if device.type == "cpu" else SIZES_ON_GPU
+    sizes = (COMPILED_ROWS[device.type],) if variant.compiled else of_device
     floor = Floor(bare, photos[:1], sizes, variant.compiled)
     times, ratios = [], []
     for _ in range(repeats):
@@ -398,7 +400,7 @@ def main(
     sections = [f"# Speed\n\n`{command}`\n\n{describe(on)}. {arithmetic(on)}\n"]
     for name in models or LAYERS:
         of = subject(name, on)
-        ours = [measure(of, variant, repeats) for variant in VARIANTS[on.type]]
+        ours = [measure(of, variant, repeats) for variant in (VARIANTS_ON_CPU if on.type == "cpu" else VARIANTS_ON_GPU)]
         five, fixed = measure_five_classes(of, repeats), measure_fixed(of, repeats)
         memory = memory_of_eight_in_a_process_of_its_own(name, on)
         others = measure_peers(of, repeats) if peers else []
@@ -409,7 +411,7 @@ def main(
             "LayerGradCam's.\n"
         )
         print(sections[-2], sections[-1], sep="\n", flush=True)
-    if on.type == "cuda":
+    if on.type != "cpu":
         sections.append(PAPER + "\n")
     sections.append(NOTES)
     print(write_result(output or f"speed-{on.type}.md", "\n".join(sections)))

@@ -174,9 +174,9 @@ def test_speed_writes_the_table_that_it_prints(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(machine, "RESULTS", tmp_path)
     monkeypatch.setattr(speed, "subject", embedded)
     monkeypatch.setattr(speed, "memory_of_eight_in_a_process_of_its_own", lambda name, device: 3e6)
-    monkeypatch.setitem(speed.SIZES, "cpu", (2, 4))
+    monkeypatch.setattr(speed, "SIZES_ON_CPU", (2, 4))
     variants = [speed.Variant("all channels"), speed.Variant("eight channels", {"max_channels": 8})]
-    monkeypatch.setitem(speed.VARIANTS, "cpu", variants)
+    monkeypatch.setattr(speed, "VARIANTS_ON_CPU", variants)
     speed.main(models=["embedded"], repeats=1, output="speed.md")
     text = (tmp_path / "speed.md").read_text()
     for part in ("## embedded", "python -m benchmarks.speed", f"PyTorch {torch.__version__}", "photos is +3 MB"):

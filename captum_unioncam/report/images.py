@@ -20,7 +20,7 @@ from captum_unioncam.system.errors import WrongArgument
 from captum_unioncam.system.imports import suggestion
 
 COLORMAP = "glow"
-"""Black to red to light yellow: as matplotlib's "hot", without its white end, which would wash out the photo."""
+"""Black to red to light yellow: as matplotlib's "hot", without its white end, which would wash out the maximum."""
 
 _GLOW = [(0, "black"), (0.415, "red"), (0.85, "yellow"), (1, (1, 1, 0.5))]
 

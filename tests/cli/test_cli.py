@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision import models
 
-from captum_unioncam import LayerScoreCam, LayerUnionCam, __version__, demo
+from captum_unioncam import LayerScoreCam, LayerUnionCam, __version__, demo, methods
 from captum_unioncam.cli.main import main
 from captum_unioncam.demo import write_image_folder
 from captum_unioncam.demo.pictures import CLASS_NAMES
@@ -28,6 +28,10 @@ from torch import nn
 def net():
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 4, 32, stride=32), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 7 * 7, 3)).train()
+
+def averaged():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
 
 class Squeamish(nn.Sequential):
     def forward(self, x):
@@ -506,6 +510,14 @@ def test_where_nothing_can_be_written_no_folder_is_left(capsys, command):
     OUTPUT.mkdir()
     assert run(capsys, *command, "text.jpg")[0] == 1
     assert OUTPUT.exists()
+
+
+def test_all_methods_are_compared(capsys, photo):
+    model = ["--model", "own_model:averaged", "--input-size", "32", "--device", "cpu"]
+    code, _, errors = run(capsys, "compare", photo, *model, "--methods", "all", "--metrics", "drop")
+    assert (code, errors) == (0, [])
+    (table,) = Path("comparison").glob("*.csv")
+    assert [line.split(",")[0] for line in table.read_text().splitlines()[1:]] == methods.names()
 
 
 def test_a_model_that_fails_for_a_picture_keeps_no_other_from_being_explained(capsys, photo):
