@@ -133,7 +133,7 @@ OpacityOption = Annotated[
     ),
 ]
 DpiOption = Annotated[
-    int, typer.Option("--dpi", min=20, max=2400, metavar="N", help="Resolution of images, in pixels per inch.")
+    int, typer.Option("--dpi", min=20, max=2400, metavar="N", help="Resolution of the figures, in pixels per inch.")
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 ThreadsOption = Annotated[
