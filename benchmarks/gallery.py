@@ -279,8 +279,8 @@ def drops() -> Figure:
 
 
 def differences() -> Figure:
-    """Each method's differences from union_cam on generated images, image by image, from the table of results."""
-    text = (RESULTS / "faithfulness-demo-64ch.md").read_text().split("## Differences")[1]
+    """Each method's differences from union_cam on the photos, image by image, from the table of results."""
+    text = (RESULTS / "faithfulness-sample-64ch-bfloat16.md").read_text().split("## Differences")[1]
     sections = [section for section in text.split("###") if "average drop" in section or "insertion" in section]
     cells = {"average drop (%)": (0, 0), "insertion": (1, 0), "deletion": (1, 1)}
     names = re.findall(r"^\| `(\S+)`", sections[0], re.MULTILINE)
