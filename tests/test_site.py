@@ -111,7 +111,12 @@ def test_equations_stand_beside_their_lines(site):
 def test_the_table_of_measurements_has_the_numbers_of_the_results(site):
     text = html.unescape(re.sub(r"<[^>]+>", " ", (site / "which_method.html").read_text())).replace("\xa0", " ")
     results = REPOSITORY / "benchmarks" / "results"
-    for file, method in (("speed-methods", "grad_cam"), ("faithfulness-demo-64ch", "eigen_cam")):
+    files = (
+        ("speed-methods", "grad_cam"),
+        ("faithfulness-sample-64ch-bfloat16", "cam"),
+        ("faithfulness-demo-64ch", "fd_cam"),
+    )
+    for file, method in files:
         line = re.search(rf"^\| `{method}` \| (.*?) \|", (results / f"{file}.md").read_text(), re.MULTILINE)
         number = re.escape(line[1].partition(" (")[0])
         assert re.search(rf"\b{method}\s[^a-z]*{number}", text), line[0]

@@ -77,12 +77,16 @@ def metrics_table() -> str:
 
 def measurements_table() -> str:
     """Each CAM's time and quality, as the files of benchmark results have them, the fastest first."""
-    times, quality = ((_RESULTS / f"{name}.md").read_text() for name in ("speed-methods", "faithfulness-demo-64ch"))
+    names = "speed-methods", "faithfulness-sample-64ch-bfloat16", "faithfulness-demo-64ch"
+    times, photos, generated = ((_RESULTS / f"{name}.md").read_text() for name in names)
     mobilenet, resnet = (text.split("\n## ")[0] for text in re.split(r"\n## (?:mobilenet_v2|resnet18), ", times)[1:])
     columns = {
         "MobileNetV2, s": column(mobilenet, "seconds"),
         "ResNet-18, s": column(resnet, "seconds"),
-        **{name: column(quality, name) for name in ("average drop (%) ↓", "insertion ↑", "pointing game (%) ↑")},
+        "photos: average drop (%) ↓": column(photos, "average drop (%) ↓"),
+        "photos: insertion ↑": column(photos, "insertion ↑"),
+        "generated: average drop (%) ↓": column(generated, "average drop (%) ↓"),
+        "generated: pointing game (%) ↑": column(generated, "pointing game (%) ↑"),
     }
     heading = " | ".join(["method", *columns])
     rows = [
