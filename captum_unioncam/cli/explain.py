@@ -202,7 +202,7 @@ def _explained(
     """Writes the files of each image, with a progress bar over several images on a terminal."""
     from captum_unioncam.engine._captum import progress
 
-    shown = progress(pictures, desc="pictures") if on_terminal and len(pictures) > 1 else pictures
+    shown = progress(pictures, desc="images") if on_terminal and len(pictures) > 1 else pictures
     for path in shown:
         try:
             name, stem, picture = opened(path)

@@ -55,7 +55,7 @@ def output_folder(folder: Path) -> Iterator[None]:
     Raises:
         Failure: It cannot be made or written to.
     """
-    is_new = not folder.exists()
+    is_new = not os.path.exists(folder)
     make_folder(folder)
     try:
         yield

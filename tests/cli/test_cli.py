@@ -824,4 +824,4 @@ def test_pictures_have_a_progress_bar_on_a_terminal(capsys, tmp_path, monkeypatc
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     paths = [picture(tmp_path / f"{number}.png") for number in range(2)]
     _, _, errors = run(capsys, *OWN, *paths, "--target", "0", *JSON)
-    assert "pictures: 100%" in errors[-1]
+    assert "images: 100%" in errors[-1]

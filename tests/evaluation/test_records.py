@@ -136,7 +136,7 @@ OLD_LINES = b"""\
 {"image":"demo/2.png","target":0,"target_name":"star","method":"grad_cam","seconds":0.5,"confidence":0.5,"drop":0.0,\
 "increase":1.0,"insertion":0.5,"deletion":0.25,"insertion_curve":[0.5],"deletion_curve":[0.25],"map":"%s"}
 {"image":"demo/3.png","target":1,"target_name":"ring","method":"grad_cam","error":"ValueError: too bright"}
-{"image":"demo/4.png","method":"grad_cam","error":"is not a picture"}
+{"image":"demo/4.png","method":"grad_cam","error":"is not an image"}
 """ % (MAP.encode(), MAP.encode())
 
 
