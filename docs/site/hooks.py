@@ -84,8 +84,6 @@ def measurements_table() -> str:
         "MobileNetV2, s": column(mobilenet, "seconds"),
         "ResNet-18, s": column(resnet, "seconds"),
         "photos: average drop (%) ↓": column(photos, "average drop (%) ↓"),
-        "photos: insertion ↑": column(photos, "insertion ↑"),
-        "generated: average drop (%) ↓": column(generated, "average drop (%) ↓"),
         "generated: pointing game (%) ↑": column(generated, "pointing game (%) ↑"),
     }
     heading = " | ".join(["method", *columns])
