@@ -83,7 +83,7 @@ NAMES = {
     "captum_unioncam.report": ["HeatMap", "Look", "panel"],
     "captum_unioncam.targets": ["DetectionTarget", "EmbeddingTarget", "PairTarget", "SegmentationTarget"],
     "captum_unioncam.scorers": ["onnx", "openvino"],
-    "captum_unioncam.quantus": ["explain_func", "metric"],
+    "captum_unioncam.quantus": ["ConstantMapWarning", "explain_func", "metric"],
     "captum_unioncam.evaluation": ["load"],
     "captum_unioncam.evaluation.sanity": ["Similarity", "model_randomization", "random_logit", "similarity_table"],
     "captum_unioncam.demo": [

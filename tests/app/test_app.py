@@ -686,8 +686,10 @@ def test_the_first_screen_shows_an_example_to_play_with(chromium, address, tmp_p
         page.keyboard.press("Tab")
         page.wait_for_function("getComputedStyle(document.querySelector('.over img')).opacity === '0.9'")
         assert set(maps.evaluate_all(opacities)) == {"0.9"}
+        # The editor is loaded last, and moves what is around it: a click could miss.
+        page.locator(".cm-line").first.wait_for()
         with page.expect_download() as download:
-            page.get_by_role("link", name="UnionCAM's map (npy)").click()
+            page.get_by_role("link", name="UnionCAM's map (npy)").evaluate("link => link.click()")
         download.value.save_as(tmp_path / "map.npy")
         assert np.load(tmp_path / "map.npy").shape == (7, 7)
         # Its class is the first; the second is explained when its bar is clicked.
