@@ -110,6 +110,7 @@ def _photos(settings: EvaluationSettings) -> Callable[[str], Tensor | None]:
         # Once: it may build a user's own model.
         preprocessing = preprocessing_of(settings["model"], settings["preprocess"])
     except Exception:
+        # A user's own model may raise anything. The report then shows the maps alone.
         return lambda _name: None
 
     def photo(name: str) -> Tensor | None:

@@ -77,8 +77,9 @@ class Method:
             if self.sweeps:
                 results = self._run.each(inputs.clone(), targets, baselines.clone())
             else:
-                # Other packages' methods take a model that returns a tensor.
-                self._model.register_forward_hook(partial(one_tensor, self._output_fn), with_kwargs=True)
+                # Other packages' methods take a model that returns a tensor. TorchScript takes no hooks.
+                if not isinstance(self._model, torch.jit.ScriptModule):
+                    self._model.register_forward_hook(partial(one_tensor, self._output_fn), with_kwargs=True)
                 results = [Explained(self._run(inputs.clone(), t, baselines.clone())) for t in targets.unbind(1)]
         return [Explained(self._maps(result.attributions, inputs, signed), result.details) for result in results]
 

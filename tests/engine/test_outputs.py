@@ -89,6 +89,21 @@ def test_methods_by_name_explain_the_same_tensor(name):
     assert not twice._forward_hooks
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", ["saliency", "integrated_gradients", "occlusion"])
+def test_captums_methods_explain_models_of_torchscript(name):
+    """Which take no hook that would pick the tensor."""
+    net = TinyNet().eval()
+    inputs = tiny_inputs(examples=2)
+    scripted = torch.jit.script(net)
+    made, expected = (
+        methods.create(name, model, net.features)(inputs, TARGETS, torch.zeros_like(inputs[:1]))
+        for model in (scripted, net)
+    )
+    assert expected.std() > 0
+    assert torch.allclose(made, expected, rtol=0, atol=1e-9)
+
+
 METRICS = find_metrics(all_metrics())
 RUNS_THE_MODEL = [one for one in METRICS if "forward_func" in inspect.signature(one.function).parameters]
 

@@ -132,10 +132,9 @@ def test_the_values_are_torchcams_where_the_definitions_coincide(images):
 
 def test_drop_and_increase_are_grad_cams_whose_drop_is_not_a_share(images):
     theirs = pytest.importorskip("pytorch_grad_cam.metrics.cam_mult_image")
-    model, scaled = TinyNet(seed=3), torch.rand(3, *images.shape[2:], generator=torch.Generator().manual_seed(0))
-    scaled = (scaled - scaled.amin((1, 2), keepdim=True)) / (scaled - scaled.amin((1, 2), keepdim=True)).amax(
-        (1, 2), keepdim=True
-    )
+    model, drawn = TinyNet(seed=3), torch.rand(3, *images.shape[2:], generator=torch.Generator().manual_seed(0))
+    above = drawn - drawn.amin((1, 2), keepdim=True)
+    scaled = above / above.amax((1, 2), keepdim=True)
     targets = [lambda output, t=t: output.softmax(0)[t] for t in TARGETS.tolist()]
     given = images, scaled.numpy()[:, None], targets, model
     ours = model, images, scaled.double().unsqueeze(1), TARGETS
