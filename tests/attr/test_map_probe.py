@@ -321,3 +321,41 @@ def test_a_softmax_over_the_last_side_of_a_square_is_no_map():
     net = nn.Sequential(nn.Conv2d(3, 24, 16, 16), ManyHeads(), nn.Flatten(), head)
     with pytest.raises(ValueError, match=r"^layer: '1.softmax' .* of shape \(2, 24, 4, 4\) that is not maps"):
         LayerLayerCam(net, "1.softmax").attribute(torch.rand(2, 3, 32, 32), 1)
+
+
+class Positions(nn.Module):
+    """An embedding of positions for maps of any size, a row for each example, as detectors have it."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.rows, self.columns = nn.Parameter(torch.randn(width, 9, 1)), nn.Parameter(torch.randn(width, 1, 9))
+
+    def forward(self, maps):
+        places = self.rows[:, : maps.shape[2]] + self.columns[:, :, : maps.shape[3]]
+        return places.expand(len(maps), -1, -1, -1)
+
+
+class PlacedMaps(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.positions, self.head = nn.Conv2d(3, 4, 8, 8), Positions(4), nn.Linear(4, 5)
+
+    def forward(self, x):
+        maps = self.conv(x)
+        return self.head((maps * self.positions(maps)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("examples", [1, 2, 3])
+def test_positions_of_images_are_no_maps(examples):
+    torch.manual_seed(0)
+    net, images = PlacedMaps(), torch.rand(examples, 3, 32, 24)
+    assert [*spatial_layers(net, images)] == ["conv"]
+    with pytest.raises(ValueError, match="that is not maps"):
+        LayerLayerCam(net, "positions").attribute(images, 1)
+
+
+def test_zeros_are_maps_of_a_layer_that_shows_nothing():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.ReLU(), nn.Flatten(2), nn.AdaptiveAvgPool1d(1), nn.Flatten())
+    nn.init.constant_(net[0].bias, -1e3)
+    assert find_spatial_layer(net, torch.rand(1, 3, 32, 32))[0] == "1"

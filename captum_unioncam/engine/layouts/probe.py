@@ -28,7 +28,8 @@ _MANY, _CLEAR = 16, 5.0
 class MapProbe:
     """Tells maps from what merely has their number of dimensions, by running the model on other inputs.
 
-    A map has a row for each example. It grows with the input along the same dimensions, and its channels stay. Where
+    A map has a row for each example, and another one for another example: embeddings of positions do not. It grows with
+    the input along the same dimensions, and its channels stay. Where
     the model takes inputs of one size only, or pools to a fixed size, that cannot be tried: then the layer has to
     answer to each half of the input in that half.
 
@@ -69,9 +70,12 @@ class MapProbe:
     def _by_size(self, outputs: Outputs, masked: Tensor) -> dict[str, bool | None]:
         """Whether each output grows as a map does with larger inputs; None where that does not tell."""
         other = 3 if masked.shape[0] == 2 else 2
-        larger = self.run(tuple(_larger(_of_first(x, other), masked.dim()) for x in self.inputs))
+        larger = self.run(tuple(_larger(_with_another(x, other), masked.dim()) for x in self.inputs))
         growth = [_longer(size, dim) / size for dim, size in enumerate(masked.shape) if dim >= 2]
-        return {name: _grows(output, larger.get(name), other, growth) for name, output in outputs.items()}
+        return {
+            name: not _is_constant(larger.get(name)) and _grows(output, larger.get(name), other, growth)
+            for name, output in outputs.items()
+        }
 
     def _local(self, names: set[str], masked: Tensor) -> set[str]:
         """The layers whose outputs answer to each half of the inputs, along each dimension, in that half."""
@@ -127,8 +131,30 @@ def _grows_as_products(before: Sequence[int], after: Sequence[int], growth: Sequ
     )
 
 
+def _is_constant(larger: Tensor | None) -> bool:
+    """Whether an output is the same for the first example and for another, without being zero."""
+    if larger is None or larger.is_meta or larger.shape[0] < 2:
+        return False
+    return torch.equal(larger[0], larger[1]) and bool(larger[0].any())
+
+
 def _of_first(inputs: Tensor, rows: int) -> Tensor:
     return inputs[:1].expand(rows, *inputs.shape[1:]).clone()
+
+
+def _with_another(inputs: Tensor, rows: int) -> Tensor:
+    """The first example, and one changed at random behind it."""
+    made = _of_first(inputs, rows)
+    if inputs.is_floating_point() and not inputs.is_meta:
+        made[1] += _noise(inputs)
+    return made
+
+
+def _noise(inputs: Tensor) -> Tensor:
+    """Of one example's shape, with the first example's deviation."""
+    deviation = inputs[0].std(correction=0)
+    noise = torch.randn(inputs.shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return deviation.where(deviation > 0, 1.0) * noise.to(inputs)
 
 
 def _larger(inputs: Tensor, dims: int) -> Tensor:
@@ -153,10 +179,7 @@ def _with_changed_halves(inputs: Tensor, dims: int) -> Tensor:
     rows = _of_first(inputs, 1 + 2 * (dims - 2))
     if inputs.dim() != dims:
         return rows
-    deviation = inputs[0].std(correction=0)
-    scale = deviation.where(deviation > 0, 1.0)
-    noise = torch.randn(inputs.shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    changed = rows[0] + scale * noise.to(rows)
+    changed = rows[0] + _noise(inputs)
     for dim in range(2, dims):
         half = inputs.shape[dim] // 2
         for row, part in ((2 * dim - 3, slice(None, half)), (2 * dim - 2, slice(half, None))):
