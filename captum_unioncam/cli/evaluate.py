@@ -46,7 +46,6 @@ def evaluate(
     classes: Annotated[
         Path | None,
         typer.Option(
-            "--classes",
             metavar="FILE",
             help="The model's output for each class of the data: a text with one line for each output that begins with "
             "the class's name (as ImageNet's LOC_synset_mapping.txt), or .json with the output of each name.",
@@ -56,22 +55,18 @@ def evaluate(
     subset: Annotated[
         options.Subset | None,
         typer.Option(
-            "--subset",
             help="difficult: classes whose objects cover less than a quarter of an image that shows another class "
             "too, as in TorchRay.",
             show_default="all",
         ),
     ] = None,
     limit: Annotated[
-        int | None,
-        typer.Option("--limit", min=1, metavar="N", help="A random subset of N images.", show_default="all"),
+        int | None, typer.Option(min=1, metavar="N", help="A random subset of N images.", show_default="all")
     ] = None,
     seed: options.SeedOption = 0,
     protocol: options.ProtocolOption = options.Protocol.own,
     steps: options.StepsOption = 100,
-    workers: Annotated[
-        int, typer.Option("--workers", min=0, metavar="N", help="Processes that read images ahead.")
-    ] = 2,
+    workers: Annotated[int, typer.Option(min=0, metavar="N", help="Processes that read images ahead.")] = 2,
     retry_failures: Annotated[
         bool, typer.Option("--retry-failures", help="Also redo records that failed in an earlier start.")
     ] = False,
@@ -81,10 +76,9 @@ def evaluate(
     confidence: Annotated[
         options.SettledConfidence,
         typer.Option(
-            "--confidence",
             help="What turns the model's outputs into confidences: softmax; sigmoid, for classes that do not exclude "
             "each other; none, where the outputs are confidences; auto, found out by the first images, where they "
-            "tell.",
+            "tell."
         ),
     ] = options.SettledConfidence.softmax,
     **_model_options: Any,

@@ -48,7 +48,7 @@ def explain(
     method: options.MethodOption = _DEFAULT,
     target: options.TargetOption = None,
     top_k: Annotated[
-        int | None, typer.Option("--top-k", min=1, metavar="K", help="Explain the K most probable classes instead.")
+        int | None, typer.Option(min=1, metavar="K", help="Explain the K most probable classes instead.")
     ] = None,
     channel_weights: options.ChannelWeightsOption = None,
     quality: options.QualityOption = None,
@@ -65,9 +65,8 @@ def explain(
     size: Annotated[
         Size,
         typer.Option(
-            "--size",
             help="model: the image as the model sees it, and the raw map at the layer's resolution. original: both "
-            "at the resolution of the file.",
+            "at the resolution of the file."
         ),
     ] = Size.model,
     overlay_only: Annotated[

@@ -24,27 +24,13 @@ Dtype = StrEnum("Dtype", ["float32", "bfloat16", "float16"])
 
 CommandT = TypeVar("CommandT", bound=Callable[..., None])
 
-ModelOption = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        metavar="NAME",
-        help=f"{MODELS}.",
-    ),
-]
+ModelOption = Annotated[str, typer.Option(metavar="NAME", help=f"{MODELS}.")]
 PhotoModelOption = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        metavar="NAME",
-        help=f"{MODELS}.",
-        show_default="demo; for photos resnet18",
-    ),
+    str | None, typer.Option(metavar="NAME", help=f"{MODELS}.", show_default="demo; for photos resnet18")
 ]
 WeightsOption = Annotated[
     str | None,
     typer.Option(
-        "--weights",
         metavar="FILE",
         help="Weights of the model: .safetensors, or a state dict saved by torch.save; random leaves models of timm "
         "and Hugging Face untrained.",
@@ -54,24 +40,21 @@ WeightsOption = Annotated[
 DeviceOption = Annotated[
     str | None,
     typer.Option(
-        "--device",
         metavar="NAME",
         help="Where to compute: cpu, or an accelerator by its kind in PyTorch: cuda, cuda:1, xpu, mps.",
         show_default="the accelerator if there is one, else cpu",
     ),
 ]
 TargetOption = Annotated[
-    str | None,
-    typer.Option("--target", metavar="CLASS", help="Class to explain: index or name.", show_default="predicted"),
+    str | None, typer.Option(metavar="CLASS", help="Class to explain: index or name.", show_default="predicted")
 ]
 
 MethodOption = Annotated[
-    str, typer.Option("--method", metavar="NAME", help="Method, one of those that captum-unioncam methods lists.")
+    str, typer.Option(metavar="NAME", help="Method, one of those that captum-unioncam methods lists.")
 ]
 MethodsOption = Annotated[
     str,
     typer.Option(
-        "--methods",
         metavar="NAMES",
         help="Methods, separated by commas: all, or those that captum-unioncam methods lists, torchcam:NAME and "
         "grad_cam:NAME for any CAM of those packages, or package.module:function, a factory of your own.",
@@ -80,7 +63,6 @@ MethodsOption = Annotated[
 MetricsOption = Annotated[
     str | None,
     typer.Option(
-        "--metrics",
         metavar="NAMES",
         help="Metrics, separated by commas: all, or those that captum-unioncam metrics lists.",
         show_default="all that are not listed as on request",
@@ -89,7 +71,6 @@ MetricsOption = Annotated[
 ChannelWeightsOption = Annotated[
     ChannelWeights | None,
     typer.Option(
-        "--channel-weights",
         help="Weight channels by their score, or by the softmax of all scores.",
         show_default="the method's own, score for UnionCAM",
     ),
@@ -97,23 +78,20 @@ ChannelWeightsOption = Annotated[
 QualityOption = Annotated[
     Quality | None,
     typer.Option(
-        "--quality",
         help="exact: score all channels. balanced: 128 representatives of them. fast: 32, in 16 bits where the "
         "processor has such arithmetic.",
         show_default="exact",
     ),
 ]
-StepsOption = Annotated[int, typer.Option("--steps", min=1, metavar="N", help="Steps of the metrics' curves.")]
+StepsOption = Annotated[int, typer.Option(min=1, metavar="N", help="Steps of the metrics' curves.")]
 SeedOption = Annotated[
-    int,
-    typer.Option("--seed", min=0, metavar="N", help="Seed of random subsets, and of methods that draw random numbers."),
+    int, typer.Option(min=0, metavar="N", help="Seed of random subsets, and of methods that draw random numbers.")
 ]
 ProtocolOption = Annotated[
     Protocol,
     typer.Option(
-        "--protocol",
         help="own: the other options as given. paper: as in the UnionCAM paper, --model vgg16 --layer features.29 "
-        "--preprocess paper --theta 10 --limit 2000 (Pascal VOC: no limit); options that are given take precedence.",
+        "--preprocess paper --theta 10 --limit 2000 (Pascal VOC: no limit); options that are given take precedence."
     ),
 ]
 
@@ -121,24 +99,18 @@ OutputOption = Annotated[
     Path, typer.Option("--output", "--out", "-o", metavar="FOLDER", help="Output folder; created if missing.")
 ]
 ColormapOption = Annotated[
-    str,
-    typer.Option(
-        "--colormap", metavar="NAME", help="The maps' colours: glow, or one of matplotlib's, such as viridis."
-    ),
+    str, typer.Option(metavar="NAME", help="The maps' colours: glow, or one of matplotlib's, such as viridis.")
 ]
 OpacityOption = Annotated[
     float,
-    typer.Option(
-        "--opacity", min=0, max=1, metavar="SHARE", help="Opacity of a map's highest value; the lowest has half of it."
-    ),
+    typer.Option(min=0, max=1, metavar="SHARE", help="Opacity of a map's highest value; the lowest has half of it."),
 ]
 DpiOption = Annotated[
-    int, typer.Option("--dpi", min=20, max=2400, metavar="N", help="Resolution of the figures, in pixels per inch.")
+    int, typer.Option(min=20, max=2400, metavar="N", help="Resolution of the figures, in pixels per inch.")
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 ThreadsOption = Annotated[
-    int | None,
-    typer.Option("--threads", min=1, metavar="N", help="Threads to compute with.", show_default="by PyTorch"),
+    int | None, typer.Option(min=1, metavar="N", help="Threads to compute with.", show_default="by PyTorch")
 ]
 OpenOption = Annotated[bool, typer.Option("--open", help="Open the first file that is written.")]
 
@@ -149,7 +121,6 @@ def _model_options(
     class_names: Annotated[
         Path | None,
         typer.Option(
-            "--class-names",
             metavar="FILE",
             help="Names of the model's classes, in the order of its outputs: one a line, or a list in .json.",
             show_default="the model's own",
@@ -158,7 +129,6 @@ def _model_options(
     layer: Annotated[
         str | None,
         typer.Option(
-            "--layer",
             metavar="NAME",
             help="Layer to explain, such as features.28.",
             show_default="the last layer with a spatial output",
@@ -167,14 +137,12 @@ def _model_options(
     preprocess: Annotated[
         Preprocess,
         typer.Option(
-            "--preprocess",
-            help="auto: as the weights were trained. paper: as in the UnionCAM paper, 224x224 in [0, 1], nothing else.",
+            help="auto: as the weights were trained. paper: as in the UnionCAM paper, 224x224 in [0, 1], nothing else."
         ),
     ] = Preprocess.auto,
     input_size: Annotated[
         int | None,
         typer.Option(
-            "--input-size",
             min=1,
             metavar="N",
             help="For your own model: resize images to N by N pixels; with --crop, resize their shorter side to N.",
@@ -184,16 +152,12 @@ def _model_options(
     crop: Annotated[
         int | None,
         typer.Option(
-            "--crop",
-            min=1,
-            metavar="N",
-            help="For your own model: crop to the middle square of N by N pixels, after resizing.",
+            min=1, metavar="N", help="For your own model: crop to the middle square of N by N pixels, after resizing."
         ),
     ] = None,
     mean: Annotated[
         str | None,
         typer.Option(
-            "--mean",
             metavar="R,G,B",
             help="For your own model: mean of each channel, subtracted from pixels in [0, 1].",
             show_default="0,0,0",
@@ -202,7 +166,6 @@ def _model_options(
     std: Annotated[
         str | None,
         typer.Option(
-            "--std",
             metavar="R,G,B",
             help="For your own model: standard deviation of each channel, by which the difference is divided.",
             show_default="1,1,1",
@@ -211,15 +174,13 @@ def _model_options(
     confidence: Annotated[
         Confidence,
         typer.Option(
-            "--confidence",
             help="What turns the model's outputs into confidences: softmax; sigmoid, for classes that do not exclude "
-            "each other; none, where the outputs are confidences.",
+            "each other; none, where the outputs are confidences."
         ),
     ] = Confidence.softmax,
     output_fn: Annotated[
         str | None,
         typer.Option(
-            "--output-fn",
             metavar="NAME",
             help="package.module:function, what the model returns to the tensor (N, classes) to explain.",
             show_default="the tensor itself, or the one named logits or out, or the only one",
@@ -228,7 +189,6 @@ def _model_options(
     theta: Annotated[
         float | None,
         typer.Option(
-            "--theta",
             min=0,
             max=100,
             metavar="PERCENT",
@@ -239,17 +199,12 @@ def _model_options(
     max_channels: Annotated[
         int | None,
         typer.Option(
-            "--max-channels",
-            min=1,
-            metavar="N",
-            help="Score at most N channels of an image, which is faster.",
-            show_default="all",
+            min=1, metavar="N", help="Score at most N channels of an image, which is faster.", show_default="all"
         ),
     ] = None,
     channel_selection: Annotated[
         ChannelSelection | None,
         typer.Option(
-            "--channel-selection",
             help="Which channels --max-channels scores: representatives of all, or those of largest standard "
             "deviation.",
             show_default="representatives",
@@ -257,13 +212,11 @@ def _model_options(
     ] = None,
     device: DeviceOption = None,
     dtype: Annotated[
-        Dtype,
-        typer.Option("--dtype", help="Precision in which channels are scored; 16 bits are faster on many devices."),
+        Dtype, typer.Option(help="Precision in which channels are scored; 16 bits are faster on many devices.")
     ] = Dtype.float32,
     batch_size: Annotated[
         int | None,
         typer.Option(
-            "--batch-size",
             min=1,
             metavar="N",
             help="Batch size of the masked forward passes. Halved automatically when memory runs out.",

@@ -30,15 +30,13 @@ def report(
     against: Annotated[
         str | None,
         typer.Option(
-            "--against",
             metavar="METHOD",
             help="Also print each other method's differences from this one, image by image, with intervals and the "
             "share of images where it is better; written to differences.csv.",
         ),
     ] = None,
     by_class: Annotated[
-        bool,
-        typer.Option("--by-class", help="Also print each class's means, with intervals; written to by_class.csv."),
+        bool, typer.Option("--by-class", help="Also print each class's means, with intervals; written to by_class.csv.")
     ] = False,
     form: Annotated[
         Format,

@@ -38,14 +38,12 @@ def sanity(
     order: Annotated[
         Order,
         typer.Option(
-            "--order",
-            help="cascading: all layers from the output down to each are reinitialised. independent: each alone.",
+            help="cascading: all layers from the output down to each are reinitialised. independent: each alone."
         ),
     ] = Order.cascading,
     max_layers: Annotated[
         int | None,
         typer.Option(
-            "--max-layers",
             min=1,
             metavar="N",
             help="Compare maps for at most N layers, evenly spread; a cascade also initialises those between.",
@@ -55,10 +53,7 @@ def sanity(
     seed: Annotated[
         int,
         typer.Option(
-            "--seed",
-            min=0,
-            metavar="N",
-            help="Seed of new weights, of the other class, and of methods that draw random numbers.",
+            min=0, metavar="N", help="Seed of new weights, of the other class, and of methods that draw random numbers."
         ),
     ] = 0,
     output: options.OutputOption = Path("sanity"),

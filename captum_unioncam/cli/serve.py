@@ -19,11 +19,10 @@ def serve(
     device: options.DeviceOption = None,
     quality: options.QualityOption = None,
     host: Annotated[
-        str, typer.Option("--host", metavar="ADDRESS", help="Where to listen; 0.0.0.0 lets other machines in.")
+        str, typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0 lets other machines in.")
     ] = "127.0.0.1",
     port: Annotated[
-        int | None,
-        typer.Option("--port", min=1, max=65535, metavar="N", help="Port.", show_default="a free one from 7860 on"),
+        int | None, typer.Option(min=1, max=65535, metavar="N", help="Port.", show_default="a free one from 7860 on")
     ] = None,
     open_it: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
