@@ -135,8 +135,9 @@ def _metric_names(metrics: str | None) -> list[str] | None:
     from captum_unioncam.metrics.table import find_metrics
 
     names = metrics_in(metrics)
-    named = [] if metrics is None else names_in("--metrics", metrics)
-    for metric in find_metrics(names or ()):
-        if metric.needs_objects and metric.name in named:
+    # Those of "all" are left out.
+    named = [] if metrics is None else names_in("--metrics", metrics, every=list)
+    for metric in find_metrics(named):
+        if metric.needs_objects:
             raise WrongArgument(f"--metrics {metric.name}: needs object masks, which only evaluate has; leave it out.")
     return names

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from enum import StrEnum
@@ -88,13 +88,6 @@ def tell_of_download(settings: Settings) -> None:
             typer.echo(f"downloading {line}", err=True)
 
 
-def demo_note(settings: Settings, has_photos: bool) -> str | None:
-    """What the demo model knows, where it is given something else than its own images."""
-    from captum_unioncam.evaluation import explain
-
-    return explain.demo_note(settings, has_photos)
-
-
 def pictures_in(given: Sequence[Path]) -> tuple[list[Path], list[Failure]]:
     """The images that are given by files, folders and patterns, and what is wrong with the others.
 
@@ -177,21 +170,19 @@ def layer_line(subject: ExplainedModel) -> str:
     return f"layer: {subject.layer_name}{found}"
 
 
-def names_in(option: str, text: str) -> list[str]:
-    """The names in an option's list, separated by commas, each once."""
-    names = [name for name in (part.strip() for part in text.split(",")) if name]
-    if not names:
+def names_in(option: str, text: str, every: Callable[[], Iterable[str]]) -> list[str]:
+    """The names in an option's list, separated by commas, each once; "all" stands for every one."""
+    given = [name for name in map(str.strip, text.split(",")) if name]
+    if not given:
         raise WrongArgument(f"{option}: is empty; give names with commas between.")
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys(name for one in given for name in (every() if one == "all" else [one])))
 
 
 def methods_in(text: str) -> list[str]:
     """The methods in ``--methods``; "all" stands for all that ``captum-unioncam methods`` lists."""
     from captum_unioncam import methods
 
-    given = names_in("--methods", text)
-    names = [name for one in given for name in (methods.names() if one == "all" else [one])]
-    return list(dict.fromkeys(names))
+    return names_in("--methods", text, methods.names)
 
 
 def metrics_in(text: str | None) -> list[str] | None:
@@ -200,5 +191,4 @@ def metrics_in(text: str | None) -> list[str] | None:
         return None
     from captum_unioncam.metrics.table import all_metrics
 
-    given = names_in("--metrics", text)
-    return list(dict.fromkeys(name for one in given for name in (all_metrics() if one == "all" else [one])))
+    return names_in("--metrics", text, all_metrics)
