@@ -22,7 +22,6 @@ from captum_unioncam.cli.shared import (
     settings_of,
     tell_of_download,
     use_threads,
-    with_photo_model,
 )
 from captum_unioncam.system.errors import Failure, WrongArgument
 from captum_unioncam.system.files import FreeNames, output_folder
@@ -74,7 +73,7 @@ def compare(
     method_names, metric_names = methods_in(methods), _metric_names(metrics)
     look = Look(colormap, opacity)
     pictures, failed = readable_pictures(images)
-    settings = settings_of(with_photo_model(context.params, bool(pictures)))
+    settings = settings_of(context.params, bool(pictures))
     use_threads(threads)
     on_terminal = sys.stderr.isatty() and not quiet
     if not quiet:

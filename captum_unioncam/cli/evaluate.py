@@ -17,7 +17,6 @@ from captum_unioncam.cli.shared import (
     metrics_in,
     settings_of,
     tell_of_download,
-    with_photo_model,
 )
 from captum_unioncam.system.errors import Failure
 
@@ -106,8 +105,7 @@ def evaluate(
     check_layout(data)
     has_photos = data != DEMO_DATA
     given = _with_the_papers(context, data) if protocol is options.Protocol.paper else context.params
-    given = with_photo_model(given, has_photos)
-    settings = settings_of({**given, "device": local_device(given["device"])})
+    settings = settings_of({**given, "device": local_device(given["device"])}, has_photos)
     first = is_first_process()
     if first:
         tell_of_download(settings)

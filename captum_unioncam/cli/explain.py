@@ -24,7 +24,6 @@ from captum_unioncam.cli.shared import (
     settings_of,
     tell_of_download,
     use_threads,
-    with_photo_model,
 )
 from captum_unioncam.system.errors import Failure, WrongArgument
 from captum_unioncam.system.files import FreeNames, output_folder
@@ -98,7 +97,7 @@ def explain(
     from captum_unioncam.evaluation.explain import Explainer
     from captum_unioncam.report.images import Look
 
-    settings = settings_of(with_photo_model(context.params, bool(pictures)))
+    settings = settings_of(context.params, bool(pictures))
     contents = _Contents(wanted, Look(colormap, opacity), dpi, size is Size.original, overlay_only)
     use_threads(threads)
     on_terminal = sys.stderr.isatty() and not quiet

@@ -18,7 +18,6 @@ from captum_unioncam.cli.shared import (
     opened,
     settings_of,
     tell_of_download,
-    with_photo_model,
 )
 from captum_unioncam.system.errors import Failure
 from captum_unioncam.system.files import FreeNames, make_folder
@@ -76,7 +75,7 @@ def sanity(
     check_folder(output)
     method_names = methods_in(methods)
     name, stem, picture = opened(image)
-    settings = settings_of(with_photo_model(context.params, image is not None))
+    settings = settings_of(context.params, image is not None)
     on_terminal = sys.stderr.isatty()
     tell_of_download(settings)
     subject = settings.subject(on_terminal)

@@ -53,16 +53,17 @@ def complain(error: Exception) -> None:
         typer.echo(f"Error: {in_words(one_line(error), _OPTIONS)}", err=True)
 
 
-def settings_of(options: Mapping[str, Any]) -> Settings:
-    """The settings among a command's options, which have the same names."""
+def settings_of(options: Mapping[str, Any], has_photos: bool = False) -> Settings:
+    """The settings among a command's options, which have the same names; for photos, another model by default."""
     from captum_unioncam.evaluation.explain import Settings
+    from captum_unioncam.models.zoo import DEMO_MODEL, PHOTO_MODEL
 
     given = {field.name: options[field.name] for field in fields(Settings) if field.name in options}
     values: dict[str, Any] = {
         name: str(value) if isinstance(value, StrEnum | Path) else value for name, value in given.items()
     }
-    if values.get("model") is None:
-        values.pop("model", None)
+    if values["model"] is None:
+        values["model"] = PHOTO_MODEL if has_photos else DEMO_MODEL
     own = {"size": "input_size", "crop": "crop", "mean": "mean", "std": "std"}
     parts = [f"{name}={options[option]}" for name, option in own.items() if options.get(option) is not None]
     if parts:
@@ -70,13 +71,6 @@ def settings_of(options: Mapping[str, Any]) -> Settings:
             raise WrongArgument("--preprocess paper does not go together with --input-size, --crop, --mean or --std.")
         values["preprocess"] = " ".join(part.replace(" ", "") for part in parts)
     return Settings(**values)
-
-
-def with_photo_model(options: Mapping[str, Any], has_photos: bool) -> dict[str, Any]:
-    """The options, with the network for photos where there are photos and no model is given."""
-    from captum_unioncam.models.zoo import PHOTO_MODEL
-
-    return {**options, "model": PHOTO_MODEL} if has_photos and options["model"] is None else dict(options)
 
 
 def tell_of_download(settings: Settings) -> None:
