@@ -84,21 +84,11 @@ def sanity(
     if note := demo_note(settings, is_photo(picture)):
         typer.echo(f"Note: {note}", err=True)
     orders = ORDERS if order is Order.both else (str(order),)
-    checks = check_sanity(
-        subject,
-        method_names,
-        name,
-        picture,
-        class_index,
-        orders=orders,
-        max_layers=max_layers,
-        settings=settings.of_methods(),
-        seed=seed,
-        show_progress=on_terminal,
-    )
+    how: dict[str, Any] = {"orders": orders, "max_layers": max_layers, "seed": seed}
+    given = subject, method_names, name, picture, class_index
+    checks = check_sanity(*given, settings=settings.of_methods(), show_progress=on_terminal, **how)
     if checks.rows:
-        used = {**asdict(settings), "layer": subject.layer_name, "device": str(subject.device)}
-        used |= {"orders": orders, "max_layers": max_layers, "seed": seed}
+        used = {**asdict(settings), "layer": subject.layer_name, "device": str(subject.device), **how}
         del used["method"]
         contents = {
             "png": png(randomization_plot(checks.rows)),
