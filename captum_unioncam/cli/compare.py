@@ -34,10 +34,7 @@ if TYPE_CHECKING:
 @options.with_model_options
 def compare(
     context: typer.Context,
-    images: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="IMAGES", help="Image files, folders or patterns.", show_default="the demo image"),
-    ] = None,
+    images: options.ImagesArgument = None,
     methods: options.MethodsOption = "union_cam, denoised_grad_cam, score_cam, grad_cam, guided_grad_cam, occlusion",
     metrics: options.MetricsOption = None,
     target: options.TargetOption = None,

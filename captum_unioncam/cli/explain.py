@@ -40,10 +40,7 @@ Size = StrEnum("Size", ["model", "original"])
 @options.with_model_options
 def explain(
     context: typer.Context,
-    images: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="IMAGES", help="Image files, folders or patterns.", show_default="the demo image"),
-    ] = None,
+    images: options.ImagesArgument = None,
     method: options.MethodOption = _DEFAULT,
     target: options.TargetOption = None,
     top_k: Annotated[

@@ -24,6 +24,10 @@ Dtype = StrEnum("Dtype", ["float32", "bfloat16", "float16"])
 
 CommandT = TypeVar("CommandT", bound=Callable[..., None])
 
+ImagesArgument = Annotated[
+    list[Path] | None,
+    typer.Argument(metavar="IMAGES", help="Image files, folders or patterns.", show_default="the demo image"),
+]
 ModelOption = Annotated[str, typer.Option(metavar="NAME", help=f"{MODELS}.")]
 PhotoModelOption = Annotated[
     str | None, typer.Option(metavar="NAME", help=f"{MODELS}.", show_default="demo; for photos resnet18")
