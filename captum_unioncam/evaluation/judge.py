@@ -229,8 +229,14 @@ class Judge:
         """Judges methods on an image, one after the other, also after one that raises.
 
         Args:
-            pairs (Iterable): Pairs of a method, one of ``method_names``, and the classes that it explains.
-            shown, objects, name, confidences: As :meth:`judge` takes them.
+            pairs (Iterable): Pairs of a method, one of ``method_names``, and the classes that it explains. If it
+                explains them in one sweep, its seconds are divided among them.
+            shown (Tensor): The image as the model sees it, (3, H, W), in [0, 1].
+            objects (Mapping[int, Tensor or None] or None): The mask of each class's objects, bool, (H, W). Default:
+                None, unknown
+            name (str): The image's. Random numbers depend only on it, the class, the method and the metric. Default:
+                ""
+            confidences (Tensor or None): The model's confidence in each class, (classes,). Default: None, computed
 
         Returns:
             *Iterator[Outcome]*: One for each pair.
@@ -290,39 +296,6 @@ class Judge:
             rows //= 2
             yield rows
 
-    def judge(
-        self,
-        method: str,
-        shown: Tensor,
-        targets: Sequence[int],
-        objects: Objects | None = None,
-        name: str = "",
-        confidences: Tensor | None = None,
-        shared: SharedPasses | None = None,
-    ) -> list[Judgement]:
-        """Explains classes of an image with a method, and judges its attributions.
-
-        Args:
-            method (str): One of ``method_names``.
-            shown (Tensor): The image as the model sees it, (3, H, W), in [0, 1].
-            targets (Sequence[int]): The classes. If the method explains them in one sweep, its seconds are divided
-                among them.
-            objects (Mapping[int, Tensor or None] or None): The mask of each class's objects, bool, (H, W). Default:
-                None, unknown
-            name (str): The image's. Random numbers depend only on it, the class, the method and the metric. Default:
-                ""
-            confidences (Tensor or None): The model's confidence in each class, (classes,). Default: None, computed
-            shared (SharedPasses or None): Results of earlier methods' passes on the image. Default: None, none
-
-        Returns:
-            *list[Judgement]*: One for each class.
-
-        Raises:
-            ValueError: A number is not finite.
-        """
-        of_picture = shown, _that_show_something(objects), name, confidences
-        return [pending.judgement() for pending in self._pending(method, targets, *of_picture, shared=shared)]
-
     def _pending(
         self,
         method: str,
@@ -331,8 +304,8 @@ class Judge:
         objects: Objects,
         name: str,
         confidences: Tensor | None,
-        given: tuple[Tensor, Tensor] | None = None,
-        shared: SharedPasses | None = None,
+        given: tuple[Tensor, Tensor] | None,
+        shared: SharedPasses,
         rows: int | None = None,
     ) -> list[Pending]:
         """The judgements' numbers, on their way to the host; ``rows`` is what passes have from now on."""
@@ -343,7 +316,7 @@ class Judge:
         if confidences is None:
             confidences = self.subject.confidences(inputs)[0]
         device = self.subject.device
-        with kept_random_states(), shared or shared_passes() as shared:
+        with kept_random_states(), shared:
             self._warm_up(inputs)
             start, saved = Mark(device), shared.saved
             explained = self._explained(method, targets, inputs, black, name)

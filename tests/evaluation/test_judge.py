@@ -70,8 +70,15 @@ def judge_of(subject, *names, seed=0, metric_names=None, **settings):
     return Judge(subject, names, MethodSettings(internal_batch_size=ROWS, **settings), STEPS, seed, metric_names)
 
 
-def judge_one(judge, method, shown, target, objects=None, name=NAME):
-    (judged,) = judge.judge(method, shown, [target], {target: objects}, name)
+def judge_all(judge, method, shown, targets, objects=None, name=NAME, confidences=None):
+    (outcome,) = judge.run([(method, targets)], shown, objects, name, confidences)
+    if outcome.error is not None:
+        raise outcome.error
+    return outcome.judgements
+
+
+def judge_one(judge, method, shown, target, objects=None, name=NAME, confidences=None):
+    (judged,) = judge_all(judge, method, shown, [target], {target: objects}, name, confidences)
     return judged
 
 
@@ -131,7 +138,7 @@ def test_where_no_object_is_seen_no_pointing_game_is_played(subject, picture):
     for unseen in (None, torch.zeros_like(objects)):
         judged = judge_one(judge, "grad_cam", shown, target, unseen)
         assert not {"pointing", "energy"} & judged.values.keys()
-    assert "pointing" not in judge.judge("grad_cam", shown, [target])[0].values
+    assert "pointing" not in judge_one(judge, "grad_cam", shown, target).values
     assert {"pointing", "energy"} <= judge_one(judge, "grad_cam", shown, target, objects).values.keys()
 
 
@@ -186,7 +193,7 @@ def test_the_seconds_are_the_attributions(subject, picture, own, own_metric):
     judge = judge_of(subject, "slow")
     assert 0.1 <= judge_one(judge, "slow", shown, target).values["seconds"] < 0.4
     # Of several classes, each one's share.
-    assert all(0.1 <= judged.values["seconds"] < 0.15 for judged in judge.judge("slow", shown, [0, 1, 2]))
+    assert all(0.1 <= judged.values["seconds"] < 0.15 for judged in judge_all(judge, "slow", shown, [0, 1, 2]))
 
 
 def test_methods_keep_their_order_and_must_exist(subject):
@@ -211,7 +218,7 @@ def test_without_metrics_only_the_map_is_computed(subject, picture):
     judge, passes = judge_of(subject, "grad_cam", metric_names=[]), []
     handle = subject.model.register_forward_hook(lambda *_: passes.append(1))
     try:
-        (judged,) = judge.judge("grad_cam", shown, [target], confidences=torch.arange(8) / 8)
+        judged = judge_one(judge, "grad_cam", shown, target, confidences=torch.arange(8) / 8)
     finally:
         handle.remove()
     assert len(passes) == 1
@@ -264,8 +271,12 @@ def test_numbers_that_are_none_are_refused(subject, picture, own_metric):
     with pytest.raises(ValueError, match="broken: is inf"):
         judge_one(judge_of(subject, "grad_cam"), "grad_cam", shown, target)
     with pytest.raises(ValueError, match="confidence: is nan"):
-        judge_of(subject, "grad_cam", metric_names=[]).judge(
-            "grad_cam", shown, [target], confidences=torch.full((8,), torch.nan)
+        judge_one(
+            judge_of(subject, "grad_cam", metric_names=[]),
+            "grad_cam",
+            shown,
+            target,
+            confidences=torch.full((8,), torch.nan),
         )
 
 
@@ -275,7 +286,7 @@ def test_several_classes_are_judged_as_each_alone(subject, picture):
     seen = {target: objects, classes[1]: None, classes[2]: ~objects}
     for method in ("union_cam", "score_cam", "gradient_shap"):
         judge = judge_of(subject, method)
-        together = judge.judge(method, shown, classes, seen, NAME)
+        together = judge_all(judge, method, shown, classes, seen)
         assert len(together) == 3
         for index, judged in zip(classes, together, strict=True):
             alone = judge_one(judge, method, shown, index, seen[index])
@@ -295,7 +306,7 @@ def test_several_classes_are_one_sweep(subject, picture):
         counts = []
         for classes in ([0], [0, 1, 2]):
             rows.clear()
-            judge.judge("union_cam", shown, classes, confidences=confidences)
+            judge_all(judge, "union_cam", shown, classes, confidences=confidences)
             counts.append(sum(rows))
     finally:
         handle.remove()
@@ -385,7 +396,7 @@ def test_all_generators_that_are_seeded_are_restored(subject, picture, monkeypat
     monkeypatch.setattr(torch.cuda, "set_rng_state_all", states.append)
     monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: seeds.append(seed) or states.append(seed))
     shown, target, _ = picture
-    judge_of(subject, "grad_cam", metric_names=["drop"]).judge("grad_cam", shown, [target])
+    judge_one(judge_of(subject, "grad_cam", metric_names=["drop"]), "grad_cam", shown, target)
     assert seeds
     assert states[-1] == "initial"
 
@@ -410,7 +421,7 @@ def test_the_methods_of_a_picture_share_the_channels_passes(subject, picture):
     rows = []
     handle = subject.model.register_forward_hook(lambda module, args, output: rows.append(len(args[0])))
     try:
-        alone = {method: judge.judge(method, shown, classes, {}, NAME) for method in SWEEPING}
+        alone = {method: judge_all(judge, method, shown, classes) for method in SWEEPING}
         each = sum(rows)
         rows.clear()
         together = {outcome.method: outcome for outcome in judge.run([(m, classes) for m in SWEEPING], shown, {}, NAME)}

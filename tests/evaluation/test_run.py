@@ -821,7 +821,8 @@ def test_a_record_is_the_judgement_of_its_picture(data, subject, unbroken):
     for target, boxes in sample.boxes.items():
         ((left, top, right, bottom),) = boxes
         objects = (left <= across) & (across < right) & (top <= down) & (down < bottom)
-        (judged,) = judge.judge("grad_cam", fit(sample.picture), [target], {target: objects}, name)
+        (outcome,) = judge.run([("grad_cam", [target])], fit(sample.picture), {target: objects}, name)
+        (judged,) = outcome.judgements
         record = unbroken[name, target, "grad_cam"]
         assert record["confidence"] == pytest.approx(judged.confidence, rel=1e-5)
         assert record["values"].keys() == judged.values.keys() - {"seconds"}

@@ -61,23 +61,23 @@ def judge_of(subject, *names, rows=16, metric_names=("deletion",)):
 
 @pytest.mark.parametrize("method", [*MASKED, *WITH_GRADIENTS])
 def test_a_method_that_needs_less_room_says_the_same(subject, shown, method):
-    (expected,) = judge_of(subject, method).judge(method, shown, [2])
+    (expected,) = judge_of(subject, method).run([(method, [2])], shown)
     with room_for(1, subject):
         (outcome,) = judge_of(subject, method).run([(method, [2])], shown)
     assert outcome.problem is None
-    (judged,) = outcome.judgements
+    (judged,), (wanted,) = outcome.judgements, expected.judgements
     # float32 sums in another order, of logits that are larger than the maps.
-    torch.testing.assert_close(judged.map, expected.map, rtol=1e-4, atol=1e-4 * expected.map.max().item())
-    assert judged.values["deletion"] == pytest.approx(expected.values["deletion"], rel=1e-4)
+    torch.testing.assert_close(judged.map, wanted.map, rtol=1e-4, atol=1e-4 * wanted.map.max().item())
+    assert judged.values["deletion"] == pytest.approx(wanted.values["deletion"], rel=1e-4)
 
 
 @pytest.mark.parametrize("method", ["grad_cam", "grad_cam_plus_plus", "smooth_grad_cam_plus_plus", "union_cam"])
 def test_several_classes_are_explained_with_room_for_one_row(subject, shown, method):
-    expected = judge_of(subject, method, metric_names=[]).judge(method, shown, [2, 5, 0])
+    (expected,) = judge_of(subject, method, metric_names=[]).run([(method, [2, 5, 0])], shown)
     with room_for(1, subject):
         (outcome,) = judge_of(subject, method, metric_names=[]).run([(method, [2, 5, 0])], shown)
     assert outcome.problem is None
-    for judged, wanted in zip(outcome.judgements, expected, strict=True):
+    for judged, wanted in zip(outcome.judgements, expected.judgements, strict=True):
         torch.testing.assert_close(judged.map, wanted.map, rtol=1e-4, atol=1e-4 * wanted.map.max().item())
 
 
