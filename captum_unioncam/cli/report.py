@@ -53,8 +53,8 @@ def report(
     curves.png, trade_off.png, ranks.png), and report.html, which also shows differences between methods, classes,
     single images with all methods, and the best and the worst maps. Works on unfinished evaluations too.
     """
-    from captum_unioncam.evaluation.records import read_records
-    from captum_unioncam.report.page import settings_in, write_report
+    from captum_unioncam.evaluation.records import read_records, settings_in
+    from captum_unioncam.report.page import write_report
     from captum_unioncam.report.statistics import class_table, paired_differences, summarize
     from captum_unioncam.report.tables import classes_text, differences_text, text
     from captum_unioncam.system.files import write_whole

@@ -6,19 +6,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from captum_unioncam.evaluation.records import read_records, read_settings
+from captum_unioncam.evaluation.records import read_records, settings_in
 from captum_unioncam.metrics.table import all_metrics
-from captum_unioncam.system.errors import WrongArgument
 
 _KEYS = ("image", "target", "target_name", "method", "error", "confidence")
 
 
 def records_as_table(folder: Path) -> pd.DataFrame:
     """As ``captum_unioncam.evaluation.load``."""
-    if read_settings(folder) is None:
-        raise WrongArgument(
-            f"{folder}: holds no evaluation; give the folder that captum-unioncam evaluate has written."
-        )
+    # Refuses a folder without an evaluation.
+    settings_in(folder)
     records = list(read_records(folder))
     rows = [{**{key: getattr(record, key) for key in _KEYS}, **record.values} for record in records]
     found = {name for record in records for name in record.values}

@@ -296,6 +296,21 @@ def read_settings(folder: Path) -> EvaluationSettings | None:
     return dict(settings)
 
 
+def settings_in(folder: Path) -> EvaluationSettings:
+    """The settings of the evaluation in the folder.
+
+    Raises:
+        WrongArgument: There is none.
+        Failure: They cannot be read.
+    """
+    settings = read_settings(folder)
+    if settings is None:
+        raise WrongArgument(
+            f"{folder}: holds no evaluation; give the folder that captum-unioncam evaluate has written."
+        )
+    return settings
+
+
 def _is_unfinished(content: bytes, folder: Path) -> bool:
     """Whether the settings are empty, of a start that was killed before writing them, and there are no records."""
     return not content.strip(b"\0") and not any(path.stat().st_size for path in (folder / "records").glob("*.jsonl"))

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from captum_unioncam.evaluation.records import MAP_SIZE, EvaluationSettings, Record, read_records, read_settings
+from captum_unioncam.evaluation.records import MAP_SIZE, EvaluationSettings, Record, read_records, settings_in
 from captum_unioncam.metrics.table import all_metrics
 from captum_unioncam.report.explorer import MOST_CLASSES, explorer_data, page_table
 from captum_unioncam.report.html import jpeg_uri, png_uri, render, script
@@ -34,7 +34,7 @@ from captum_unioncam.report.tables import (
     markdown_table,
     remarks,
 )
-from captum_unioncam.system.errors import Failure, WrongArgument
+from captum_unioncam.system.errors import Failure
 from captum_unioncam.system.files import make_folder, write_whole
 
 Photo = Callable[[str], Tensor | None]
@@ -46,21 +46,6 @@ _PHOTO_SIDE = 256
 
 _AGAINST = "union_cam"
 """From which the page's differences are taken, unless another is given or it is not there."""
-
-
-def settings_in(folder: Path) -> EvaluationSettings:
-    """The settings of the evaluation in the folder.
-
-    Raises:
-        WrongArgument: There is none.
-        Failure: They cannot be read.
-    """
-    settings = read_settings(folder)
-    if settings is None:
-        raise WrongArgument(
-            f"{folder}: holds no evaluation; give the folder that captum-unioncam evaluate has written."
-        )
-    return settings
 
 
 def write_report(folder: Path, photo: Photo, summary: Summary | None = None, against: str | None = None) -> list[Path]:
