@@ -400,20 +400,20 @@ Array = npt.NDArray[Any]
 class _Seen:
     """An image and the masks of its objects as the model sees them, or why it cannot be read.
 
-    ``given`` is the model's input and baseline, and ``masks`` the ones that show something, copied to a GPU.
+    ``objects`` are the masks that show something. ``given`` is the model's input and baseline, and ``masks`` the
+    objects, copied to a GPU.
     """
 
     name: str
     shown: Array | None
-    objects: dict[int, Array | None]
+    objects: dict[int, Array]
     error: str | None = None
     given: tuple[Tensor, Tensor] | None = None
     masks: dict[int, Tensor] | None = None
 
     def masks_on_cpu(self) -> dict[int, Tensor]:
-        """Those that show something."""
-        shown = {target: mask for target, mask in self.objects.items() if mask is not None and mask.any()}
-        return {target: torch.from_numpy(mask) for target, mask in shown.items()}
+        """The objects as tensors."""
+        return {target: torch.from_numpy(mask) for target, mask in self.objects.items()}
 
 
 class _Pictures(Dataset[_Seen]):
@@ -433,14 +433,14 @@ class _Pictures(Dataset[_Seen]):
             sample = self.data_set.sample(name)
             shown = self.preprocessing.fit(sample.picture)
             objects = {
-                target: None if mask is None else self.preprocessing.objects_seen(mask, sample.boxes.get(target, ()))
+                target: self.preprocessing.objects_seen(mask, sample.boxes.get(target, ())).numpy()
                 for target, mask in sample.objects.items()
+                if mask is not None
             }
         except Exception as error:
             # An image that cannot be read must not end the run.
             return _Seen(name, None, {}, f"{SHORTAGE if is_shortage(error) else ''}{one_line(error)}")
-        arrays = {target: None if mask is None else mask.numpy() for target, mask in objects.items()}
-        return _Seen(name, shown.numpy(), arrays)
+        return _Seen(name, shown.numpy(), {target: mask for target, mask in objects.items() if mask.any()})
 
 
 def _missing(
