@@ -82,31 +82,25 @@ def tell_of_download(settings: Settings) -> None:
             typer.echo(f"downloading {line}", err=True)
 
 
-def pictures_in(given: Sequence[Path]) -> tuple[list[Path], list[Failure]]:
-    """The images that are given by files, folders and patterns, and what is wrong with the others.
+def readable_pictures(given: Sequence[Path] | None) -> tuple[list[Path], bool]:
+    """The images that are given by files, folders and patterns, and whether there are others, which are told.
 
-    Nothing is opened yet, so that a misspelled name is told before a model is loaded.
+    Ends the command if none is left. Nothing is opened yet, so that a misspelled name is told before a model is loaded.
     """
     found: list[Path] = []
     problems = []
-    for path in given:
+    for path in given or ():
         try:
             found += _pictures_of(path)
         except OSError as error:
             problems.append(Failure(f"{path}: {error.strerror or error}; check the path."))
         except Failure as error:
             problems.append(error)
-    return list(dict.fromkeys(found)), problems
-
-
-def readable_pictures(given: Sequence[Path] | None) -> tuple[list[Path], bool]:
-    """The images that are given, and whether there are others, which are told; ends the command if none is left."""
-    found, problems = pictures_in(given or [])
     for problem in problems:
         complain(problem)
     if given and not found:
         raise typer.Exit(1)
-    return found, bool(problems)
+    return list(dict.fromkeys(found)), bool(problems)
 
 
 def end(written: Sequence[Path], open_it: bool, failed: bool) -> None:
