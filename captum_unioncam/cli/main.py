@@ -11,8 +11,9 @@ from contextlib import suppress
 from types import FrameType
 from typing import Annotated, Any
 
-_INSTALL = "install what the command needs with: pip install 'captum-unioncam[cli]'"
-_NEEDED = ("PIL", "jinja2", "pandas", "safetensors", "torchvision")
+_INSTALL = "install what the command needs with: pip install 'captum-unioncam[{}]'"
+_EXTRAS = {**dict.fromkeys(("PIL", "jinja2", "pandas", "safetensors", "torchvision"), "cli"), "gradio": "app"}
+"""The extra that installs each package."""
 
 try:
     import typer
@@ -28,7 +29,7 @@ try:
     from captum_unioncam.cli.shared import complain
     from captum_unioncam.system.errors import Failure, WrongArgument
 except ModuleNotFoundError:
-    sys.exit(f"Error: typer is missing; {_INSTALL}")
+    sys.exit(f"Error: typer is missing; {_INSTALL.format('cli')}")
 except KeyboardInterrupt:
     sys.exit(130)
 
@@ -113,9 +114,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         return _cannot_print(error)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in _NEEDED:
+        if package not in _EXTRAS:
             raise
-        complain(Failure(f"{package} is missing; {_INSTALL}"))
+        complain(Failure(f"{package} is missing; {_INSTALL.format(_EXTRAS[package])}"))
         return 1
     except Exception as error:
         # Typer's errors about arguments. Their class is click's, or that of a copy within newer Typers.

@@ -10,7 +10,6 @@ import typer
 
 from captum_unioncam.cli import options
 from captum_unioncam.cli.shared import settings_of, tell_of_download
-from captum_unioncam.system.errors import Failure
 
 
 def serve(
@@ -31,15 +30,8 @@ def serve(
     Visitors choose among the given network, the demo model and torchvision's, and may change the quality.
     """
     typer.echo("loading PyTorch and Gradio ...", err=True)
-    try:
-        from captum_unioncam.app.page import served
-        from captum_unioncam.app.workbench import Workbench
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "gradio":
-            raise
-        raise Failure(
-            "gradio is missing; install what the command needs with: pip install 'captum-unioncam[app]'"
-        ) from error
+    from captum_unioncam.app.page import served
+    from captum_unioncam.app.workbench import Workbench
 
     workbench = Workbench(model, weights, device, str(quality or "exact"))
     tell_of_download(settings_of({"model": model, "weights": weights}))
