@@ -25,7 +25,7 @@ from captum_unioncam.cli.shared import (
     tell_of_download,
     use_threads,
 )
-from captum_unioncam.system.errors import Failure, WrongArgument
+from captum_unioncam.system.errors import Failure, WrongArgument, without_name
 from captum_unioncam.system.files import FreeNames, output_folder
 
 if TYPE_CHECKING:
@@ -205,9 +205,8 @@ def _explained(
                 yield _outcome(explanation, name, stem, contents, writer)
         except Exception as error:
             # A user's model may raise anything for one image; the others are still explained.
-            problem = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
             name = str(path or EMBEDDED)
-            yield Failure(problem if problem.startswith(name) else f"{name}: {problem}")
+            yield Failure(f"{name}: {without_name(error, name)}")
 
 
 def _outcome(explanation: Explanation, name: str, stem: str, contents: _Contents, writer: FreeNames | None) -> _Outcome:

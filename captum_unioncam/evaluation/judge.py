@@ -23,7 +23,7 @@ from captum_unioncam.methods.settings import Explained, MethodSettings
 from captum_unioncam.metrics.attributions import DEFAULT_STEPS, one_channel
 from captum_unioncam.metrics.table import SECONDS, Metric, find_metrics
 from captum_unioncam.models.subject import ExplainedModel
-from captum_unioncam.system.errors import Failure, WrongArgument, one_line
+from captum_unioncam.system.errors import Failure, WrongArgument, without_name
 
 RANDOM_LOGIT = "random_logit"
 """The metric that needs another class."""
@@ -86,10 +86,7 @@ class Outcome(_OfMethod):
     @property
     def problem(self) -> str | None:
         """The error in a line, without the method's name in front."""
-        if self.error is None:
-            return None
-        message = one_line(self.error).removeprefix(f"{self.method}: ")
-        return message if isinstance(self.error, Failure) else f"{type(self.error).__name__}: {message}"
+        return None if self.error is None else without_name(self.error, self.method)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from captum_unioncam.methods.registry import create
 from captum_unioncam.methods.settings import MethodSettings
 from captum_unioncam.metrics.similarity import rank_correlation, structural_similarity
 from captum_unioncam.models.subject import ExplainedModel
-from captum_unioncam.system.errors import Failure, one_line
+from captum_unioncam.system.errors import without_name
 
 __all__ = ["Similarity", "model_randomization", "random_logit", "similarity_table"]
 
@@ -259,8 +259,7 @@ def check_sanity(
             rows += checks(method)
         except Exception as error:
             # A method may raise anything.
-            message = one_line(error).removeprefix(f"{method}: ")
-            failures[method] = message if isinstance(error, Failure) else f"{type(error).__name__}: {message}"
+            failures[method] = without_name(error, method)
     class_name = subject.classifier.class_name(target)
     return SanityChecks(name, target, class_name, subject.layer_name, rows, failures)
 

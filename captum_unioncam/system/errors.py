@@ -19,6 +19,12 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def without_name(error: BaseException, name: str) -> str:
+    """The error in a line, without the name of what failed in front, and with its type unless it is a ``Failure``."""
+    message = one_line(error).removeprefix(f"{name}: ")
+    return message if isinstance(error, Failure) else f"{type(error).__name__}: {message}"
+
+
 def in_words(message: str, words: Mapping[str, str]) -> str:
     """Replaces the names of arguments in a message, by the command's options for example.
 
