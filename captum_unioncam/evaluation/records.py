@@ -202,10 +202,7 @@ def _records_of(path: Path) -> Iterator[Record]:
         # Reading a pipe or a device may never end.
         check_regular(path)
         with path.open("rb") as file:
-            for line in file:
-                record = _parsed(line)
-                if record is not None:
-                    yield record
+            yield from filter(None, map(_parsed, file))
     except OSError as error:
         raise Failure(f"cannot read {path}: {error.strerror or one_line(error)}; make it readable.") from error
 
