@@ -94,7 +94,7 @@ def evaluate(
     """
     from captum_unioncam.datasets.base import DEMO_DATA
     from captum_unioncam.datasets.open import check_layout
-    from captum_unioncam.evaluation.distributed import is_first_process, local_device, shared_gpus
+    from captum_unioncam.evaluation.distributed import local_device, rank, shared_gpus
     from captum_unioncam.evaluation.explain import demo_note
     from captum_unioncam.evaluation.run import Evaluation
     from captum_unioncam.evaluation.run import evaluate as evaluate_methods
@@ -106,7 +106,8 @@ def evaluate(
     has_photos = data != DEMO_DATA
     given = _with_the_papers(context, data) if protocol is options.Protocol.paper else context.params
     settings = settings_of({**given, "device": local_device(given["device"])}, has_photos)
-    first = is_first_process()
+    # It alone prints what is common to all.
+    first = rank() == 0
     if first:
         tell_of_download(settings)
     subject = settings.subject(sys.stderr.isatty())

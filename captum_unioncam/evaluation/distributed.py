@@ -26,11 +26,6 @@ def world_size() -> int:
     return _number("WORLD_SIZE", 1, 10**6, default=1)
 
 
-def is_first_process() -> bool:
-    """Whether this process prints what is common to all."""
-    return rank() == 0
-
-
 def local_device(device: str | None) -> str | None:
     """The device, or under torchrun, where none or no more than a kind, as "cuda", is given, this process's own GPU.
 
