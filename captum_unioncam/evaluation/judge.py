@@ -28,9 +28,6 @@ from captum_unioncam.system.errors import Failure, WrongArgument, without_name
 RANDOM_LOGIT = "random_logit"
 """The metric that needs another class."""
 
-Objects = Mapping[int, Tensor | None]
-"""The mask of each class's objects, bool, (H, W), or None where it is unknown."""
-
 
 @dataclass(frozen=True)
 class Judgement:
@@ -219,7 +216,7 @@ class Judge:
         self,
         pairs: Iterable[tuple[str, Sequence[int]]],
         shown: Tensor,
-        objects: Objects | None = None,
+        objects: Mapping[int, Tensor | None] | None = None,
         name: str = "",
         confidences: Tensor | None = None,
     ) -> Iterator[Outcome]:
@@ -238,14 +235,15 @@ class Judge:
         Returns:
             *Iterator[Outcome]*: One for each pair.
         """
-        for started in self.started(pairs, shown, _that_show_something(objects), name, confidences):
+        seen = {target: mask for target, mask in (objects or {}).items() if mask is not None and mask.any()}
+        for started in self.started(pairs, shown, seen, name, confidences):
             yield started.outcome()
 
     def started(
         self,
         pairs: Iterable[tuple[str, Sequence[int]]],
         shown: Tensor,
-        objects: Objects | None = None,
+        objects: Mapping[int, Tensor] | None = None,
         name: str = "",
         confidences: Tensor | None = None,
         given: tuple[Tensor, Tensor] | None = None,
@@ -254,7 +252,7 @@ class Judge:
 
         Args:
             pairs, shown, name, confidences: As :meth:`run` takes them.
-            objects (Mapping[int, Tensor or None] or None): As there, but none that shows nothing. Default: None
+            objects (Mapping[int, Tensor] or None): As there, but none that shows nothing. Default: None
             given (tuple[Tensor, Tensor] or None): ``input_and_baseline`` of the image. Default: None, computed
 
         Returns:
@@ -298,7 +296,7 @@ class Judge:
         method: str,
         targets: Sequence[int],
         shown: Tensor,
-        objects: Objects,
+        objects: Mapping[int, Tensor],
         name: str,
         confidences: Tensor | None,
         given: tuple[Tensor, Tensor] | None,
@@ -324,9 +322,8 @@ class Judge:
             for target, attribution in zip(targets, attributions, strict=True):
                 of_target = {"inputs": inputs, "attributions": attribution, "target": target, "baselines": black}
                 of_target |= self._explanation_funcs(method, target, black, name)
-                mask = objects.get(target)
-                if mask is not None:
-                    of_target["objects"] = mask[None, None]
+                if target in objects:
+                    of_target["objects"] = objects[target][None, None]
                 numbers.append((to_host(confidences[target]), *self._measured(of_target, (name, target, method))))
         arrived = Mark(device)
         return [
@@ -417,10 +414,6 @@ class Judge:
                 if output.requires_grad:
                     torch.autograd.grad(output.sum(), inputs, allow_unused=True)
             self._is_warm = True
-
-
-def _that_show_something(objects: Objects | None) -> Objects:
-    return {target: mask for target, mask in (objects or {}).items() if mask is not None and mask.any()}
 
 
 def release(error: BaseException | None) -> None:
