@@ -83,16 +83,8 @@ class Settings:
             WrongArgument, Failure: As ``ExplainedModel``.
         """
         names = None if self.class_names is None else _names_in(Path(self.class_names))
-        subject = ExplainedModel(
-            self.model,
-            self.weights,
-            self.layer,
-            self.preprocess,
-            self.device,
-            show_progress,
-            self.confidence,
-            self.output_fn,
-        )
+        given = self.model, self.weights, self.layer, self.preprocess, self.device
+        subject = ExplainedModel(*given, show_progress, self.confidence, self.output_fn)
         if names is not None:
             if len(names) != subject.classes:
                 raise WrongArgument(
