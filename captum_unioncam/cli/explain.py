@@ -153,11 +153,7 @@ class _Contents:
     original: bool
     overlay_only: bool
 
-    def of(self, explanation: Explanation, picture: str) -> dict[str, bytes]:
-        """The files' contents by suffix."""
-        return {wanted.value: self._of(wanted, explanation, picture) for wanted in self.formats}
-
-    def _of(self, wanted: Format, explanation: Explanation, picture: str) -> bytes:
+    def of(self, wanted: Format, explanation: Explanation, picture: str) -> bytes:
         from captum_unioncam.report.panels import drawn, explanation_overlay, explanation_panel, picture_file
 
         if wanted is Format.npy:
@@ -211,7 +207,7 @@ def _explained(
 
 def _outcome(explanation: Explanation, name: str, stem: str, contents: _Contents, writer: FreeNames | None) -> _Outcome:
     # Before any file is written: what fails here leaves none.
-    made = contents.of(explanation, name)
+    made = {wanted.value: contents.of(wanted, explanation, name) for wanted in contents.formats}
     # Maps of other methods are written beside UnionCAM's, not in their place.
     method = [] if explanation.settings.method == _DEFAULT else [explanation.settings.method]
     paths = writer.write(stem, [explanation.class_name, *method], made) if writer else []
