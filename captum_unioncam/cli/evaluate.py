@@ -74,11 +74,7 @@ def evaluate(
     ] = False,
     confidence: Annotated[
         options.SettledConfidence,
-        typer.Option(
-            help="What turns the model's outputs into confidences: softmax; sigmoid, for classes that do not exclude "
-            "each other; none, where the outputs are confidences; auto, found out by the first images, where they "
-            "tell."
-        ),
+        typer.Option(help=f"{options.CONFIDENCES}; auto, found out by the first images, where they tell."),
     ] = options.SettledConfidence.softmax,
     **_model_options: Any,
 ) -> None:

@@ -22,6 +22,12 @@ SettledConfidence = StrEnum("SettledConfidence", ["softmax", "sigmoid", "none", 
 Subset = StrEnum("Subset", ["difficult"])
 Dtype = StrEnum("Dtype", ["float32", "bfloat16", "float16"])
 
+CONFIDENCES = (
+    "What turns the model's outputs into confidences: softmax; sigmoid, for classes that do not exclude each other; "
+    "none, where the outputs are confidences"
+)
+"""The help of --confidence, to which evaluate adds."""
+
 CommandT = TypeVar("CommandT", bound=Callable[..., None])
 
 ImagesArgument = Annotated[
@@ -175,13 +181,7 @@ def _model_options(
             show_default="1,1,1",
         ),
     ] = None,
-    confidence: Annotated[
-        Confidence,
-        typer.Option(
-            help="What turns the model's outputs into confidences: softmax; sigmoid, for classes that do not exclude "
-            "each other; none, where the outputs are confidences."
-        ),
-    ] = Confidence.softmax,
+    confidence: Annotated[Confidence, typer.Option(help=f"{CONFIDENCES}.")] = Confidence.softmax,
     output_fn: Annotated[
         str | None,
         typer.Option(
