@@ -20,6 +20,7 @@ import grimp
 import pytest
 
 from captum_unioncam import __version__
+from captum_unioncam.cli.main import _EXTRAS
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "captum_unioncam"
@@ -153,6 +154,12 @@ def test_the_oldest_versions_that_are_claimed_are_those_that_are_tested():
     lines = (ROOT / ".github" / "minimum.txt").read_text().splitlines()
     tested = dict(line.split("==") for line in lines if not line.startswith("#"))
     assert {name: re.sub(r"(\.0)+$", "", version) for name, version in tested.items()} == claimed
+
+
+def test_the_command_names_the_extra_of_each_package_that_it_needs():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = {re.split(r"[>=<]", each)[0] for each in project["optional-dependencies"]["cli"]} - {"typer"}
+    assert {"pillow" if package == "PIL" else package for package in _EXTRAS if _EXTRAS[package] == "cli"} == needed
 
 
 def test_the_wheel_needs_torch_and_captum_alone(wheel):

@@ -12,7 +12,8 @@ from types import FrameType
 from typing import Annotated, Any
 
 _INSTALL = "install what the command needs with: pip install 'captum-unioncam[{}]'"
-_EXTRAS = {**dict.fromkeys(("PIL", "jinja2", "pandas", "safetensors", "torchvision"), "cli"), "gradio": "app"}
+_OF_CLI = "PIL", "jinja2", "matplotlib", "pandas", "safetensors", "scipy", "tabulate", "torchvision"
+_EXTRAS = {**dict.fromkeys(_OF_CLI, "cli"), "gradio": "app"}
 """The extra that installs each package."""
 
 try:
@@ -112,8 +113,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         if error.filename is not None:
             raise
         return _cannot_print(error)
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
+    except ImportError as error:
+        # pandas raises an ImportError of its own from that of a package.
+        package = str(getattr(error.__cause__ or error, "name", None)).partition(".")[0]
         if package not in _EXTRAS:
             raise
         complain(Failure(f"{package} is missing; {_INSTALL.format(_EXTRAS[package])}"))

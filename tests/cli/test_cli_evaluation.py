@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import statistics
+import subprocess
 import sys
 from pathlib import Path
 
@@ -400,3 +401,14 @@ def test_an_evaluation_without_records_cannot_be_reported_on(capsys, evaluation)
     assert (code, lines) == (1, [])
     assert one_error(errors).endswith("holds no records; run captum-unioncam evaluate with it first.")
     assert not (evaluation / "report").exists()
+
+
+@pytest.mark.parametrize("missing", ["matplotlib", "tabulate"])
+def test_a_package_that_the_report_needs_is_named_with_the_extra_that_brings_it(evaluation, missing):
+    script = (
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        f"from captum_unioncam.cli.main import main; sys.exit(main(['report', {str(evaluation)!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    advice = "install what the command needs with: pip install 'captum-unioncam[cli]'"
+    assert (done.returncode, done.stderr) == (1, f"Error: {missing} is missing; {advice}\n")
