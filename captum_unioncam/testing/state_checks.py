@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -49,8 +50,11 @@ def _hooks_of(owner: Any) -> list[dict[Any, Any]]:
     return [hooks for name, hooks in vars(owner).items() if name.endswith("_hooks") and isinstance(hooks, dict)]
 
 
-def require_as_found(net: nn.Module, before: dict[str, Any]) -> None:
-    """Raises ``AssertionError`` naming what of the state is not as it was."""
+@contextmanager
+def require_as_found(net: nn.Module) -> Iterator[None]:
+    """Raises ``AssertionError`` naming what of the state is not at the end as it was at the beginning."""
+    before = state_of(net)
+    yield
     changed = [name for name, value in state_of(net).items() if value != before[name]]
     require(not changed, f"the model was not left as it was found: {', '.join(changed)} changed")
 
@@ -62,12 +66,9 @@ def training_mode(subject: Subject) -> None:
     net = training_net(subject.ndim, subject.traits.network).eval()
     expected = subject.explain(net, net.features, inputs, TARGETS)
     for kind, make in FORWARDS.items():
-        with given(f"a model in training mode, {kind} as forward_func"):
-            net = training_net(subject.ndim, subject.traits.network)
-            before = state_of(net)
-            made = subject.explain(make(net), net.features, inputs, TARGETS)
-            require_as_found(net, before)
-            require_same(made, expected, "in evaluation mode")
+        net = training_net(subject.ndim, subject.traits.network)
+        with given(f"a model in training mode, {kind} as forward_func"), require_as_found(net):
+            require_same(subject.explain(make(net), net.features, inputs, TARGETS), expected, "in evaluation mode")
 
 
 @layer_check
@@ -106,10 +107,8 @@ def _net_with_alarm(subject: Subject, place: str) -> tuple[nn.Module, nn.Module,
 def _error_as_found(
     subject: Subject, net: nn.Module, forward: Callable[..., Any], layer: Any, inputs: Tensor, target: Any
 ) -> Exception | None:
-    before = state_of(net)
-    error = raised_by(lambda: subject.explain(forward, layer, inputs, target))
-    require_as_found(net, before)
-    return error
+    with require_as_found(net):
+        return raised_by(lambda: subject.explain(forward, layer, inputs, target))
 
 
 @layer_check
@@ -139,9 +138,8 @@ def random_numbers(subject: Subject) -> None:
     net, inputs, maps = subject.net(subject.ndim), tiny_inputs(subject.ndim), []
     for seed in (0, 1):
         torch.manual_seed(seed)
-        before = state_of(net)
-        maps.append(subject.explain(net, net.features, inputs, TARGETS))
-        require_as_found(net, before)
+        with require_as_found(net):
+            maps.append(subject.explain(net, net.features, inputs, TARGETS))
     with given("another state of PyTorch's random generator"):
         require_same(maps[0], maps[1], "of the state before")
 
@@ -168,12 +166,11 @@ def kept_tensors(subject: Subject) -> None:
     net, inputs = subject.net(subject.ndim), tiny_inputs(subject.ndim)
     expected = subject.explain(net, net.features, inputs, TARGETS)
     for kind, make in FORWARDS.items():
-        with given(f"a model whose passes change what it keeps, {kind} as forward_func"):
-            net, keeping = subject.net(subject.ndim), Keeping()
-            net.features.insert(0, keeping)
-            before, kept = state_of(net), keeping.kept
+        net, keeping = subject.net(subject.ndim), Keeping()
+        net.features.insert(0, keeping)
+        kept = keeping.kept
+        with given(f"a model whose passes change what it keeps, {kind} as forward_func"), require_as_found(net):
             made = subject.explain(make(net), net.features, inputs, TARGETS)
-            require_as_found(net, before)
             require(keeping.kept is kept and kept.item() == 0, "a tensor that a module keeps is another afterwards")
             require_same(made, expected, "of a model that keeps nothing")
 
@@ -189,10 +186,8 @@ def surroundings(subject: Subject) -> None:
     }
     for name, surrounding in around.items():
         for kind in ("the model", "a function"):
-            with given(f"{name} around the call, {kind} as forward_func"), surrounding():
-                before = state_of(net)
+            with given(f"{name} around the call, {kind} as forward_func"), surrounding(), require_as_found(net):
                 made = subject.explain(FORWARDS[kind](net), net.features, inputs.clone(), TARGETS)
-                require_as_found(net, before)
                 require_same(made, expected, "outside of it", 1e-5)
 
 
@@ -205,14 +200,10 @@ def threads(subject: Subject) -> None:
     net = training_net(subject.ndim, subject.traits.network)
     # Lets the other thread in, in the middle of a pass.
     net.features[1].register_forward_hook(lambda *_: time.sleep(1e-4))
-    before = state_of(net)
-    with ThreadPoolExecutor(2) as pool:
-        calls = [pool.submit(subject.explain, net, net.features, inputs, TARGETS) for _ in range(4)]
-        made = [call.result() for call in calls]
-    with given("a model in training mode, in two threads at once"):
-        for maps in made:
-            require_same(maps, expected, "in evaluation mode, in one thread")
-        require_as_found(net, before)
+    situation = "a model in training mode, in two threads at once"
+    with given(situation), require_as_found(net), ThreadPoolExecutor(2) as pool:
+        for made in pool.map(lambda _: subject.explain(net, net.features, inputs, TARGETS), range(4)):
+            require_same(made, expected, "in evaluation mode, in one thread")
 
 
 @layer_check

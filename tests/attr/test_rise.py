@@ -11,7 +11,7 @@ from torch import nn
 
 from captum_unioncam import Rise
 from captum_unioncam.attr import rise
-from captum_unioncam.testing.state_checks import require_as_found, state_of, training_net
+from captum_unioncam.testing.state_checks import require_as_found, training_net
 from tests.attr.reference import default_confidence, select
 from tests.networks import SIZES, TinyNet, counting, same, tiny_inputs
 
@@ -167,12 +167,10 @@ def test_of_several_inputs_those_with_space_are_masked_at_the_same_places():
 def test_the_model_is_left_as_it_was_found_and_evaluated():
     inputs, net = tiny_inputs(), training_net()
     expected = Rise(copy.deepcopy(net).eval()).attribute(inputs, 0, n_masks=5)
-    before = state_of(net)
-    assert same(Rise(net).attribute(inputs, 0, n_masks=5), expected)
-    require_as_found(net, before)
-    with pytest.raises(AssertionError, match="target"):
+    with require_as_found(net):
+        assert same(Rise(net).attribute(inputs, 0, n_masks=5), expected)
+    with require_as_found(net), pytest.raises(AssertionError, match="target"):
         Rise(net).attribute(inputs, 99, n_masks=5)
-    require_as_found(net, before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
