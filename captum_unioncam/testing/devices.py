@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cache
 from types import SimpleNamespace
@@ -137,28 +138,20 @@ def in_parallel(functions: Sequence[Callable[[], Any]]) -> list[Any]:
     modes: list[Any] = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
     pretended = [mode.devices for mode in modes if isinstance(mode, _OfFunctions)]
     with_gradients, autocast = torch.is_grad_enabled(), torch.is_autocast_enabled("cuda")
-    returned: dict[int, Any] = {}
-    errors: list[Exception] = []
+    all_are_there = threading.Barrier(len(functions))
 
-    def run(number: int) -> None:
+    def run(function: Callable[[], Any]) -> Any:
+        # Or a thread that is done early would take two.
+        all_are_there.wait()
         with ExitStack() as stack:
             for devices in pretended[-1:]:
                 stack.enter_context(devices._in_thread())
             stack.enter_context(torch.set_grad_enabled(with_gradients))
             stack.enter_context(torch.autocast("cuda", enabled=autocast))
-            try:
-                returned[number] = functions[number]()
-            except Exception as error:
-                errors.append(error)
+            return function()
 
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(functions))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
-    return [returned[number] for number in range(len(functions))]
+    with ThreadPoolExecutor(len(functions)) as pool:
+        return list(pool.map(run, functions))
 
 
 class _Event:
