@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -68,6 +68,10 @@ class PretendedDevices:
     def synchronisations(self) -> int:
         """How often the host was blocked."""
         return self.waits.total()
+
+    def synchronize(self, device: object = None) -> None:
+        """Waits for a device, as PyTorch's modules do."""
+        self.waits["synchronize"] += 1
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -170,7 +174,7 @@ class _Event:
         return has_happened
 
     def synchronize(self) -> None:
-        self.devices.waits["synchronize"] += 1
+        self.devices.synchronize()
         self.has_happened = True
 
     def elapsed_time(self, end: _Event) -> float:
@@ -181,14 +185,10 @@ class _Event:
 
 def _module_without_streams(devices: PretendedDevices) -> SimpleNamespace:
     """As of MPS, which is a single device."""
-
-    def synchronize() -> None:
-        devices.waits["synchronize"] += 1
-
     return SimpleNamespace(
         is_available=lambda: True,
         device_count=lambda: 1,
-        synchronize=synchronize,
+        synchronize=devices.synchronize,
         empty_cache=lambda: None,
         recommended_max_memory=lambda: MEMORY,
         current_allocated_memory=lambda: 0,
@@ -199,22 +199,15 @@ def _module_without_streams(devices: PretendedDevices) -> SimpleNamespace:
 
 def _module_with_streams(devices: PretendedDevices) -> SimpleNamespace:
     """As of CUDA and XPU, which may be several devices."""
-
-    def synchronize(device: object = None) -> None:
-        devices.waits["synchronize"] += 1
-
-    def device(device: object) -> AbstractContextManager[None]:
-        return nullcontext()
-
     return SimpleNamespace(
         is_available=lambda: True,
         is_initialized=lambda: True,
         device_count=lambda: COUNT,
         set_device=lambda number: None,
-        device=device,
-        synchronize=synchronize,
+        device=nullcontext,
+        synchronize=devices.synchronize,
         current_stream=lambda device=None: None,
-        Event=lambda enable_timing=False: _Event(devices, enable_timing),
+        Event=partial(_Event, devices),
         mem_get_info=lambda device=None: (MEMORY, MEMORY),
         memory_reserved=lambda device=None: 0,
         memory_allocated=lambda device=None: 0,
@@ -248,8 +241,6 @@ class _OfFunctions(TorchFunctionMode):
             raise TypeError(f"can't convert {self.devices.device_of(args[0])} device type tensor to numpy.")
         target = self._target(func, args, kwargs)
         if target is None:
-            if not any(map(torch.is_autocast_enabled, KINDS)):
-                return func(*args, **kwargs)
             with self._autocast((args, kwargs)):
                 return func(*args, **kwargs)
         args, kwargs = tuple(map(_on_cpu, args)), {name: _on_cpu(value) for name, value in kwargs.items()}
