@@ -43,20 +43,16 @@ def targets(subject: Subject) -> None:
     """Every form of target that Captum has means what it means there."""
     net, inputs = subject.net(subject.ndim), tiny_inputs(subject.ndim)
     each = torch.cat([subject.explain(net, net.features, inputs[i : i + 1], t) for i, t in enumerate(TARGETS)])
-    forms: list[Any] = [TARGETS, torch.tensor(TARGETS)]
-    for target in forms:
-        with given(f"target {target!r}"):
-            require_same(subject.explain(net, net.features, inputs, target), each, "of each example alone")
-    same = subject.explain(net, net.features, inputs, 2)
-    forms = [torch.tensor(2), torch.tensor([2]), [2, 2, 2], torch.tensor([2, 2, 2])]
-    for target in forms:
-        with given(f"target {target!r}"):
-            require_same(subject.explain(net, net.features, inputs, target), same, "of target 2")
-    one = subject.explain(net, net.features, inputs[:1], 2)
-    forms = [2, [2], torch.tensor([2]), torch.tensor(2)]
-    for target in forms:
-        with given(f"one example and target {target!r}"):
-            require_same(subject.explain(net, net.features, inputs[:1], target), one, "of target 2")
+    same, one = (subject.explain(net, net.features, examples, 2) for examples in (inputs, inputs[:1]))
+    cases: list[tuple[Tensor, list[Any], Tensor, str]] = [
+        (inputs, [TARGETS, torch.tensor(TARGETS)], each, "of each example alone"),
+        (inputs, [torch.tensor(2), torch.tensor([2]), [2, 2, 2], torch.tensor([2, 2, 2])], same, "of target 2"),
+        (inputs[:1], [2, [2], torch.tensor([2]), torch.tensor(2)], one, "of target 2"),
+    ]
+    for examples, forms, expected, what in cases:
+        for target in forms:
+            with given(f"a batch of {len(examples)} and target {target!r}"):
+                require_same(subject.explain(net, net.features, examples, target), expected, what)
 
 
 @layer_check
