@@ -8,15 +8,14 @@ from torch import Tensor
 from captum_unioncam.engine.maps import divide_or_zero, minmax
 from captum_unioncam.metrics.attributions import ExplanationFunction, JudgedAttributions, judged
 from captum_unioncam.metrics.faithfulness import share_lost
-from captum_unioncam.metrics.table import metric
+from captum_unioncam.metrics.table import PERCENT, metric
 
 
 @metric(
     "coherency",
     "coherency (%)",
     larger_is_better=True,
-    scale=100,
-    form=".1f",
+    **PERCENT,
     on_request=True,
     description="The correlation of the map with the method's map of the image masked by it, from 0 for opposite to 1 "
     "for equal.",
@@ -64,8 +63,7 @@ def _coherency(attr: JudgedAttributions, explanation_func: ExplanationFunction |
     "complexity",
     "complexity (%)",
     larger_is_better=False,
-    scale=100,
-    form=".1f",
+    **PERCENT,
     on_request=True,
     description="The mean of the map, scaled to between 0 and 1.",
 )
@@ -95,8 +93,7 @@ def _complexity(attr: JudgedAttributions) -> Tensor:
     "adcc",
     "ADCC (%)",
     larger_is_better=True,
-    scale=100,
-    form=".1f",
+    **PERCENT,
     on_request=True,
     description="The harmonic mean of coherency, 1 - complexity and 1 - drop.",
 )

@@ -11,7 +11,7 @@ from torch import Tensor
 from captum_unioncam.engine.checks import check_number
 from captum_unioncam.engine.maps import divide_or_zero, minmax
 from captum_unioncam.metrics.localization import located
-from captum_unioncam.metrics.table import metric
+from captum_unioncam.metrics.table import PERCENT, metric
 
 THRESHOLDS = tuple(step / 20 for step in range(20))
 
@@ -96,8 +96,7 @@ def localization_iou(attributions: Tensor, objects: Tensor, thresholds: Sequence
     "localization_accuracy",
     "localization accuracy (%)",
     larger_is_better=True,
-    scale=100,
-    form=".1f",
+    **PERCENT,
     needs_objects=True,
     is_yes_or_no=True,
     on_request=True,
@@ -138,8 +137,7 @@ def localization_accuracy(
     "pixel_average_precision",
     "pixel average precision (%)",
     larger_is_better=True,
-    scale=100,
-    form=".1f",
+    **PERCENT,
     needs_objects=True,
     on_request=True,
     description="How well the map separates the object's pixels from the others: the mean precision over recalls.",

@@ -8,15 +8,14 @@ from torch import Tensor
 from captum_unioncam.engine.checks import check_flag
 from captum_unioncam.engine.maps import divide_or_zero
 from captum_unioncam.metrics.attributions import DEFAULT_STEPS, Curve, JudgedAttributions, judged
-from captum_unioncam.metrics.table import metric
+from captum_unioncam.metrics.table import PERCENT, metric
 
 
 @metric(
     "drop",
     "average drop (%)",
     larger_is_better=False,
-    scale=100,
-    form=".1f",
+    **PERCENT,
     description="The share of the confidence that is lost when the image is masked by the map.",
 )
 @judged
@@ -51,8 +50,7 @@ def share_lost(attr: JudgedAttributions) -> Tensor:
     "increase",
     "average increase (%)",
     larger_is_better=True,
-    scale=100,
-    form=".1f",
+    **PERCENT,
     is_yes_or_no=True,
     description="1 if the confidence increases when the image is masked by the map, else 0.",
 )

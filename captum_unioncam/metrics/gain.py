@@ -6,7 +6,7 @@ from torch import Tensor
 
 from captum_unioncam.engine.maps import divide_or_zero
 from captum_unioncam.metrics.attributions import JudgedAttributions, judged
-from captum_unioncam.metrics.table import metric
+from captum_unioncam.metrics.table import PERCENT, metric
 
 # Half precision and sums of probabilities round.
 _MOST_CONFIDENCE = 1.01
@@ -16,8 +16,7 @@ _MOST_CONFIDENCE = 1.01
     "average_gain",
     "average gain (%)",
     larger_is_better=True,
-    scale=100,
-    form=".1f",
+    **PERCENT,
     on_request=True,
     description="The share of the missing confidence that is gained when the image is masked by the map.",
 )

@@ -13,7 +13,7 @@ from captum_unioncam.engine.accelerators import widened
 from captum_unioncam.engine.checks import check_number, check_size, described
 from captum_unioncam.engine.maps import MAX_SPATIAL_DIMS, divide_or_zero
 from captum_unioncam.metrics.attributions import check_map, one_channel, published
-from captum_unioncam.metrics.table import metric
+from captum_unioncam.metrics.table import PERCENT, metric
 
 # Pixels; no image is as large, and no number larger fits everywhere.
 _FAR = 1e9
@@ -65,8 +65,7 @@ def located(function: Callable[..., Tensor]) -> Callable[..., Any]:
     "pointing",
     "pointing game (%)",
     larger_is_better=True,
-    scale=100,
-    form=".1f",
+    **PERCENT,
     needs_objects=True,
     is_yes_or_no=True,
     description="1 if the map's maximum is on the object, else 0.",
@@ -110,8 +109,7 @@ def pointing_game(attributions: Tensor, objects: Tensor, tolerance: float = 0) -
     "energy",
     "energy pointing game (%)",
     larger_is_better=True,
-    scale=100,
-    form=".1f",
+    **PERCENT,
     needs_objects=True,
     description="The share of the map on the object.",
 )

@@ -6,15 +6,14 @@ from torch import Tensor
 
 from captum_unioncam.engine.maps import divide_or_zero
 from captum_unioncam.metrics.localization import located
-from captum_unioncam.metrics.table import metric
+from captum_unioncam.metrics.table import PERCENT, metric
 
 
 @metric(
     "relevance_mass",
     "relevance mass accuracy (%)",
     larger_is_better=True,
-    scale=100,
-    form=".1f",
+    **PERCENT,
     needs_objects=True,
     on_request=True,
     description="The share of the map's absolute values that lies on the object.",
@@ -45,8 +44,7 @@ def relevance_mass(attributions: Tensor, objects: Tensor) -> Tensor:
     "relevance_rank",
     "relevance rank accuracy (%)",
     larger_is_better=True,
-    scale=100,
-    form=".1f",
+    **PERCENT,
     needs_objects=True,
     on_request=True,
     description="The share of the K most relevant pixels that lie on the object, which has K pixels.",

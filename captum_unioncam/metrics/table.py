@@ -86,6 +86,9 @@ SECONDS = Metric(
 )
 """The seconds that a method took, measured by the ``Judge``."""
 
+# What ``metric`` gets for a share that is shown as a percentage.
+PERCENT: dict[str, Any] = {"scale": 100, "form": ".1f"}
+
 _metrics: dict[str, Metric] = {}
 
 
