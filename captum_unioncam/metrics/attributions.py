@@ -24,10 +24,10 @@ from captum_unioncam.engine.accelerators import AUTOCAST
 from captum_unioncam.engine.blur import blurred
 from captum_unioncam.engine.checks import (
     check_baselines,
+    check_count,
     check_finite,
     check_function,
     check_inputs,
-    check_positive,
     described,
 )
 from captum_unioncam.engine.confidence import ConfidenceFunction, OutputFunction
@@ -249,9 +249,7 @@ class JudgedAttributions:
         return Curve(torch.trapezoid(confidences, fractions, dim=1), fractions, confidences)
 
     def _check_steps(self, steps: int) -> None:
-        if steps is None:
-            raise ValueError("steps: got None; give a whole number of at least 1.")
-        check_positive("steps", steps)
+        check_count("steps", steps)
         pixels = max(self.inputs[i].shape[2:].numel() for i in self.attributions)
         if steps > max(pixels, DEFAULT_STEPS):
             raise ValueError(
@@ -271,12 +269,10 @@ class JudgedAttributions:
             numbers = others.to(chunk.numbers.device)[chunk.numbers]
             return make(replace(chunk, numbers=numbers), inputs, i)
 
-        columns = dict(
-            zip(others.tolist(), self.run(Masks(self.dims, make_others), len(others), baselines).unbind(1), strict=True)
-        )
-        for number, value in uniform.items():
-            columns[number] = self.of_uniform(value, None if value == WHOLE else baselines)
-        return torch.stack([columns[number] for number in range(count)], 1)
+        columns = list(self.run(Masks(self.dims, make_others), len(others), baselines).unbind(1))
+        for number, value in sorted(uniform.items()):
+            columns.insert(number, self.of_uniform(value, None if value == WHOLE else baselines))
+        return torch.stack(columns, 1)
 
     def of_uniform(self, value: float, baselines: BaselineType) -> Tensor:
         return kept(
