@@ -6,12 +6,14 @@ These are not in the table of metrics: they compare two maps of a method, for it
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from captum_unioncam.engine.accelerators import widened
 from captum_unioncam.engine.blur import blurred
-from captum_unioncam.engine.maps import divide_or_zero, spatial_dims
+from captum_unioncam.engine.maps import divide_or_zero
 
 # Of the paper: the window, and the constants for values from 0 to 1.
 _PIXELS, _SIGMA = 11, 1.5
@@ -39,12 +41,10 @@ def structural_similarity(one: Tensor, other: Tensor) -> Tensor:
     """
     pixels = min(_PIXELS, *(side - 1 + side % 2 for side in one.shape[2:]))
     reach = pixels // 2
+    inside: tuple[Any, ...] = (..., *(slice(reach, side - reach) for side in one.shape[2:]))
 
     def mean(values: Tensor) -> Tensor:
-        inner = blurred(values, pixels, _SIGMA, "replicate")
-        for dim in spatial_dims(inner):
-            inner = inner.narrow(dim, reach, inner.shape[dim] - 2 * reach)
-        return inner
+        return blurred(values, pixels, _SIGMA, "replicate")[inside]
 
     x, y = widened(one), widened(other)
     mean_x, mean_y = mean(x), mean(y)
