@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from captum_unioncam.engine.maps import divide_or_zero, minmax
-from captum_unioncam.metrics.attributions import ExplanationFunction, JudgedAttributions, judged
+from captum_unioncam.metrics.attributions import ExplanationFunction, JudgedAttributions, in_rows, judged
 from captum_unioncam.metrics.faithfulness import share_lost
 from captum_unioncam.metrics.table import PERCENT, metric
 
@@ -54,7 +54,7 @@ def coherency(attr: JudgedAttributions, *, explanation_func: ExplanationFunction
 
 def _coherency(attr: JudgedAttributions, explanation_func: ExplanationFunction | None) -> Tensor:
     again = {i: minmax(attribution) for i, attribution in attr.explained_as_seen(explanation_func).items()}
-    one, other = (_of_unit_length(_flat(maps)) for maps in (attr.masks(), again))
+    one, other = (_of_unit_length(in_rows(maps)) for maps in (attr.masks(), again))
     is_constant = (one == 0).all(1) | (other == 0).all(1)
     return torch.where(is_constant, 0.0, (1 + (one * other).sum(1).clamp(-1, 1)) / 2)
 
@@ -86,7 +86,7 @@ def complexity(attr: JudgedAttributions) -> Tensor:
 
 
 def _complexity(attr: JudgedAttributions) -> Tensor:
-    return _flat(attr.masks()).mean(1)
+    return in_rows(attr.masks()).mean(1)
 
 
 @metric(
@@ -127,12 +127,6 @@ def adcc(attr: JudgedAttributions, *, explanation_func: ExplanationFunction | No
     coherent, simple, kept = _coherency(attr, explanation_func), 1 - _complexity(attr), 1 - share_lost(attr)
     pairs = coherent * simple + simple * kept + kept * coherent
     return divide_or_zero(3 * coherent * simple * kept, pairs)
-
-
-def _flat(maps: dict[int, Tensor]) -> Tensor:
-    """All places of the maps of an example in a row, (N, places)."""
-    rows = [each.flatten(1) for each in maps.values()]
-    return torch.cat([row.to(rows[0]) for row in rows], 1)
 
 
 def _of_unit_length(values: Tensor) -> Tensor:

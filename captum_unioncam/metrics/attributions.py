@@ -370,6 +370,12 @@ def one_channel(attributions: Tensor, size: torch.Size) -> Tensor:
     return summed if summed.shape[2:] == size else up(summed, size)
 
 
+def in_rows(maps: Mapping[int, Tensor]) -> Tensor:
+    """All places of an example's maps, on the device and in the dtype of the first: (N, places)."""
+    rows = [each.flatten(1) for each in maps.values()]
+    return torch.cat([row.to(rows[0]) for row in rows], 1)
+
+
 def ranked(attributions: Tensor) -> Tensor:
     """Each pixel's place among its example's, 0 for the largest; of equal ones the first comes first."""
     order = attributions.flatten(1).argsort(dim=1, descending=True, stable=True)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from captum_unioncam.engine.checks import check_function
-from captum_unioncam.metrics.attributions import ExplanationFunction, JudgedAttributions, judged
+from captum_unioncam.metrics.attributions import ExplanationFunction, JudgedAttributions, in_rows, judged
 from captum_unioncam.metrics.similarity import rank_correlation
 from captum_unioncam.metrics.table import metric
 
@@ -90,8 +89,6 @@ def _likeness(attr: JudgedAttributions, argument: str, explanation_func: Explana
     """The rank correlation of the absolute attributions with those of a function of the same inputs."""
     check_function(argument, explanation_func, optional=False)
     others = attr.explained(explanation_func, attr.inputs)
-    one, other = (
-        torch.cat([x.abs().flatten(1) for x in maps.values()], 1).unsqueeze(1) for maps in (attr.attributions, others)
-    )
-    is_constant = (one == one[..., :1]).flatten(1).all(1)
-    return rank_correlation(one, other).masked_fill(is_constant, 1)
+    one, other = (in_rows(maps).abs() for maps in (attr.attributions, others))
+    is_constant = (one == one[:, :1]).all(1)
+    return rank_correlation(one.unsqueeze(1), other.unsqueeze(1)).masked_fill(is_constant, 1)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from captum_unioncam.engine.maps import divide_or_zero
-from captum_unioncam.metrics.attributions import JudgedAttributions, judged
+from captum_unioncam.metrics.attributions import JudgedAttributions, in_rows, judged
 from captum_unioncam.metrics.table import metric
 
 
@@ -35,8 +35,7 @@ def sparseness(attr: JudgedAttributions) -> Tensor:
 
         >>> gini = sparseness(model, images, attr, labels)  # (N,)
     """
-    rows = [attribution.abs().flatten(1) for attribution in attr.attributions.values()]
-    values = torch.cat([row.to(rows[0]) for row in rows], 1).sort(1).values
+    values = in_rows(attr.attributions).abs().sort(1).values
     n = values.shape[1]
     weights = 2 * torch.arange(1, n + 1, device=values.device, dtype=values.dtype) - n - 1
     # Of what is above the smallest, since equal values would not quite cancel.

@@ -114,6 +114,29 @@ def put_apart(devices, alone, here, there, tensor, part):
     return devices.put(tensor, there if part in alone else here)
 
 
+# Captum's own sensitivity takes inputs of one device.
+OF_TWO_DEVICES = [m for m in METRICS if m.name in OF_MAPS and m.name != "sensitivity_max"]
+
+
+@pytest.mark.parametrize("metric", OF_TWO_DEVICES, ids=lambda metric: metric.name)
+def test_two_inputs_may_be_on_two_devices(metric):
+    def forward(x, y):
+        return x.flatten(1) + y.to(x.device).flatten(1)
+
+    def value(put):
+        inputs = put(tiny_inputs(), "cuda:0"), put(tiny_inputs(seed=2), "cuda:1")
+        attr = put(torch.linspace(0, 1, 36, dtype=torch.float64).reshape(3, 1, 4, 3), "cpu")
+        given = {"forward_func": forward, "inputs": inputs, "attributions": attr, "target": 1}
+        functions = ("explanation_func", "randomized_func", "other_class_func")
+        return metric.compute({**given, **dict.fromkeys(functions, lambda inputs: inputs)})
+
+    devices = PretendedDevices()
+    with devices.active():
+        made = value(devices.put)
+        assert str(made.device) == "cuda:0"
+    torch.testing.assert_close(made, value(lambda tensor, _place: tensor), rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("place", PLACES)
 def test_boxes_may_be_on_any_device(place):
     devices, boxes = PretendedDevices(), torch.tensor([[[1.0, 2.0, 4.0, 5.0]], [[0.0, 0.0, 3.0, 3.0]]])
