@@ -33,7 +33,7 @@ from captum_unioncam.engine.checks import (
 from captum_unioncam.engine.confidence import ConfidenceFunction, OutputFunction
 from captum_unioncam.engine.maps import full_precision, minmax, up
 from captum_unioncam.engine.model_state import evaluation_mode
-from captum_unioncam.engine.perturbations import Chunk, Masks, check_dense, masked_as
+from captum_unioncam.engine.perturbations import Chunk, Masks, check_dense, check_maskable, masked_as
 from captum_unioncam.engine.scoring import MaskedScorer
 from captum_unioncam.engine.sharing import is_shared, kept
 from captum_unioncam.engine.tuning import PassTuner
@@ -171,8 +171,7 @@ class JudgedAttributions:
 
     def blurred(self) -> tuple[Tensor | float, ...]:
         """RISE's substrate for each input that is masked."""
-        if any(self.inputs[i].is_complex() for i in self.attributions):
-            raise ValueError("inputs: complex numbers are not blurred; give baselines.")
+        check_maskable(self.inputs, [i in self.attributions for i in range(len(self.inputs))])
         return tuple(
             blurred(x, _BLUR_PIXELS, _BLUR_SIGMA, "replicate") if i in self.attributions else 0.0
             for i, x in enumerate(self.inputs)
