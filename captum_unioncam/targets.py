@@ -22,10 +22,6 @@ from captum_unioncam.engine.confidence import OutputFunction, output_tensor
 __all__ = ["DetectionTarget", "EmbeddingTarget", "PairTarget", "SegmentationTarget"]
 
 
-Score = Callable[[Any, int], Tensor]
-"""What a model returned for N rows, and N, to scores (N,)."""
-
-
 class _Target:
     def __call__(self, model: Callable[..., Any], output_fn: OutputFunction | None = None) -> Callable[..., Tensor]:
         """The model as a function of its inputs to scores (N, 1); a module if it is one.
@@ -35,8 +31,12 @@ class _Target:
             output_fn (Callable or None): What the model returns to such an output. Default: None, as it is; of a tuple,
                 dict or dataclass the tensor named "logits" or "out", or else the only one with a row for each example
         """
-        score = self.score if output_fn is None else partial(_of_part, self.score, output_fn)
-        return _Scored(model, score) if isinstance(model, Module) else partial(_scores, model, score)
+        scores = partial(self._scores, output_fn)
+        return _Scored(model, scores) if isinstance(model, Module) else partial(scores, model)
+
+    def _scores(self, output_fn: OutputFunction | None, model: Callable[..., Any], *inputs: Any) -> Tensor:
+        output = model(*inputs)
+        return self.score(output if output_fn is None else output_fn(output), inputs[0].shape[0]).unsqueeze(1)
 
     def score(self, output: Any, rows: int) -> Tensor:
         """The scores (N,) of what a model returned for N rows."""
@@ -44,22 +44,14 @@ class _Target:
 
 
 class _Scored(Module):
-    def __init__(self, model: Module, score: Score) -> None:
+    def __init__(self, model: Module, scores: Callable[..., Tensor]) -> None:
         super().__init__()
         # A name that errors leave out in front of a layer's.
         self.module = model
-        self.score = score
+        self.scores = scores
 
     def forward(self, *inputs: Any) -> Tensor:
-        return _scores(self.module, self.score, *inputs)
-
-
-def _of_part(score: Score, output_fn: OutputFunction, output: Any, rows: int) -> Tensor:
-    return score(output_fn(output), rows)
-
-
-def _scores(model: Callable[..., Any], score: Score, *inputs: Any) -> Tensor:
-    return score(model(*inputs), inputs[0].shape[0]).unsqueeze(1)
+        return self.scores(self.module, *inputs)
 
 
 class SegmentationTarget(_Target):
@@ -150,21 +142,20 @@ class DetectionTarget(_Target):
         self.label, self.iou, self.activation = label, iou, activation
 
     def score(self, output: Any, rows: int) -> Tensor:
-        of_images = output if isinstance(output, (list, tuple)) else self._of_queries(output)
-        return torch.stack([self._best(*self._of_label(found)) for found in of_images])
+        is_list = isinstance(output, (list, tuple))
+        of_images = map(self._of_label, output) if is_list else zip(*self._of_queries(output), strict=True)
+        return torch.stack([self._best(boxes, scores) for boxes, scores in of_images])
 
     def _of_label(self, found: Any) -> tuple[Tensor, Tensor]:
-        """The boxes (M, 4) and what they have as the score of the label, (M,)."""
+        """The boxes (M, 4) of an image and what they have as the score of the label, (M,)."""
         return found["boxes"], found["scores"] * (found["labels"] == self.label)
 
-    def _of_queries(self, found: Any) -> list[dict[str, Tensor]]:
+    def _of_queries(self, found: Any) -> tuple[Tensor, Tensor]:
+        """The same of N images, (N, M, 4) and (N, M)."""
         centre, size = found["pred_boxes"].chunk(2, -1)
         logits = found["logits"]
         scores = (logits.softmax(-1) if self.activation == "softmax" else logits.sigmoid())[..., self.label]
-        labels = torch.full_like(scores, self.label, dtype=torch.int64)
-        boxes = torch.cat([centre - size / 2, centre + size / 2], -1)
-        parts = zip(boxes, scores, labels, strict=True)
-        return [{"boxes": box, "scores": score, "labels": label} for box, score, label in parts]
+        return torch.cat([centre - size / 2, centre + size / 2], -1), scores
 
     def _best(self, boxes: Tensor, scores: Tensor) -> Tensor:
         overlap = overlaps(boxes, self.box.to(boxes))
