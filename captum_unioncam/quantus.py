@@ -143,19 +143,16 @@ def metric(name: str, **arguments: Any) -> None:
             )
         return torch.from_numpy(values)
 
-    def of_map(forward_func: Any, inputs: Tensor, attributions: Tensor, target: Any) -> Tensor:
-        return scores(forward_func, inputs, attributions, target)
-
     needs_objects = metric_class.evaluation_category.name == "LOCALISATION"
-    function = scores if needs_objects else of_map
-    function.__qualname__ = f"metric.{name}"
+    scores.__qualname__ = f"metric.{name}"
     listed(
         f"quantus_{name.lower()}",
         f"Quantus' {name}",
         larger_is_better=metric_class.score_direction.name == "HIGHER",
         needs_objects=needs_objects,
+        defaults=() if needs_objects else ("objects",),
         description=f"{metric_class.name} as Quantus computes it.",
-    )(function)
+    )(scores)
 
 
 def _metric_class(name: str) -> Any:
