@@ -25,12 +25,7 @@ from captum_unioncam.metrics.localization import box_masks, energy_pointing_game
 # isort: split
 # Behind those above, so that tables begin with them.
 from captum_unioncam.metrics.adcc_parts import adcc, coherency, complexity
-from captum_unioncam.metrics.boxes import (
-    box_ious,
-    localization_accuracy,
-    localization_iou,
-    pixel_average_precision,
-)
+from captum_unioncam.metrics.boxes import box_ious, localization_accuracy, localization_iou, pixel_average_precision
 from captum_unioncam.metrics.gain import confidence_gain
 from captum_unioncam.metrics.relevance import relevance_mass, relevance_rank
 from captum_unioncam.metrics.remove_and_debias import road, road_least_relevant_first, road_most_relevant_first

@@ -9,14 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_unioncam.testing.contract import Subject, given, layer_check, raised_by, require, require_same
-from captum_unioncam.testing.networks import (
-    CHANNELS,
-    Alarm,
-    Dead,
-    FlippableNet,
-    WithChannels,
-    tiny_inputs,
-)
+from captum_unioncam.testing.networks import CHANNELS, Alarm, Dead, FlippableNet, WithChannels, tiny_inputs
 
 TARGETS = [0, 2, 3]
 
