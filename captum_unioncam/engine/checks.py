@@ -99,6 +99,14 @@ def check_number(name: str, value: Any, least: float, most: float, what: str) ->
         raise ValueError(f"{name}: got {described(value)}; give {what}.")
 
 
+def check_numbers(name: str, values: Sequence[Any], least: float, most: float, what: str) -> None:
+    """As ``check_number``, for each of several, at least one."""
+    if not len(values):
+        raise ValueError(f"{name}: got none; give {what}.")
+    for value in values:
+        check_number(name, value, least, most, what)
+
+
 def check_size(name: str, value: Any, dims: int | None = None) -> tuple[int, ...]:
     """The spatial size, if it is one to three, or ``dims``, whole numbers of at least 1; ``ValueError`` otherwise."""
     size = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else ()

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_unioncam.engine.checks import check_number
+from captum_unioncam.engine.checks import check_number, check_numbers
 from captum_unioncam.engine.maps import divide_or_zero, minmax
 from captum_unioncam.metrics.localization import located
 from captum_unioncam.metrics.table import PERCENT, metric
@@ -42,7 +42,7 @@ def box_ious(attributions: Tensor, objects: Tensor, thresholds: Sequence[float] 
         >>> ious = box_ious(attr, masks)  # (N, 20)
         >>> max_box_acc = (ious >= 0.5).double().mean(0).max()
     """
-    _check_thresholds(thresholds)
+    check_numbers("thresholds", thresholds, 0, 1 - 1e-9, "numbers from 0 to below 1")
     if attributions.dim() != 4:
         raise ValueError(f"attributions: got the shape {tuple(attributions.shape)}; give (N, K, H, W).")
     levels = torch.as_tensor(thresholds, dtype=attributions.dtype, device=attributions.device)
@@ -171,13 +171,6 @@ def pixel_average_precision(attributions: Tensor, objects: Tensor) -> Tensor:
     last = places.where(is_last, count - 1).flip(1).cummin(1).values.flip(1)
     precision = on_object.cumsum(1) / (places + 1)
     return divide_or_zero((precision.gather(1, last) * on_object).sum(1), on_object.sum(1))
-
-
-def _check_thresholds(thresholds: Sequence[float]) -> None:
-    if not len(thresholds):
-        raise ValueError("thresholds: got none; give numbers from 0 to below 1.")
-    for threshold in thresholds:
-        check_number("thresholds", threshold, 0, 1 - 1e-9, "numbers from 0 to below 1")
 
 
 def _regions(masks: Tensor) -> Tensor:

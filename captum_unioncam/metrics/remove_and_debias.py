@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_unioncam.engine.checks import check_generator, check_number
+from captum_unioncam.engine.checks import check_generator, check_number, check_numbers
 from captum_unioncam.engine.maps import full_precision
 from captum_unioncam.engine.perturbations import Chunk, Masks, as_inputs, drawing
 from captum_unioncam.engine.sharing import kept
@@ -46,7 +46,9 @@ def _after(
             ``noise`` below 0.
         TypeError: A ``generator`` that is not a torch.Generator.
     """
-    _check(percentiles, noise, generator)
+    check_numbers("percentiles", percentiles, 1e-9, 100 - 1e-9, "numbers above 0 and below 100")
+    check_number("noise", noise, 0, float("inf"), "a number of at least 0")
+    check_generator(generator)
     if attr.dims != 4:
         raise ValueError(f"inputs: have {attr.dims - 2} spatial dimensions; give images (N, C, H, W).")
 
@@ -143,15 +145,6 @@ def road_least_relevant_first(attr: JudgedAttributions, **how: Any) -> Tensor:
         >>> change = road_least_relevant_first(model, images, attr, labels)  # (N,)
     """
     return _after(attr, False, **how) - attr.of_uniform(WHOLE, None)
-
-
-def _check(percentiles: Sequence[float], noise: float, generator: torch.Generator | None) -> None:
-    if not len(percentiles):
-        raise ValueError("percentiles: got none; give numbers above 0 and below 100.")
-    for percentile in percentiles:
-        check_number("percentiles", percentile, 1e-9, 100 - 1e-9, "numbers above 0 and below 100")
-    check_number("noise", noise, 0, float("inf"), "a number of at least 0")
-    check_generator(generator)
 
 
 def _copies(
