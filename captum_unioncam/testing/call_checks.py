@@ -385,12 +385,9 @@ def pickling(subject: Subject) -> None:
     net, inputs = subject.net(subject.ndim), tiny_inputs(subject.ndim)
     method, settings = subject.cls(net, net.features), subject.traits.arguments
     expected = subject.explain(net, net.features, inputs, TARGETS)
-    with given("a pickled method that was not used"):
-        copied = pickle.loads(pickle.dumps(method))
-        require_same(copied.attribute(inputs, TARGETS, **settings), expected, "of a new method")
-    for number in (1, 2):
-        with given(f"call {number} of the same method object"):
+    for state in ("not used", "used"):
+        with given(f"a pickled method that was {state}"):
+            copied = pickle.loads(pickle.dumps(method))
+            require_same(copied.attribute(inputs, TARGETS, **settings), expected, "of a new method")
+        with given(f"a method object that was {state}"):
             require_same(method.attribute(inputs, TARGETS, **settings), expected, "of a new method")
-    with given("a pickled method that was used"):
-        copied = pickle.loads(pickle.dumps(method))
-        require_same(copied.attribute(inputs, TARGETS, **settings), expected, "of a new method")
