@@ -25,7 +25,6 @@ class TinyNet(nn.Module):
         *,
         seed: int = 0,
         batch_norm: bool = False,
-        head_scale: float = 1.0,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -42,7 +41,7 @@ class TinyNet(nn.Module):
         linear = nn.Linear(CHANNELS * positions, CLASSES)
         self.head = nn.Sequential(nn.Flatten(), nn.Dropout(dropout), linear)
         with torch.no_grad():
-            linear.weight *= 8 * head_scale
+            linear.weight *= 8
         self.double().eval()
 
     def forward(self, x: Tensor) -> Tensor:
