@@ -147,11 +147,8 @@ def in_parallel(functions: Sequence[Callable[[], Any]]) -> list[Any]:
     def run(function: Callable[[], Any]) -> Any:
         # Or a thread that is done early would take two.
         all_are_there.wait()
-        with ExitStack() as stack:
-            for devices in pretended[-1:]:
-                stack.enter_context(devices._in_thread())
-            stack.enter_context(torch.set_grad_enabled(with_gradients))
-            stack.enter_context(torch.autocast("cuda", enabled=autocast))
+        devices = pretended[-1]._in_thread() if pretended else nullcontext()
+        with devices, torch.set_grad_enabled(with_gradients), torch.autocast("cuda", enabled=autocast):
             return function()
 
     with ThreadPoolExecutor(len(functions)) as pool:
