@@ -147,8 +147,9 @@ def summarize(records: Iterable[Record], resamples: int = 1000) -> Summary:
     )
     failures = pd.DataFrame(kept.failures, columns=["message", "method", "image"])
     failed = Counter(failures["method"])
+    table = _table(values, resamples)
     return Summary(
-        table=_table(values, {name: failed[name] for name in methods}, resamples),
+        table=table.assign(failures=[failed[method] for method in table["method"]]),
         values=values,
         curves={
             # The last element of each sum counts the curves.
@@ -189,7 +190,7 @@ def class_table(summary: Summary, targets: Iterable[int] | None = None, resample
         values = of_target.get_group(target) if target in of_target.groups else summary.values[:0]
         # The other classes' images would be rows of zeros.
         values = values.assign(image=values["image"].cat.remove_unused_categories())
-        table = _table(values, dict.fromkeys(summary.judged, 0), resamples).drop(columns="failures")
+        table = _table(values, resamples)
         table = table[table["n"] > 0]
         table.insert(0, "class", summary.classes[target])
         table.insert(1, "target", target)
@@ -224,33 +225,20 @@ def paired_differences(summary: Summary, against: str, resamples: int = 1000) ->
         raise WrongArgument(f"there is no record of {against!r}; give one of {', '.join(summary.judged)}.")
     shown = set(summary.table["metric"])
     metrics = [metric for metric in all_metrics().values() if metric.title in shown]
-    others = [name for name in summary.judged if name != against]
-    pairs = [(method, metric) for method in others for metric in metrics]
-    by_method = {name: summary.values[summary.values["method"] == name] for name in summary.judged}
     names = [metric.name for metric in metrics]
-    sums, counts = (np.empty((summary.images, 0)) for _ in range(2))
-    for name in others:
-        both = by_method[name].merge(by_method[against], on=["image", "target"], suffixes=("", " there"))
-        differences = both[names] - both[[f"{metric} there" for metric in names]].to_numpy()
-        of_image = differences.groupby(both["image"], observed=False)
-        sums, counts = np.hstack([sums, of_image.sum()]), np.hstack([counts, of_image.count()])
-    images, maps = (counts > 0).sum(0), counts.sum(0)
-    better = sums * [1 if metric.larger_is_better else -1 for _, metric in pairs] > 0
-    scales = np.array([metric.scale for _, metric in pairs])
-    low, high = bootstrap_intervals(sums, counts, resamples) * scales
+    is_against = summary.values["method"] == against
+    here, there = summary.values[~is_against], summary.values[is_against]
+    both = here.merge(there, on=["image", "target"], suffixes=("", " there"))
+    differences = both[names] - both[[f"{name} there" for name in names]].to_numpy()
+    differences["method"] = both["method"].cat.remove_categories(against)
+    differences["image"] = both["image"]
+    table, sums, counts = _means(differences, metrics, resamples)
+    signs = [1 if metric.larger_is_better else -1 for metric in metrics]
+    better = sums * np.tile(signs, len(summary.judged) - 1) > 0
+    images = (counts > 0).sum(0)
     seen = np.where(images, images, np.nan)
-    return pd.DataFrame(
-        {
-            "method": [method for method, _ in pairs],
-            "metric": [metric.title for _, metric in pairs],
-            "difference": sums.sum(0) / np.where(maps, maps, np.nan) * scales,
-            "low": low,
-            "high": high,
-            "won": better.sum(0) / seen,
-            "tied": ((sums == 0) & (counts > 0)).sum(0) / seen,
-            "images": images,
-        }
-    )
+    table = table.rename(columns={"mean": "difference"}).drop(columns="n")
+    return table.assign(won=better.sum(0) / seen, tied=((sums == 0) & (counts > 0)).sum(0) / seen, images=images)
 
 
 def _grouped(failures: pd.DataFrame) -> list[FailureGroup]:
@@ -344,11 +332,25 @@ def _drawn(image: str) -> bytes:
     return hashlib.sha256(image.encode(errors="surrogateescape")).digest()
 
 
-def _table(values: pd.DataFrame, failed: dict[str, int], resamples: int) -> pd.DataFrame:
-    """The summary's table: means and intervals of each method and metric."""
+def _table(values: pd.DataFrame, resamples: int) -> pd.DataFrame:
+    """Means and intervals of each method and each metric that is shown, as in the summary's table."""
     known = all_metrics().values()
     metrics = [metric for metric in known if not metric.on_request or values[metric.name].notna().any()]
-    pairs = [(method, metric) for method in failed for metric in metrics]
+    table, _, _ = _means(values, metrics, resamples)
+    # Where no record has a value, the rows still show the failures.
+    is_seen = table["metric"].isin(table["metric"][table["n"] > 0])
+    shown: pd.DataFrame = table[is_seen | (table["n"].sum() == 0)].reset_index(drop=True)
+    return shown
+
+
+def _means(values: pd.DataFrame, metrics: list[Metric], resamples: int) -> tuple[pd.DataFrame, Array, Array]:
+    """Means and intervals of each method and metric, and what they are made of.
+
+    Returns:
+        *tuple of a pandas.DataFrame and two numpy.ndarray*: method, metric, mean, low, high and n of each, and for each
+        image and row, as :func:`bootstrap_intervals` takes them, the sum of the values and their number.
+    """
+    pairs = [(method, metric) for method in values["method"].cat.categories for metric in metrics]
     by_image = values.groupby(["image", "method"], observed=False)[[metric.name for metric in metrics]]
     shape = len(values["image"].cat.categories), len(pairs)
     sums, counts = (found.to_numpy(float).reshape(shape) for found in (by_image.sum(), by_image.count()))
@@ -363,13 +365,9 @@ def _table(values: pd.DataFrame, failed: dict[str, int], resamples: int) -> pd.D
             "low": low,
             "high": high,
             "n": n,
-            "failures": [failed[method] for method, _ in pairs],
         }
     )
-    # Where no record has a value, the rows still show the failures.
-    is_seen = table["metric"].isin(table["metric"][n > 0])
-    shown: pd.DataFrame = table[is_seen | (n.sum() == 0)].reset_index(drop=True)
-    return shown
+    return table, sums, counts
 
 
 def bootstrap_intervals(sums: Array, counts: Array, resamples: int = 1000) -> Array:
