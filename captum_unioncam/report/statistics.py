@@ -163,7 +163,7 @@ def summarize(records: Iterable[Record], resamples: int = 1000) -> Summary:
         classes=dict(sorted(kept.classes.items())),
         sample={
             image: sorted(found, key=lambda record: (target_of(record), record.method))
-            for image, found in sorted(kept.sample.items())
+            for image, found in sorted((found[0].image, found) for found in kept.sample.values())
         },
     )
 
@@ -262,8 +262,8 @@ class _Kept:
             name: {} for name, metric in all_metrics().items() if metric.has_curve
         }
         self.classes: dict[int, str] = {}
-        self.sample: dict[str, list[Record]] = {}
-        self._drawn: list[tuple[bytes, str]] = []
+        # By the hash of the image's name.
+        self.sample: dict[bytes, list[Record]] = {}
         # The best and the worst of each method.
         self.examples = defaultdict[str, list[_Example]](list), defaultdict[str, list[_Example]](list)
 
@@ -289,14 +289,11 @@ class _Kept:
 
     def _add_to_sample(self, record: Record) -> None:
         """Keeps all records of the images whose names have the smallest hashes, in whatever order they come."""
-        if record.image not in self.sample:
-            insort(self._drawn, (_drawn(record.image), record.image))
-            if len(self._drawn) > _SAMPLED_IMAGES:
-                _, left_out = self._drawn.pop()
-                self.sample.pop(left_out, None)
-                if left_out == record.image:
-                    return
-        self.sample.setdefault(record.image, []).append(record)
+        # File names may hold bytes that are not text.
+        drawn = hashlib.sha256(record.image.encode(errors="surrogateescape")).digest()
+        self.sample.setdefault(drawn, []).append(record)
+        if len(self.sample) > _SAMPLED_IMAGES:
+            del self.sample[max(self.sample)]
 
     def _add_curve(self, sums: dict[str, npt.NDArray[np.int64]], record: Record, curve: list[float]) -> None:
         # In fixed point, so that the sum does not depend on the order of the records.
@@ -325,11 +322,6 @@ def class_name(record: Record) -> str:
 def target_of(record: Record) -> int:
     """The target, -1 for none."""
     return -1 if record.target is None else record.target
-
-
-def _drawn(image: str) -> bytes:
-    # File names may hold bytes that are not text.
-    return hashlib.sha256(image.encode(errors="surrogateescape")).digest()
 
 
 def _table(values: pd.DataFrame, resamples: int) -> pd.DataFrame:
