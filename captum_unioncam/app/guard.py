@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocketClose
 
 _API = "/gradio_api"
 _JOIN, _LISTEN, _UPLOAD = f"{_API}/queue/join", f"{_API}/queue/data", f"{_API}/upload"
@@ -125,41 +126,38 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             # Gradio's page has no websockets.
-            await (self.app(scope, receive, send) if scope["type"] == "lifespan" else _closed(send))
+            await (self.app if scope["type"] == "lifespan" else WebSocketClose(1008))(scope, receive, send)
             return
-        refusal = self._refusal(scope)
-        if refusal is None:
-            answer = _Answer(send)
-            try:
-                await self._pass_on(scope, receive, answer)
-            except (HTTPException, MultiPartException) as error:
-                refusal = _sentence(getattr(error, "status_code", 400), str(getattr(error, "detail", error)))
-            except Exception:
-                # An error of Gradio, which does not expect such requests, would fill the log.
-                if scope["method"] != "POST" and not answer.is_begun:
-                    raise
-                refusal = _sentence(400, _NOT_UNDERSTOOD)
-            if answer.is_begun:
-                await answer.finish()
-                return
-            refusal = refusal or _sentence(400, _NOT_UNDERSTOOD)
-        await refusal(scope, receive, _with_headers(send))
+        answer, refusal = _Answer(send), _sentence(400, _NOT_UNDERSTOOD)
+        try:
+            self._check(scope)
+            await self._pass_on(scope, receive, answer)
+        except (HTTPException, MultiPartException) as error:
+            refusal = _sentence(getattr(error, "status_code", 400), str(getattr(error, "detail", error)))
+        except Exception:
+            # An error of Gradio, which does not expect such requests, would fill the log.
+            if scope["method"] != "POST" and not answer.is_begun:
+                raise
+        if answer.is_begun:
+            await answer.finish()
+        else:
+            await refusal(scope, receive, _with_headers(send))
 
-    def _refusal(self, scope: Scope) -> Response | None:
-        """The answer to a request that its headers decide; None for others."""
+    def _check(self, scope: Scope) -> None:
+        """Refuses requests by their headers."""
         headers = Headers(scope=scope)
         if self.is_local and not self._is_own_name(headers.get("host", "")):
-            return _sentence(400, f"This page is at {self.host} alone; start it with another --host for other names.")
+            sentence = f"This page is at {self.host} alone; start it with another --host for other names."
+            raise HTTPException(400, sentence)
         if _is_foreign(headers, scope["method"]):
-            return _sentence(403, "This page is not for other sites.")
+            raise HTTPException(403, "This page is not for other sites.")
         if scope["method"] not in ("GET", "HEAD", "OPTIONS", "POST"):
-            return _sentence(405, _NOT_UNDERSTOOD)
+            raise HTTPException(405, _NOT_UNDERSTOOD)
         if scope["method"] == "POST" and scope["path"] not in _POSTED:
-            return _sentence(404, _NOT_UNDERSTOOD)
+            raise HTTPException(404, _NOT_UNDERSTOOD)
         length = headers.get("content-length", "0")
-        if length.isdecimal() and int(length) > self._most_bytes(scope):
-            return self._too_large(scope)
-        return None
+        if length.isdecimal():
+            _check_size(int(length), self.largest_upload if scope["path"] == _UPLOAD else _LARGEST_REQUEST)
 
     def _is_own_name(self, host: str) -> bool:
         try:
@@ -167,12 +165,6 @@ class Guard:
         except ValueError:
             return False
         return name in ("localhost", self.host.lower()) or name.endswith(".localhost") or _is_loopback(name)
-
-    def _most_bytes(self, scope: Scope) -> int:
-        return self.largest_upload if scope["path"] == _UPLOAD else _LARGEST_REQUEST
-
-    def _too_large(self, scope: Scope) -> Response:
-        return _sentence(413, f"The request exceeds the maximum allowed size of {self._most_bytes(scope)} bytes.")
 
     async def _pass_on(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         if scope["path"] == _UPLOAD and scope["method"] == "POST":
@@ -194,8 +186,7 @@ class Guard:
             if message["type"] == "http.disconnect":
                 return
             body, is_more = body + message.get("body", b""), message.get("more_body", False)
-            if len(body) > _LARGEST_REQUEST:
-                raise HTTPException(413, f"The request exceeds the maximum allowed size of {_LARGEST_REQUEST} bytes.")
+            _check_size(len(body), _LARGEST_REQUEST)
         if scope["path"] == _JOIN:
             self.listeners.ask(_visitor(body))
         parts = iter([{"type": "http.request", "body": body, "more_body": False}])
@@ -264,13 +255,14 @@ def _with_headers(send: Send) -> Send:
     return sent
 
 
-async def _closed(send: Send) -> None:
-    await send({"type": "websocket.close", "code": 1008})
-
-
 def _sentence(status: int, sentence: str) -> Response:
     # Gradio's page shows one or the other, depending on the request.
     return JSONResponse({"detail": sentence, "error": sentence}, status)
+
+
+def _check_size(size: int, most: int) -> None:
+    if size > most:
+        raise HTTPException(413, f"The request exceeds the maximum allowed size of {most} bytes.")
 
 
 def _is_foreign(headers: Headers, method: str) -> bool:
