@@ -16,6 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
@@ -162,9 +163,10 @@ class Guard:
     def _is_own_name(self, host: str) -> bool:
         try:
             name = urlsplit(f"//{host}").hostname or ""
+            own = name in ("localhost", self.host.lower()) or name.endswith(".localhost")
+            return own or ip_address(name).is_loopback
         except ValueError:
             return False
-        return name in ("localhost", self.host.lower()) or name.endswith(".localhost") or _is_loopback(name)
 
     async def _pass_on(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         if scope["path"] == _UPLOAD and scope["method"] == "POST":
@@ -180,12 +182,9 @@ class Guard:
 
     async def _post(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         """Passes a small request on after reading all of it."""
-        body, is_more = b"", True
-        while is_more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body, is_more = body + message.get("body", b""), message.get("more_body", False)
+        body = b""
+        async for piece in Request(scope, receive).stream():
+            body += piece
             _check_size(len(body), _LARGEST_REQUEST)
         if scope["path"] == _JOIN:
             self.listeners.ask(_visitor(body))
@@ -248,8 +247,7 @@ class _Answer:
 def _with_headers(send: Send) -> Send:
     async def sent(message: Message) -> None:
         if message["type"] == "http.response.start":
-            headers = MutableHeaders(scope=message)
-            headers.update(_HEADERS)
+            MutableHeaders(scope=message).update(_HEADERS)
         await send(message)
 
     return sent
@@ -273,13 +271,6 @@ def _is_foreign(headers: Headers, method: str) -> bool:
     if site is not None and method == "POST":
         return True
     return origin is not None and origin.partition("://")[2] != headers.get("host")
-
-
-def _is_loopback(name: str) -> bool:
-    try:
-        return ip_address(name).is_loopback
-    except ValueError:
-        return False
 
 
 def _visitor(body: bytes) -> str:
