@@ -68,19 +68,14 @@ def comparison_curves(comparison: Comparison) -> Figure:
     with_curve = [metric for metric in comparison.metrics if metric.has_curve]
     if not with_curve:
         raise ValueError("metrics: none has a curve; add deletion or insertion.")
-    judgements = comparison.judgements
-    return drawn_curves(
-        {
-            metric.name: {method: each.curves[metric.name] for method, each in judgements.items()}
-            for metric in with_curve
-        },
-        {
-            metric.name: {method: metric.text(each.values[metric.name]) for method, each in judgements.items()}
-            for metric in with_curve
-        },
-        "confidence",
-        len(judgements),
-    )
+    curves = {
+        metric.name: {
+            f"{metric.text(each.values[metric.name])}  {method}": each.curves[metric.name]
+            for method, each in comparison.judgements.items()
+        }
+        for metric in with_curve
+    }
+    return drawn_curves(curves, "confidence", len(comparison.judgements))
 
 
 def comparison_page(comparison: Comparison, look: Look | None = None, curves: bool = False) -> bytes:

@@ -24,26 +24,22 @@ def curve_plot(summary: Summary) -> Figure:
     """
     means = summary.table.set_index(["metric", "method"])["mean"]
     shown = [name for name, curves in summary.curves.items() if curves] or list(summary.curves)
-    areas = {
-        name: {method: f"{means[metric.title, method]:{metric.form}}" for method in summary.curves[name]}
+    curves = {
+        name: {
+            f"{means[metric.title, method]:{metric.form}}  {method}": curve
+            for method, curve in summary.curves[name].items()
+        }
         for name, metric in all_metrics().items()
         if name in shown
     }
-    curves = {name: summary.curves[name] for name in shown}
-    return drawn_curves(curves, areas, "mean confidence", len(summary.judged))
+    return drawn_curves(curves, "mean confidence", len(summary.judged))
 
 
-def drawn_curves(
-    curves: Mapping[str, Mapping[str, npt.ArrayLike]],
-    areas: Mapping[str, Mapping[str, str]],
-    confidence: str,
-    methods: int,
-) -> Figure:
+def drawn_curves(curves: Mapping[str, Mapping[str, npt.ArrayLike]], confidence: str, methods: int) -> Figure:
     """Curves of methods, side by side for each metric.
 
     Args:
-        curves (Mapping): By metric and method, confidences at equal steps.
-        areas (Mapping): By metric and method, the areas under them, as texts.
+        curves (Mapping): By metric, and by the area and the method in words, confidences at equal steps.
         confidence (str): Label of the confidences.
         methods (int): The legends have room for so many.
     """
@@ -51,15 +47,14 @@ def drawn_curves(
     with matplotlib.rc_context({"text.parse_math": False}):
         figure = Figure(figsize=(5 * len(curves), 4 + 0.2 * methods), layout="constrained")
         axes = figure.subplots(1, len(curves), squeeze=False)[0]
-        for axis, (name, by_method) in zip(axes, curves.items(), strict=True):
-            for i, (method, confidences) in enumerate(by_method.items()):
+        for axis, (name, by_label) in zip(axes, curves.items(), strict=True):
+            for i, (label, confidences) in enumerate(by_label.items()):
                 curve = np.asarray(confidences)
                 style = ("-", "--", ":", "-.")[i // 10 % 4]
-                label = f"{areas[name][method]}  {method}"
                 axis.plot(np.linspace(0, 100, len(curve)), curve, style, color=f"C{i % 10}", label=label)
             axis.set(title=all_metrics()[name].heading, xlabel="pixels changed (%)", ylabel=confidence, xlim=(0, 100))
             axis.grid(alpha=0.3)
-            if by_method:
+            if by_label:
                 axis.legend(title="area  method", loc="upper center", bbox_to_anchor=(0.5, -0.13), frameon=False)
     return figure
 
