@@ -123,16 +123,13 @@ def laid_over(picture: Image.Image, values: Tensor, look: Look | None = None, bo
         look (Look or None): Colours and opacity. Default: None, ``Look()``
         box (tuple or None): The part of the image that the map covers. Default: None, all of it
     """
-    gray = np.asarray(picture.convert("L")) / 255
+    look, gray = look or Look(), picture.convert("L")
     left, top, right, bottom = box or (0, 0, picture.width, picture.height)
-    colors = np.repeat(_DIMMED * gray[..., None], 3, axis=2)
-    # Where the preprocessing pads, the box reaches over the image's edge.
-    inside = max(left, 0), max(top, 0), min(right, picture.width), min(bottom, picture.height)
-    part = np.s_[inside[1] : inside[3], inside[0] : inside[2]]
-    of_box = scaled(values, (right - left, bottom - top))
-    of_part = of_box[inside[1] - top : inside[3] - top, inside[0] - left : inside[2] - left]
-    colors[part] = (look or Look()).blend(gray[part], of_part)
-    return _image(colors)
+    shown = _image(np.repeat(_DIMMED * (np.asarray(gray)[..., None] / 255), 3, axis=2))
+    # Where the preprocessing pads, the box reaches over the image's edge; what is outside is cut off again.
+    part = np.asarray(gray.crop((left, top, right, bottom))) / 255
+    shown.paste(_image(look.blend(part, scaled(values, (right - left, bottom - top)))), (left, top))
+    return shown
 
 
 def dimmed(picture: Image.Image) -> Image.Image:
