@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, lru_cache
@@ -25,7 +24,7 @@ from captum_unioncam.methods.registry import names
 from captum_unioncam.models.subject import ExplainedModel
 from captum_unioncam.models.zoo import DEMO_MODEL
 from captum_unioncam.report.comparison import best_methods, comparison_table
-from captum_unioncam.report.html import data_uri, jpeg_uri, png_uri, render
+from captum_unioncam.report.html import data_uri, jpeg_uri, picture_uri, png_uri, render
 from captum_unioncam.report.images import as_picture, dimmed, heat, sheet
 from captum_unioncam.report.panels import HeatMap, explanation_maps, panel, png
 from captum_unioncam.system.errors import Failure, WrongArgument
@@ -349,10 +348,8 @@ def _alike(one: Tensor, other: Tensor) -> bool:
 
 def _raw(values: Tensor) -> tuple[str, str]:
     """A map as it is, a pixel for each of its places, and its size in words."""
-    width, height = values.shape[3], values.shape[2]
-    file = io.BytesIO()
-    heat(values, (width, height)).save(file, "PNG")
-    return png_uri(file.getvalue()), f"{height} x {width}"
+    height, width = values.shape[2:]
+    return picture_uri(heat(values, (width, height)), "png"), f"{height} x {width}"
 
 
 def python_lines(explanation: Explanation, name: str, picture: Image.Image, device: str | None) -> str:

@@ -62,9 +62,20 @@ def png_uri(content: bytes) -> str:
 
 def jpeg_uri(picture: Image.Image) -> str:
     """The image, in mode RGB, as a ``data:`` URI of a JPEG file, smaller than PNG: a page may hold hundreds."""
+    return picture_uri(picture, "jpeg", quality=85)
+
+
+def picture_uri(picture: Image.Image, form: str, **options: Any) -> str:
+    """The image as a ``data:`` URI.
+
+    Args:
+        picture (PIL.Image.Image): In a mode that the format has.
+        form (str): "jpeg" or "png".
+        options (Any): Of the file, as Pillow takes them.
+    """
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=85)
-    return data_uri("image/jpeg", file.getvalue())
+    picture.save(file, form, **options)
+    return data_uri(f"image/{form}", file.getvalue())
 
 
 @cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from captum_unioncam.engine.maps import minmax, up
-from captum_unioncam.report.html import png_uri
+from captum_unioncam.report.html import picture_uri
 from captum_unioncam.system.errors import WrongArgument
 from captum_unioncam.system.imports import suggestion
 
@@ -152,9 +151,7 @@ def sheet(values: Tensor, size: tuple[int, int], look: Look | None = None) -> st
     levels = (np.arange(256) + 0.5) / 256
     picture = Image.fromarray(np.minimum(scaled(values, size) * 256, 255).astype(np.uint8))
     picture.putpalette(((look or Look()).colors(levels)[:, :3] * 255).round().astype(np.uint8).tobytes())
-    file = io.BytesIO()
-    picture.save(file, "PNG", transparency=(_share(levels) * 255).round().astype(np.uint8).tobytes())
-    return png_uri(file.getvalue())
+    return picture_uri(picture, "png", transparency=(_share(levels) * 255).round().astype(np.uint8).tobytes())
 
 
 def _share(values: Pixels) -> Pixels:
