@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-from dataclasses import dataclass
 from functools import cache
+from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -28,26 +28,16 @@ def render(template: str, **values: Any) -> bytes:
     return _templates().get_template(template).render(values).encode(errors="replace")
 
 
-@dataclass(frozen=True)
-class Script:
-    """A script within a page.
+def script(name: str) -> dict[str, str]:
+    """One of the package's scripts, which lie beside the templates.
 
-    Args:
-        text (Markup): As it is in the page.
-        hash (str): Of SHA-256 in base64, by which the page's policy allows it and no other.
+    Returns:
+        *dict*: "text", as it is in the page, and "hash", of SHA-256 in base64, by which the page's policy allows this
+        script and no other.
     """
-
-    text: Markup
-    hash: str
-
-
-def script(name: str) -> Script:
-    """One of the package's scripts, which lie beside the templates."""
-    environment = _templates()
-    assert environment.loader is not None
-    text, _, _ = environment.loader.get_source(environment, name)
+    text = files("captum_unioncam.report").joinpath("templates", name).read_text("utf-8")
     # It is the package's own, and not escaped.
-    return Script(Markup(text), base64.b64encode(hashlib.sha256(text.encode()).digest()).decode())
+    return {"text": Markup(text), "hash": base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}
 
 
 def data_uri(media_type: str, content: bytes) -> str:
