@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from captum_unioncam.evaluation.records import MAP_SIZE, Record
-from captum_unioncam.metrics.table import Metric, all_metrics
+from captum_unioncam.metrics.table import all_metrics
 from captum_unioncam.report.images import Look
 from captum_unioncam.report.statistics import Summary, class_name, class_table, target_of
 from captum_unioncam.report.tables import display_classes
@@ -77,13 +77,9 @@ def _map(record: Record) -> dict[str, Any]:
     if record.error is not None:
         return found | {"error": record.error}
     known = all_metrics()
-    numbers = [_number(known[name], value) for name, value in record.values.items() if name in known]
+    numbers = [f"{name} {known[name].text(value)}" for name, value in record.values.items() if name in known]
     confidence = None if record.confidence is None else f"{record.confidence:.3f}"
     return found | {"map": record.map, "confidence": confidence, "numbers": numbers}
-
-
-def _number(metric: Metric, value: float) -> str:
-    return f"{metric.name} {metric.text(value)}"
 
 
 def _colors(look: Look) -> list[int]:
