@@ -25,11 +25,9 @@ def comparison_table(comparison: Comparison) -> pd.DataFrame:
 def comparison_text(comparison: Comparison) -> str:
     """The table as plain text, with a star before each metric's best value."""
     table = comparison_table(comparison)
-    for metric, column in zip(comparison.metrics, table.columns[1:], strict=True):
-        best = best_method(comparison, metric)
-        if best is not None:
-            row = table["method"] == best
-            table.loc[row, column] = "*" + table.loc[row, column]
+    for column, best in zip(table.columns, best_methods(comparison), strict=True):
+        row = table["method"] == best
+        table.loc[row, column] = "*" + table.loc[row, column]
     return str(table.to_string(index=False))
 
 
