@@ -106,12 +106,9 @@ def trade_off_plot(summary: Summary) -> Figure | None:
         figure = Figure(figsize=(9, max(4.5, 1 + 0.24 * len(methods))), layout="constrained")
         axis = figure.subplots()
         for i, method in enumerate(methods):
-            (drop, *drops), (insertion, *insertions) = x[i], y[i]
-            left_right, below_above = (
-                np.abs(np.array(ends) - mean)[:, None] for ends, mean in ((drops, drop), (insertions, insertion))
-            )
+            left_right, below_above = (np.abs(ends - mean)[:, None] for mean, *ends in (x[i], y[i]))
             style, color = "osD^v"[i // 10 % 5], f"C{i % 10}"
-            axis.errorbar(drop, insertion, below_above, left_right, style, color=color, elinewidth=0.8, label=method)
+            axis.errorbar(x[i, 0], y[i, 0], below_above, left_right, style, color=color, elinewidth=0.8, label=method)
         axis.set(xlabel=across.heading, ylabel=up.heading)
         axis.grid(alpha=0.3)
         figure.legend(loc="outside right upper", fontsize=8, frameon=False)
