@@ -195,7 +195,8 @@ def class_table(summary: Summary, targets: Iterable[int] | None = None, resample
         table.insert(0, "class", summary.classes[target])
         table.insert(1, "target", target)
         tables.append(table)
-    return pd.concat(tables or [summary.table[:0].drop(columns="failures")], ignore_index=True)
+    columns = ["class", "target", *summary.table.columns.drop("failures")]
+    return pd.concat(tables or [pd.DataFrame(columns=columns)], ignore_index=True)
 
 
 def paired_differences(summary: Summary, against: str, resamples: int = 1000) -> pd.DataFrame:

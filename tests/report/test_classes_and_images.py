@@ -98,6 +98,17 @@ def test_the_command_prints_classes_and_writes_them(capsys, folder, records):
     assert "--against and --by-class: are two tables; give one" in capsys.readouterr().err
 
 
+def test_where_all_failed_there_is_no_class(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    failed = Record("a.png", 3, "ring", "union_cam", error="RuntimeError: out of luck")
+    folder = write_evaluation(tmp_path / "evaluation", [failed], {"data": "x", "model": "demo", "preprocess": "auto"})
+    assert main(["report", str(folder), "--by-class"]) == 0
+    assert "out of luck" in capsys.readouterr().out
+    header = "class,target,method,metric,mean,low,high,n"
+    assert (folder / "report" / "by_class.csv").read_text().splitlines() == [header]
+    assert main(["report", str(folder), "--by-class", "--format", "markdown"]) == 0
+
+
 def page_in(folder, records, photo):
     """Without the plots."""
     path = folder / "report.html"
