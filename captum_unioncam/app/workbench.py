@@ -118,7 +118,6 @@ class Answer:
     def page(self) -> str:
         """All but the code, as a piece of HTML."""
         explanation, photo = self.explanation, as_picture(self.comparison.photo)
-        table = comparison_table(self.comparison)
         return render(
             "app.html",
             answer=self,
@@ -131,8 +130,7 @@ class Answer:
             maps=[(each.title.splitlines(), sheet(each.values, photo.size), each) for each in self.heat_maps],
             raw=_raw(explanation.map) if explanation else None,
             downloads=self._downloads() if self.code and not self.computing else {},
-            headings=list(table.columns),
-            rows=table.to_numpy().tolist(),
+            table=comparison_table(self.comparison),
             best=best_methods(self.comparison),
         ).decode()
 

@@ -83,14 +83,12 @@ def comparison_page(comparison: Comparison, look: Look | None = None, curves: bo
         comparison, look: As ``comparison_panel`` takes them.
         curves (bool): Show ``comparison_curves``. Default: False
     """
-    table = comparison_table(comparison)
     return render(
         "comparison.html",
         comparison=comparison,
         panel=png_uri(png(comparison_panel(comparison, look))),
         curves=png_uri(png(comparison_curves(comparison))) if curves else None,
-        headings=list(table.columns),
-        rows=table.to_numpy().tolist(),
+        table=comparison_table(comparison),
         best=best_methods(comparison),
     )
 
