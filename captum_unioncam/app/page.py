@@ -114,7 +114,7 @@ def _check_uploaded(value: Any) -> None:
 class _Handlers:
     """The functions behind the page's controls. They take Gradio's values, and raise errors as sentences."""
 
-    def __init__(self, workbench: Workbench, listeners: Listeners | None = None) -> None:
+    def __init__(self, workbench: Workbench, listeners: Listeners) -> None:
         self.workbench, self.listeners = workbench, listeners
 
     def check(self, file: FileData | None) -> None:
@@ -153,18 +153,16 @@ class _Handlers:
         layer: str | None,
         theta: float,
         channel_weights: str,
-        quality: str = "exact",
-        request: gr.Request | None = None,
+        quality: str,
+        request: gr.Request,
         progress: gr.Progress = _PROGRESS,
     ) -> Iterator[list[Any]]:
         """What ``_shown`` gives of each answer, as it is ready."""
         with _as_sentence():
             question = _question(model, target, methods, layer, theta, channel_weights, quality)
-            visitor = None if request is None else str(request.session_hash)
-            is_wanted = (
-                None if self.listeners is None or visitor is None else partial(self.listeners.is_waiting, visitor)
-            )
-            if is_wanted is not None and not is_wanted():
+            visitor = str(request.session_hash)
+            is_wanted = partial(self.listeners.is_waiting, visitor)
+            if not is_wanted():
                 raise Stopped("nobody waits for the answer any more; ask again.")
             name, picture = _opened(file)
             _watch(progress, self.workbench.stop_if_unwanted)
@@ -175,7 +173,7 @@ class _Handlers:
                     doing = f"Computing {answer.computing} …" if answer.computing else ""
                     yield _shown(answer, doing or f"Done in {time.monotonic() - start:.1f} s.")
             except Stopped:
-                if answer is None or self.listeners is None or not self.listeners.is_stopped(str(visitor)):
+                if answer is None or not self.listeners.is_stopped(visitor):
                     raise
                 yield _shown(
                     replace(answer, computing=""), f"Stopped before {answer.computing}; the rest is not computed."
@@ -183,8 +181,7 @@ class _Handlers:
 
     def stop(self, request: gr.Request) -> None:
         """Stops the visitor's answer before the next pass of the model."""
-        if self.listeners is not None:
-            self.listeners.stop(str(request.session_hash))
+        self.listeners.stop(str(request.session_hash))
 
 
 def _shown(answer: Answer, status: str) -> list[Any]:
@@ -284,13 +281,13 @@ def choices(subject: ExplainedModel) -> tuple[dict[str, Any], dict[str, Any]]:
     )
 
 
-def build_page(workbench: Workbench, folder: Path, listeners: Listeners | None = None) -> gr.Blocks:
+def build_page(workbench: Workbench, folder: Path, listeners: Listeners) -> gr.Blocks:
     """The page, not served yet.
 
     Args:
         workbench (Workbench): Answers the questions; its model is loaded.
         folder (Path): For the files of the demo images.
-        listeners (Listeners or None): Visitors that wait for an answer; others get none. Default: None, all get one
+        listeners (Listeners): Visitors that wait for an answer; others get none.
 
     Raises:
         WrongArgument, Failure: As ``Workbench.subject``.
@@ -452,21 +449,20 @@ class _GuardedApp(App):
 
 @contextmanager
 def _environment(folder: Path) -> Iterator[None]:
-    """Sets the environment variables that Gradio reads, such as the folder of uploads, and restores them."""
+    """Sets the environment variables that Gradio reads or sets, such as the folder of uploads, and restores them."""
     given = {
         "GRADIO_TEMP_DIR": str(folder),
         "GRADIO_ANALYTICS_ENABLED": "False",
         "HF_HUB_DISABLE_TELEMETRY": "True",
     }
-    before = {name: os.environ.get(name) for name in given}
+    before = {name: os.environ[name] for name in given.keys() & os.environ.keys()}
     os.environ.update(given)
     try:
         yield
     finally:
-        for name, value in before.items():
+        for name in given:
             os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+        os.environ.update(before)
 
 
 @contextmanager

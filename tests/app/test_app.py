@@ -399,7 +399,10 @@ def test_closing_stops_what_is_running(photo):
 
 
 def explain(workbench, file, model="demo", target=PREDICTED, compared=(), layer=None, theta=10, quality="exact"):
-    *_, last = page._Handlers(workbench).explain(file, model, target, list(compared), layer, theta, "score", quality)
+    listeners, mine = Listeners(), SimpleNamespace(session_hash="me")
+    handlers = page._Handlers(workbench, listeners)
+    with listeners.listening("me"):
+        *_, last = handlers.explain(file, model, target, list(compared), layer, theta, "score", quality, mine)
     return last
 
 
@@ -449,7 +452,7 @@ def test_what_is_asked_for_wrongly_is_told_in_a_sentence(workbench, photo, monke
 def test_a_file_that_is_no_picture_is_refused_without_telling_where_it_lies(workbench, tmp_path):
     stored = tmp_path / "stored.jpg"
     stored.write_text("no image")
-    for call in (page._Handlers(workbench).check, lambda file: explain(workbench, file)):
+    for call in (page._Handlers(workbench, Listeners()).check, lambda file: explain(workbench, file)):
         with pytest.raises(gr.Error) as caught:
             call(uploaded(stored, "<b>holiday.jpg"))
         assert caught.value.message == (
@@ -466,7 +469,7 @@ def test_weights_that_cannot_be_downloaded_leave_nothing_to_choose(workbench, mo
     warnings = []
     monkeypatch.setattr(models, "get_model", no_network)
     monkeypatch.setattr(gr, "Warning", lambda message, duration: warnings.append(message))
-    layer, target = page._Handlers(workbench).choose("resnet18")
+    layer, target = page._Handlers(workbench, Listeners()).choose("resnet18")
     assert (layer["choices"], layer["value"]) == ([], None)
     assert (target["choices"], target["value"]) == ([("the most probable", PREDICTED)], PREDICTED)
     assert len(warnings) == 1
@@ -490,14 +493,14 @@ def test_large_pictures_are_opened_in_one_thread(tmp_path, monkeypatch):
 
 
 def test_another_model_brings_its_layers_and_classes(workbench):
-    layer, target = page._Handlers(workbench).choose("demo")
+    layer, target = page._Handlers(workbench, Listeners()).choose("demo")
     assert layer["value"] == "features.15"
     assert "features.7" in layer["choices"]
     assert target["choices"][1:3] == [(f"{demo.CLASS_NAMES[0]} (0)", "0"), (f"{demo.CLASS_NAMES[1]} (1)", "1")]
 
 
 def test_a_bar_chooses_its_class_of_the_network_that_is_chosen(workbench):
-    choose_class = page._Handlers(workbench).choose_class
+    choose_class = page._Handlers(workbench, Listeners()).choose_class
     name = workbench.subject("demo").classifier.class_name(3)
     assert choose_class(SimpleNamespace(value=f"{name} (3)"), "demo") == "3"
     for value in ("lamp (3)", f"{name} (2)", f"{name} (8)", name, "", None):

@@ -252,7 +252,9 @@ def test_pictures_of_too_many_pixels_are_refused_before_they_are_decoded(tmp_pat
     limit = Image.MAX_IMAGE_PIXELS
     Image.new("RGB", (100, 60)).save(tmp_path / "stored.png")
     with pytest.raises(gr.Error, match=r"large\.png: has .* million pixels, more than"):
-        page._Handlers(Workbench()).check(FileData(path=str(tmp_path / "stored.png"), orig_name="large.png"))
+        page._Handlers(Workbench(), guard.Listeners()).check(
+            FileData(path=str(tmp_path / "stored.png"), orig_name="large.png")
+        )
     assert limit == Image.MAX_IMAGE_PIXELS
 
 
