@@ -136,11 +136,8 @@ class _Handlers:
         """The class of a bar that was clicked, for the list of classes; the bars may be of another network."""
         with _as_sentence():
             _check_type("model", model, str)
-            name, _, index = str(bar.value).removesuffix(")").rpartition(" (")
-            subject = self.workbench.subject(model)
-            if not (index.isdecimal() and int(index) < subject.classes) or (
-                subject.classifier.class_name(int(index)) != name
-            ):
+            index = dict(_class_choices(self.workbench.subject(model))).get(str(bar.value))
+            if index is None:
                 raise Failure(f"{bar.value}: is a class of another network; press Explain for those of {model}.")
             return index
 
@@ -274,11 +271,15 @@ def _within_limit(path: Path) -> Image.Image:
 
 def choices(subject: ExplainedModel) -> tuple[dict[str, Any], dict[str, Any]]:
     """The choices of layer and class, as arguments of a ``gr.Dropdown`` each."""
-    classes = [(f"{subject.classifier.class_name(index)} ({index})", str(index)) for index in range(subject.classes)]
     return (
         {"choices": list(dict.fromkeys([subject.layer_name, *subject.spatial_layers()])), "value": subject.layer_name},
-        {"choices": [_MOST_PROBABLE, *classes], "value": _PREDICTED},
+        {"choices": [_MOST_PROBABLE, *_class_choices(subject)], "value": _PREDICTED},
     )
+
+
+def _class_choices(subject: ExplainedModel) -> list[tuple[str, str]]:
+    """The model's classes, each as it is shown, with the value of the choice."""
+    return [(f"{subject.classifier.class_name(index)} ({index})", str(index)) for index in range(subject.classes)]
 
 
 def build_page(workbench: Workbench, folder: Path, listeners: Listeners) -> gr.Blocks:
