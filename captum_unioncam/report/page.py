@@ -28,10 +28,10 @@ from captum_unioncam.report.ranks import RULE, method_ranks, rank_plot
 from captum_unioncam.report.statistics import Summary, class_name, paired_differences, ranking, summarize, target_of
 from captum_unioncam.report.tables import (
     MOST_FAILURES,
+    as_latex,
+    as_markdown,
     display_differences,
     display_table,
-    latex_table,
-    markdown_table,
     remarks,
 )
 from captum_unioncam.system.errors import Failure
@@ -76,11 +76,11 @@ def write_report(folder: Path, photo: Photo, summary: Summary | None = None, aga
     summary = summary or summarize(read_records(folder))
     if not summary.records and not summary.failed and not summary.shortages:
         raise Failure(f"{folder}: holds no records; run captum-unioncam evaluate with it first.")
-    plots = plots_of(summary)
+    plots, shown = plots_of(summary), display_table(summary)
     contents = {
         "table.csv": summary.table.to_csv(index=False).encode(errors="replace"),
-        "table.md": markdown_table(summary).encode(errors="replace"),
-        "table.tex": latex_table(summary).encode(errors="replace"),
+        "table.md": as_markdown(*shown).encode(errors="replace"),
+        "table.tex": as_latex(*shown).encode(errors="replace"),
         **{f"{plot.name}.png": plot.content for plot in plots},
         "report.html": report_page(summary, settings, photo, plots, against),
     }

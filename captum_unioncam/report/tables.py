@@ -203,13 +203,8 @@ def _failure_line(group: FailureGroup) -> str:
     return f"{group.count:5}  {', '.join(group.methods)}: {group.message} ({images})"
 
 
-def markdown_table(summary: Summary) -> str:
-    """The table in Markdown, methods as code, the best values bold."""
-    return as_markdown(*display_table(summary))
-
-
 def as_markdown(texts: pd.DataFrame, best: pd.DataFrame) -> str:
-    """A table of texts in Markdown."""
+    """A table of texts, as ``display_table`` returns it, in Markdown: methods as code, the best values bold."""
     texts = texts.mask(best, "**" + texts + "**")
     # These two characters and line breaks have a meaning within code.
     codes = [" ".join(str(name).replace("`", "'").replace("|", r"\|").split()) for name in texts.index]
@@ -218,13 +213,8 @@ def as_markdown(texts: pd.DataFrame, best: pd.DataFrame) -> str:
     return f"{texts.to_markdown(disable_numparse=True, colalign=align)}\n"
 
 
-def latex_table(summary: Summary) -> str:
-    """The table as a LaTeX ``tabular`` for the package booktabs, the best values bold."""
-    return as_latex(*display_table(summary))
-
-
 def as_latex(texts: pd.DataFrame, best: pd.DataFrame) -> str:
-    """A table of texts as a LaTeX ``tabular``."""
+    """A table of texts as a LaTeX ``tabular`` for the package booktabs, the best values bold."""
     texts, best = texts.reset_index(), best.reset_index(drop=True)
     best.insert(0, "method", False)
     styles = best.map(lambda is_best: "font-weight: bold" if is_best else "")

@@ -21,7 +21,7 @@ from captum_unioncam.report.page import plots_of, report_page, write_report
 from captum_unioncam.report.panels import png
 from captum_unioncam.report.plots import box_plot, curve_plot
 from captum_unioncam.report.statistics import bootstrap_intervals, summarize
-from captum_unioncam.report.tables import latex_table, markdown_table, remarks
+from captum_unioncam.report.tables import as_latex, as_markdown, display_table, remarks
 from captum_unioncam.system.errors import Failure, WrongArgument
 from tests import report
 
@@ -78,6 +78,10 @@ def records():
 
 def failed(record, error="RuntimeError: out of memory"):
     return Record(record.image, record.target, record.target_name, record.method, error)
+
+
+def markdown_table(summary):
+    return as_markdown(*display_table(summary))
 
 
 def no_photo(_name):
@@ -420,7 +424,7 @@ def test_of_equal_means_and_of_one_method_none_is_the_best(records):
 
 def test_the_latex_table_is_a_tabular_with_its_text_escaped(records):
     special = [replace(r, method=SPECIAL) if r.method == "grad_cam" else r for r in records]
-    latex = latex_table(summarize(special))
+    latex = as_latex(*display_table(summarize(special)))
     for rule in (r"\begin{tabular}{lrrrrrrrrr}", r"\toprule", r"\midrule", r"\bottomrule", r"\end{tabular}"):
         assert latex.count(rule) == 1
     rows = [line.removesuffix(r"\\") for line in latex.splitlines() if line.endswith(r"\\")]
