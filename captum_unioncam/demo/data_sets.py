@@ -101,10 +101,7 @@ def write_voc(folder: Path, count: int, seed: int) -> None:
 def _side_by_side(shown: list[DrawnPicture]) -> Image.Image:
     from PIL import Image
 
-    picture = Image.new("RGB", (PICTURE_SIZE * len(shown), PICTURE_SIZE))
-    for place, drawn in enumerate(shown):
-        picture.paste(drawn.picture, (PICTURE_SIZE * place, 0))
-    return picture
+    return Image.fromarray(np.hstack([np.asarray(drawn.picture) for drawn in shown]))
 
 
 def _annotation(file_name: str, shown: list[DrawnPicture]) -> bytes:
