@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 import numpy as np
@@ -64,7 +64,7 @@ def write_image_folder(folder: Path, count: int, seed: int) -> None:
     for index in range(count):
         drawn = draw(seed, index)
         make_folder(folder / drawn.class_name)
-        write_whole(folder / drawn.class_name / f"{index:05d}.png", _encoded(drawn.picture, "PNG"))
+        write_whole(folder / drawn.class_name / f"{index:05d}.png", encoded(drawn.picture, "PNG"))
 
 
 def write_voc(folder: Path, count: int, seed: int) -> None:
@@ -92,7 +92,7 @@ def write_voc(folder: Path, count: int, seed: int) -> None:
         shown = [draw(seed, index)]
         if index % 3 == 2:
             shown.append(next(drawn for drawn in neighbours if drawn.class_name != shown[0].class_name))
-        write_whole(root / "JPEGImages" / f"{index:06d}.jpg", _encoded(_side_by_side(shown), "JPEG"))
+        write_whole(root / "JPEGImages" / f"{index:06d}.jpg", encoded(_side_by_side(shown), "JPEG", quality=95))
         write_whole(root / "Annotations" / f"{index:06d}.xml", _annotation(f"{index:06d}.jpg", shown))
     test_list = "".join(f"{index:06d}\n" for index in range(count))
     write_whole(root / "ImageSets" / "Main" / "test.txt", test_list.encode())
@@ -126,7 +126,8 @@ def _add_numbers(parent: Element, tag: str, **numbers: int) -> None:
         SubElement(entry, name).text = str(number)
 
 
-def _encoded(picture: Image.Image, file_format: str) -> bytes:
+def encoded(picture: Image.Image, file_format: str, **options: Any) -> bytes:
+    """The content of an image's file; the options are those of Pillow's ``save``."""
     file = io.BytesIO()
-    picture.save(file, format=file_format, quality=95)
+    picture.save(file, format=file_format, **options)
     return file.getvalue()

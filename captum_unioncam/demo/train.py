@@ -5,7 +5,6 @@ closer the target is to uniform, so that the network's confidence in a masked im
 """
 
 import argparse
-import io
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captum_unioncam.demo.data_sets import draw
+from captum_unioncam.demo.data_sets import draw, encoded
 from captum_unioncam.demo.network import EXPLAINED_LAYER, DemoNet
 from captum_unioncam.demo.pictures import CLASS_NAMES, PICTURE_SIZE, generate
 from captum_unioncam.system.files import write_whole
@@ -103,9 +102,7 @@ def write_weights(model: DemoNet, path: Path) -> None:
 
 def write_picture(path: Path) -> None:
     """Writes the demo image."""
-    file = io.BytesIO()
-    draw(PICTURE_SEED, PICTURE_INDEX).picture.save(file, format="PNG", optimize=True)
-    write_whole(path, file.getvalue())
+    write_whole(path, encoded(draw(PICTURE_SEED, PICTURE_INDEX).picture, "PNG", optimize=True))
 
 
 def _initialised(model: DemoNet) -> DemoNet:
