@@ -52,5 +52,4 @@ def load_picture() -> Image.Image:
     from PIL import Image
 
     with Image.open(_FOLDER / "picture.png") as picture:
-        rgb: Image.Image = picture.convert("RGB")
-    return rgb
+        return picture.convert("RGB")
