@@ -243,11 +243,9 @@ def _placed(shape: Shape, rng: np.random.Generator, smallest: float, largest: fl
     coverage = math.exp(rng.uniform(math.log(smallest), math.log(largest)))
     scale = min(PICTURE_SIZE * math.sqrt(coverage / area), (PICTURE_SIZE / 2 - 2) / extent)
     margin = scale * extent + 1 if inside else 0.0
-    x, y = _turned(
-        rng.uniform(0, 2 * math.pi),
-        rng.uniform(margin, PICTURE_SIZE - margin),
-        rng.uniform(margin, PICTURE_SIZE - margin),
-    )
+    angle = rng.uniform(0, 2 * math.pi)
+    # Plain numbers, since NumPy's own would make the coordinates float64.
+    x, y = _turned(angle, *rng.uniform(margin, PICTURE_SIZE - margin, 2).tolist())
     return shape(x / scale, y / scale) * scale
 
 
