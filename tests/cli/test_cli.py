@@ -184,12 +184,13 @@ def test_the_installed_command_prints_its_version():
 
 @pytest.mark.parametrize("missing", ["PIL", "safetensors", "torchvision"])
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(capsys, monkeypatch, missing):
-    without(missing, monkeypatch)
     for module in ("evaluation.explain", "models.zoo", "models.subject", "models.preprocessing", "datasets.pictures"):
         wing, _, name = f"captum_unioncam.{module}".rpartition(".")
+        package = importlib.import_module(wing)
         monkeypatch.delitem(sys.modules, f"{wing}.{name}", raising=False)
         # Else the one that is imported now would stay there, beside the old one in sys.modules.
-        monkeypatch.delattr(importlib.import_module(wing), name, raising=False)
+        monkeypatch.delattr(package, name, raising=False)
+    without(missing, monkeypatch)
     weights = ["--weights", "none.safetensors"] if missing == "safetensors" else []
     code, _, errors = run(capsys, "explain", "--model", "squeezenet1_1", *weights)
     assert code == 1
