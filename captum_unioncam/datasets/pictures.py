@@ -43,10 +43,8 @@ def open_picture(path: Path, from_pipes: bool = False) -> Image.Image:
         >>> demo.load_picture().save("photo.png")
         >>> image = open_picture(Path("photo.png"))
     """
-    with _explained(path):
-        if not from_pipes:
-            check_regular(path)
-        return _upright_rgb(path)
+    with _opened(path, from_pipes) as image:
+        return _rgb(path, ImageOps.exif_transpose(image))
 
 
 def open_mask(path: Path) -> Image.Image:
@@ -62,25 +60,29 @@ def open_mask(path: Path) -> Image.Image:
     Raises:
         Failure: As :func:`open_picture`.
     """
-    with _explained(path):
-        check_regular(path)
-        with _opened(path) as image:
-            values = np.asarray(ImageOps.exif_transpose(image))
-            if image.mode in ("LA", "PA", "RGBA"):
-                values = values[..., :-1]
-            marked = (values != 0).reshape(*values.shape[:2], -1).any(-1)
-            return Image.fromarray(np.where(marked, np.uint8(255), np.uint8(0)))
+    with _opened(path) as image:
+        values = np.asarray(ImageOps.exif_transpose(image))
+        if image.mode in ("LA", "PA", "RGBA"):
+            values = values[..., :-1]
+        marked = (values != 0).reshape(*values.shape[:2], -1).any(-1)
+        return Image.fromarray(np.where(marked, np.uint8(255), np.uint8(0)))
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Failures instead of the errors of reading an image."""
+def _opened(path: Path, from_pipes: bool = False) -> Iterator[Image.Image]:
+    """The image while it is read, with failures instead of the errors of reading it."""
     try:
         with warnings.catch_warnings():
             # Pillow warns above Image.MAX_IMAGE_PIXELS and refuses twice that; here both are errors.
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            yield
+            if not from_pipes:
+                check_regular(path)
+            Image.init()
+            formats = [name for name in _FORMATS if name in Image.OPEN]
+            with path.open("rb") as file, Image.open(file, formats=formats) as image:
+                _check_shape(path, image.size)
+                yield image
     except Failure:
         raise
     except FileNotFoundError as error:
@@ -98,19 +100,6 @@ def _explained(path: Path) -> Iterator[None]:
             raise Failure(f"{path}: {error.strerror}; give an image.") from error
         # Pillow's decoders raise errors of many types for broken data.
         raise Failure(f"{path}: cannot be decoded ({one_line(error)}); save or download it anew.") from error
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    Image.init()
-    with path.open("rb") as file, Image.open(file, formats=[name for name in _FORMATS if name in Image.OPEN]) as image:
-        _check_shape(path, image.size)
-        yield image
-
-
-def _upright_rgb(path: Path) -> Image.Image:
-    with _opened(path) as image:
-        return _rgb(path, ImageOps.exif_transpose(image))
 
 
 def _check_shape(path: Path, size: tuple[int, int]) -> None:
