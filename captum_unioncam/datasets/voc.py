@@ -42,13 +42,10 @@ class PascalVoc(BoxedPictures):
         stems = _listed(folder)
         if names.keys().isdisjoint(stems):
             raise no_data_set(folder, f"has no image of the test set in {_PICTURES}")
-        objects: dict[str, dict[str, list[Box]] | Failure] = {}
-        for stem in stems:
-            name = f"{_PICTURES}/{names.get(stem, f'{stem}.jpg')}"
-            try:
-                objects[name] = _voc_boxes(folder / _ANNOTATIONS / f"{stem}.xml")
-            except Failure as failure:
-                objects[name] = failure
+        objects = {
+            f"{_PICTURES}/{names.get(stem, f'{stem}.jpg')}": _voc_boxes(folder / _ANNOTATIONS / f"{stem}.xml")
+            for stem in stems
+        }
         found = {class_name for boxes in objects.values() if not isinstance(boxes, Failure) for class_name in boxes}
         # Other data sets in VOC's format have other classes.
         ordered = VOC_CLASSES if found <= set(VOC_CLASSES) else listed_classes(folder) or sorted(found)
@@ -81,8 +78,8 @@ def _listed(folder: Path) -> list[str]:
         raise no_data_set(folder, f"has no {_LISTS}/test.txt or val.txt that can be read") from error
 
 
-def _voc_boxes(annotation: Path) -> dict[str, list[Box]]:
-    """The boxes of each class."""
+def _voc_boxes(annotation: Path) -> dict[str, list[Box]] | Failure:
+    """The boxes of each class, or why they cannot be read."""
     from torchvision import datasets
 
     boxes: dict[str, list[Box]] = {}
@@ -95,12 +92,12 @@ def _voc_boxes(annotation: Path) -> dict[str, list[Box]]:
             xmin, ymin, xmax, ymax = (round(float(corners[key])) for key in ("xmin", "ymin", "xmax", "ymax"))
             # Pascal counts pixels from 1, and includes the last.
             boxes.setdefault(entry["name"], []).append((xmin - 1, ymin - 1, xmax, ymax))
-    except FileNotFoundError as error:
-        raise Failure(f"{annotation}: does not exist; unpack the data set anew.") from error
+    except FileNotFoundError:
+        return Failure(f"{annotation}: does not exist; unpack the data set anew.")
     except Exception as error:
         # Files in other formats raise errors of many types.
-        raise Failure(
+        return Failure(
             f"{annotation}: is not an annotation of Pascal VOC ({type(error).__name__}: {one_line(error)}); unpack the "
             "data set anew."
-        ) from error
+        )
     return boxes

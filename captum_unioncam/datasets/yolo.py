@@ -37,12 +37,8 @@ class Yolo(BoxedPictures):
         for path in pictures_below(folder / _PICTURES):
             name = path.relative_to(folder).as_posix()
             place = PurePosixPath(_LABELS, *PurePosixPath(name).parts[1:]).with_suffix(".txt")
-            try:
-                boxes = _read(folder / place, classes) if os.path.lexists(folder / place) else {}
-            except Failure as failure:
-                objects[name] = failure
-            else:
-                objects |= {name: boxes} if boxes else {}
+            if os.path.lexists(folder / place) and (boxes := _read(folder / place, classes)):
+                objects[name] = boxes
         if not objects:
             raise no_data_set(folder, f"has no image in {_PICTURES} with boxes in {_LABELS}/NAME.txt")
         numbers = {label for of in objects.values() if not isinstance(of, Failure) for label in of}
@@ -60,8 +56,8 @@ def is_yolo(folder: Path) -> bool:
     )
 
 
-def _read(file: Path, classes: list[str] | None) -> dict[str, list[Box]]:
-    """The boxes of each class."""
+def _read(file: Path, classes: list[str] | None) -> dict[str, list[Box]] | Failure:
+    """The boxes of each class, or why they cannot be read."""
     boxes: dict[str, list[Box]] = {}
     try:
         check_regular(file)
@@ -73,7 +69,7 @@ def _read(file: Path, classes: list[str] | None) -> dict[str, list[Box]]:
                     raise ValueError(f"line {number}: {error}") from error
                 boxes.setdefault(label, []).append(box)
     except (OSError, ValueError) as error:
-        raise Failure(f"{file}: {getattr(error, 'strerror', None) or one_line(error)}.") from error
+        return Failure(f"{file}: {getattr(error, 'strerror', None) or one_line(error)}.")
     return boxes
 
 
