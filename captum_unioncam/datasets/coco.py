@@ -6,11 +6,12 @@ import io
 import os
 from collections.abc import Iterable
 from contextlib import redirect_stdout
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops
 
 from captum_unioncam.datasets.annotated import AnnotatedPictures
 from captum_unioncam.datasets.base import no_data_set
@@ -56,10 +57,7 @@ class Coco(AnnotatedPictures[int]):
     def _mask(self, size: tuple[int, int], objects: list[int]) -> Image.Image:
         if self._loaded is None:
             self._loaded = _load(self._file)
-        marked = Image.new("L", size)
-        for number in objects:
-            marked.paste(255, mask=self._mask_of(size, self._loaded.anns[number]))
-        return marked
+        return reduce(ImageChops.lighter, (self._mask_of(size, self._loaded.anns[number]) for number in objects))
 
     def _mask_of(self, size: tuple[int, int], annotation: dict[str, Any]) -> Image.Image:
         image = self._loaded.imgs[annotation["image_id"]]

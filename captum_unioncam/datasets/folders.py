@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from pathlib import Path, PurePosixPath
 
-from PIL import Image
+from PIL import Image, ImageChops
 
 from captum_unioncam.datasets.annotated import AnnotatedPictures
 from captum_unioncam.datasets.base import DataSet, Sample, no_data_set
@@ -85,10 +86,7 @@ class MaskedPictures(AnnotatedPictures[str]):
         super().__init__(folder, objects, outputs, list(places))
 
     def _mask(self, size: tuple[int, int], objects: list[str]) -> Image.Image:
-        mask = Image.new("L", size)
-        for place in objects:
-            mask.paste(255, mask=_fitting(self._folder / place, size))
-        return mask
+        return reduce(ImageChops.lighter, (_fitting(self._folder / place, size) for place in objects))
 
 
 def has_masks(folder: Path) -> bool:
