@@ -32,7 +32,8 @@ class ClassFolders(DataSet):
             ordered = folders_in(folder)
         except OSError as error:
             raise no_data_set(folder, error.strerror or "cannot be read") from error
-        if _is_mirror(folder, ordered):
+        if MASKS in ordered and not set(ordered).isdisjoint(folders_in(folder / MASKS)):
+            # It holds the masks of the class folders beside it, and is no class itself.
             ordered.remove(MASKS)
         if not ordered:
             raise no_data_set(folder, "has no subfolder")
@@ -92,11 +93,6 @@ class MaskedPictures(AnnotatedPictures[str]):
 def has_masks(folder: Path) -> bool:
     """Whether there are images in the folder and masks beside them."""
     return (folder / MASKS).is_dir() and bool(pictures_in(folder))
-
-
-def _is_mirror(folder: Path, classes: list[str]) -> bool:
-    """Whether the folder "masks" holds those of the class folders beside it, and is no class itself."""
-    return MASKS in classes and not set(classes).isdisjoint(folders_in(folder / MASKS))
 
 
 def _fitting(path: Path, size: tuple[int, int]) -> Image.Image:
