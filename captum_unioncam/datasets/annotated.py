@@ -54,9 +54,7 @@ class AnnotatedPictures(DataSet, Generic[ObjectT]):
         targets = self.targets(name)
         picture = open_picture(self._folder / name)
         try:
-            masks: dict[int, Image.Image | None] = {
-                target: self._mask(picture.size, self._objects[name][target]) for target in targets
-            }
+            masks = {target: self._mask(picture.size, self._objects[name][target]) for target in targets}
         except ValueError as error:
             raise Failure(f"{self._folder / name}: {error}; give the annotation of this image.") from error
         return Sample(picture, masks)
@@ -75,10 +73,8 @@ class BoxedPictures(AnnotatedPictures[Box]):
 
     def sample(self, name: str) -> Sample:
         sample = super().sample(name)
-        size = sample.picture.size
-        return replace(
-            sample, boxes={target: self._boxes(size, self._objects[name][target]) for target in sample.objects}
-        )
+        boxes = {target: self._boxes(sample.picture.size, of) for target, of in self._objects[name].items()}
+        return replace(sample, boxes=boxes)
 
     def _mask(self, size: tuple[int, int], objects: list[Box]) -> Image.Image:
         return mask_of_boxes(size, self._boxes(size, objects))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,14 +29,14 @@ class Sample:
 
     Args:
         picture (PIL.Image.Image): In mode RGB, as ``open_picture`` returns it.
-        objects (dict[int, PIL.Image.Image or None]): By target, an output of the model: an image in mode "L", of the
+        objects (Mapping[int, PIL.Image.Image or None]): By target, an output of the model: an image in mode "L", of the
             same size, 255 on the objects or within their boxes and 0 elsewhere; None where that is unknown.
-        boxes (dict[int, list[Box]]): By target, the boxes that its mask was made from. Default: none, it was not
+        boxes (Mapping[int, list[Box]]): By target, the boxes that its mask was made from. Default: none, it was not
     """
 
     picture: Image.Image
-    objects: dict[int, Image.Image | None]
-    boxes: dict[int, list[Box]] = field(default_factory=dict)
+    objects: Mapping[int, Image.Image | None]
+    boxes: Mapping[int, list[Box]] = field(default_factory=dict)
 
 
 class DataSet(ABC):
