@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, entry_points, version
 
 _PACKAGES = ("captum-unioncam", "captum", "torch", "torchvision", "pillow")
@@ -14,8 +15,6 @@ def package_versions(*more: str) -> dict[str, str]:
     plugins = {point.dist.name for group in _PLUGINS for point in entry_points(group=group) if point.dist}
     found = {}
     for package in (*_PACKAGES, *more, *sorted(plugins)):
-        try:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return found
