@@ -212,10 +212,7 @@ class ExplainedModel:
         given = self.output_fn
         output_fn = imported_function(given, f"output_fn={given!r}") if isinstance(given, str) else given
         returned = self.model(black.clone())
-        if output_fn is None:
-            if isinstance(returned, Tensor):
-                return
-        else:
+        if output_fn is not None:
             try:
                 returned = output_fn(returned)
             except Exception as error:
@@ -231,7 +228,8 @@ class ExplainedModel:
                 f"{one_line(error).partition('; ')[0]}; give output_fn='package.module:function', a function of that "
                 "to the tensor of shape (1, classes)."
             ) from error
-        self.model.register_forward_hook(partial(one_tensor, output_fn), with_kwargs=True)
+        if output_fn is not None or not isinstance(returned, Tensor):
+            self.model.register_forward_hook(partial(one_tensor, output_fn), with_kwargs=True)
 
     @torch.no_grad()
     def settle_confidence(self, shown: Iterable[Tensor], exclusive: bool) -> None:
@@ -292,16 +290,11 @@ class ExplainedModel:
     def _output(self, inputs: Tensor) -> Tensor:
         """The model's output, (1, classes)."""
         # A copy, since the model may write into its input.
-        returned = self.model(inputs.clone())
-        try:
-            output: object = output_tensor(returned, len(inputs))
-        except ValueError:
-            output = returned
-        if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[0] != 1 or output.is_complex():
-            what = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        output = output_tensor(self.model(inputs.clone()), len(inputs))
+        if output.dim() != 2 or output.shape[0] != 1:
             raise Failure(
-                f"name={self.classifier.name!r}: returned {what} for one image; give a model that returns a tensor "
-                "of shape (1, classes)."
+                f"name={self.classifier.name!r}: returned {tuple(output.shape)} for one image; give a model that "
+                "returns a tensor of shape (1, classes)."
             )
         if output.shape[1] == 0:
             raise Failure(f"name={self.classifier.name!r}: tells no classes apart; give another model or weights.")
