@@ -124,23 +124,14 @@ def _held(start: Tensor, end: Tensor, size: int) -> Tensor:
     return held | (thin[:, None] & (pixels == nearest[:, None]))
 
 
-def squeezed_to(size: int) -> Callable[[Image.Image], Tensor]:
-    """A ``fit`` that resizes to a square, without keeping the aspect."""
-    # A local function could not be pickled for another process.
-    return partial(_squeezed, size)
-
-
 def _squeezed(size: int, picture: Image.Image) -> Tensor:
+    """The image resized to a square, without keeping the aspect."""
     pixels = np.array(picture.resize((size, size), Image.Resampling.BILINEAR))
     return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
 
 
-def resized_and_cropped(size: int, crop: int) -> Callable[[Image.Image], Tensor]:
-    """A ``fit`` that resizes the shorter side to ``size`` and takes the middle square of ``crop`` pixels."""
-    return partial(_resized_and_cropped, size, crop)
-
-
 def _resized_and_cropped(size: int, crop: int, picture: Image.Image) -> Tensor:
+    """The middle square of ``crop`` pixels of the image, whose shorter side is resized to ``size``."""
     scale = size / min(picture.size)
     width, height = (max(size, round(side * scale)) for side in picture.size)
     left, top = (width - crop) // 2, (height - crop) // 2
@@ -179,10 +170,11 @@ def own_preprocessing(text: str) -> Preprocessing:
     size, crop = (None if name not in given else int(given[name][0]) for name in ("size", "crop"))
     if crop is not None and size is not None and crop > size:
         raise WrongArgument(f"crop: {crop} pixels are more than the size of {size}; give at most as many.")
-    fit = squeezed_to(size or 224) if crop is None else resized_and_cropped(size or crop, crop)
+    # Local functions could not be pickled for another process.
+    fit = partial(_squeezed, size or 224) if crop is None else partial(_resized_and_cropped, size or crop, crop)
     mean, std = (tuple((given.get(name, [usual]) * 3)[:3]) for name, usual in (("mean", 0.0), ("std", 1.0)))
     return Preprocessing(fit, mean, std)
 
 
-PAPER = Preprocessing(squeezed_to(224))
+PAPER = own_preprocessing("size=224")
 """The UnionCAM paper's preprocessing: resized to 224x224, in [0, 1], nothing else."""

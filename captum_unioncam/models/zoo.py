@@ -23,13 +23,7 @@ from captum_unioncam.models.hubs import (
     timm_preprocessing,
     with_names_of_transformers,
 )
-from captum_unioncam.models.preprocessing import (
-    PAPER,
-    Preprocessing,
-    own_preprocessing,
-    resized_and_cropped,
-    squeezed_to,
-)
+from captum_unioncam.models.preprocessing import PAPER, Preprocessing, own_preprocessing
 from captum_unioncam.models.weights import (
     StateDict,
     load_weights,
@@ -146,9 +140,9 @@ def preprocessing_of(name: str, preprocess: str = "auto") -> Preprocessing:
     if name == DEMO_MODEL:
         from captum_unioncam.demo.pictures import PICTURE_SIZE
 
-        return Preprocessing(squeezed_to(PICTURE_SIZE))
+        return own_preprocessing(f"size={PICTURE_SIZE}")
     if name == EFFICIENTNET_LITE0:
-        return Preprocessing(resized_and_cropped(256, 224), (127 / 255,) * 3, (128 / 255,) * 3)
+        return own_preprocessing(f"size=256 crop=224 mean={127 / 255} std={128 / 255}")
     weights = _torchvision_weights(name)
     transforms = weights.transforms()
     fit = weights.transforms(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))

@@ -17,7 +17,7 @@ from captum_unioncam.evaluation.judge import Judge
 from captum_unioncam.methods.settings import MethodSettings
 from captum_unioncam.metrics import table
 from captum_unioncam.metrics.attributions import one_channel
-from captum_unioncam.models.preprocessing import Preprocessing, squeezed_to
+from captum_unioncam.models.preprocessing import own_preprocessing
 from captum_unioncam.models.subject import ExplainedModel
 from captum_unioncam.system.errors import WrongArgument
 
@@ -84,7 +84,7 @@ def judge_one(judge, method, shown, target, objects=None, name=NAME, confidences
 
 def normalized(subject):
     """The same model, told that it wants its images normalized."""
-    preprocessing = Preprocessing(squeezed_to(112), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
+    preprocessing = own_preprocessing("size=112 mean=0.4,0.5,0.6 std=0.2,0.3,0.25")
     changed = ExplainedModel(device="cpu")
     changed.classifier = replace(changed.classifier, preprocessing=preprocessing)
     return changed

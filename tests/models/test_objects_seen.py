@@ -8,7 +8,7 @@ from torchvision.transforms import v2
 from torchvision.transforms._presets import ImageClassification
 
 from captum_unioncam.datasets.open import open_data_set
-from captum_unioncam.models.preprocessing import Preprocessing, squeezed_to
+from captum_unioncam.models.preprocessing import Preprocessing, own_preprocessing
 from captum_unioncam.models.zoo import preprocessing_of
 from tests.datasets.test_layouts import HEADER, write_table
 
@@ -52,7 +52,7 @@ def test_boxes_are_resized_and_cropped_with_their_picture(size):
     mask = Image.new("L", size)
     resized = v2.Compose([v2.Resize(24), v2.CenterCrop(20), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
     for fit, to_picture, shape in (
-        (squeezed_to(24), squeezed(size, 24), (24, 24)),
+        (own_preprocessing("size=24").fit, squeezed(size, 24), (24, 24)),
         (ImageClassification(crop_size=20, resize_size=24), cropped(size, 24, 20), (20, 20)),
         (resized, cropped(size, 24, 20), (20, 20)),
     ):
@@ -64,7 +64,7 @@ def test_boxes_are_resized_and_cropped_with_their_picture(size):
 def test_a_box_smaller_than_a_pixel_of_the_input_marks_one():
     mask = Image.new("L", (200, 100))
     mask.paste(255, (101, 51, 104, 53))
-    preprocessing = Preprocessing(squeezed_to(10))
+    preprocessing = own_preprocessing("size=10")
     assert not preprocessing.objects_seen(mask).any()
     assert preprocessing.objects_seen(mask, [(101, 51, 104, 53)]).nonzero().tolist() == [[5, 5]]
     assert preprocessing.objects_seen(mask, [(197, 98, 200, 100)]).nonzero().tolist() == [[9, 9]]
