@@ -150,6 +150,7 @@ def own_preprocessing(text: str) -> Preprocessing:
     Raises:
         WrongArgument: It cannot be read so, or a number does not fit.
     """
+    wanted = {"size": 1, "crop": 1, "mean": 3, "std": 3}
     given: dict[str, list[float]] = {}
     for part in text.split():
         name, _, value = part.partition("=")
@@ -157,16 +158,14 @@ def own_preprocessing(text: str) -> Preprocessing:
             given[name] = [float(number) for number in value.split(",")]
         except ValueError:
             name = ""
-        if name not in ("size", "crop", "mean", "std"):
+        if name not in wanted:
             raise WrongArgument(
                 f"preprocess={text!r}: cannot be read; give auto, paper, or such as 'size=256 crop=224 mean=0,0,0'."
             )
-    for name, wanted in (("size", 1), ("crop", 1), ("mean", 3), ("std", 3)):
-        numbers = given.get(name)
-        if numbers is not None and len(numbers) not in (1, wanted):
-            raise WrongArgument(f"{name}: has {len(numbers)} numbers; give {wanted}.")
-    if any(number <= 0 for name in ("size", "crop", "std") for number in given.get(name, ())):
-        raise WrongArgument("size, crop and std: are not all positive; give numbers above 0.")
+        if len(given[name]) not in (1, wanted[name]):
+            raise WrongArgument(f"{name}: has {len(given[name])} numbers; give {wanted[name]}.")
+        if name != "mean" and min(given[name]) <= 0:
+            raise WrongArgument("size, crop and std: are not all positive; give numbers above 0.")
     size, crop = (None if name not in given else int(given[name][0]) for name in ("size", "crop"))
     if crop is not None and size is not None and crop > size:
         raise WrongArgument(f"crop: {crop} pixels are more than the size of {size}; give at most as many.")
