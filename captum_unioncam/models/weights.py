@@ -135,9 +135,8 @@ def without_wrappers(state: StateDict, names: Collection[str]) -> StateDict:
     found = usual or common
     if not found:
         return state
-    most = max(found.values())
     order = {f"{word}.": place for place, word in enumerate(_WRAPPERS)}
-    prefix = min((prefix for prefix in found if found[prefix] == most), key=lambda each: order.get(each, len(order)))
+    prefix = min(found, key=lambda each: (-found[each], order.get(each, len(order))))
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
@@ -147,7 +146,7 @@ def with_current_names(state: StateDict) -> StateDict:
 
 
 def load_weights(model: Module, state: StateDict) -> str:
-    """Loads the weights; a ``Failure`` if they do not fit."""
+    """Loads the weights, and says what does not fit: nothing if they do."""
     own = model.state_dict()
     for name, value in state.items():
         if isinstance(own.get(name), Tensor) and own[name].is_floating_point() and not value.is_floating_point():
