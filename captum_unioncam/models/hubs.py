@@ -18,7 +18,7 @@ from captum_unioncam.models.preprocessing import PAPER, Preprocessing
 from captum_unioncam.system.errors import Failure, WrongArgument, one_line
 from captum_unioncam.system.imports import suggestion
 
-HUBS = ("timm:", "hf:")
+PREFIXES = ("timm:", "hf:")
 """How the names of these models begin."""
 
 RANDOM = "random"
@@ -122,7 +122,7 @@ def hugging_face_preprocessing(name: str) -> Preprocessing:
     return Preprocessing(fit, tuple(processor.image_mean), tuple(processor.image_std), is_bgr)
 
 
-def download_of_hub(name: str) -> str | None:
+def download_of(name: str) -> str | None:
     """What ``load_classifier`` will download for such a name, None if that lies in a folder or in the hub's cache."""
     library, _, own = name.partition(":")
     if library == "hf" and Path(own).is_dir():

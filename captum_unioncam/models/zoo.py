@@ -12,17 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import BatchNorm2d, Module
 
-from captum_unioncam.models import MODELS
-from captum_unioncam.models.hubs import (
-    HUBS,
-    RANDOM,
-    download_of_hub,
-    from_hugging_face,
-    from_timm,
-    hugging_face_preprocessing,
-    timm_preprocessing,
-    with_names_of_transformers,
-)
+from captum_unioncam.models import MODELS, hubs
 from captum_unioncam.models.preprocessing import PAPER, Preprocessing, own_preprocessing
 from captum_unioncam.models.weights import (
     StateDict,
@@ -91,9 +81,9 @@ def load_classifier(
         WrongArgument: There is no such model.
         Failure: The weights cannot be downloaded or read, or do not fit; the user's function failed.
     """
-    is_random = str(weights) == RANDOM and name.startswith(HUBS)
+    is_random = str(weights) == hubs.RANDOM and name.startswith(hubs.PREFIXES)
     state = None if weights is None or is_random else read_state_dict(weights)
-    if name.startswith(HUBS):
+    if name.startswith(hubs.PREFIXES):
         classifier = _of_hub(name, state, pretrained=weights is None)
     elif name == DEMO_MODEL:
         classifier = _demo()
@@ -107,7 +97,7 @@ def load_classifier(
     if state is not None:
         state = without_wrappers(state, classifier.model.state_dict().keys())
         if name.startswith("hf:"):
-            state = with_names_of_transformers(classifier.model, state)
+            state = hubs.with_names_of_transformers(classifier.model, state)
         problems = load_weights(classifier.model, state)
         if problems:
             raise Failure(
@@ -132,9 +122,9 @@ def preprocessing_of(name: str, preprocess: str = "auto") -> Preprocessing:
         return PAPER
     if preprocess != "auto":
         return own_preprocessing(preprocess)
-    if name.startswith(HUBS):
+    if name.startswith(hubs.PREFIXES):
         library, _, own = name.partition(":")
-        return timm_preprocessing(own) if library == "timm" else hugging_face_preprocessing(own)
+        return hubs.timm_preprocessing(own) if library == "timm" else hubs.hugging_face_preprocessing(own)
     if ":" in name:
         return _made_by_function(name).preprocessing
     if name == DEMO_MODEL:
@@ -151,7 +141,7 @@ def preprocessing_of(name: str, preprocess: str = "auto") -> Preprocessing:
 
 def _of_hub(name: str, state: StateDict | None, pretrained: bool) -> Classifier:
     library, _, own = name.partition(":")
-    made = from_timm(own, pretrained, state) if library == "timm" else from_hugging_face(own, pretrained)
+    made = hubs.from_timm(own, pretrained, state) if library == "timm" else hubs.from_hugging_face(own, pretrained)
     return Classifier(name, made[0], preprocessing_of(name), made[1])
 
 
@@ -187,8 +177,8 @@ class _BatchNormReLU6(BatchNorm2d):
 
 def download_of(name: str) -> str | None:
     """What ``load_classifier`` will download for a model without a file of weights, None if nothing."""
-    if name.startswith(HUBS):
-        return download_of_hub(name)
+    if name.startswith(hubs.PREFIXES):
+        return hubs.download_of(name)
     if ":" in name or name in (DEMO_MODEL, EFFICIENTNET_LITE0):
         return None
     weights = _torchvision_weights(name)
