@@ -72,9 +72,8 @@ def open_mask(path: Path) -> Image.Image:
 def _opened(path: Path, from_pipes: bool = False) -> Iterator[Image.Image]:
     """The image while it is read, with failures instead of the errors of reading it."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(action="ignore"):
             # Pillow warns above Image.MAX_IMAGE_PIXELS and refuses twice that; here both are errors.
-            warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             if not from_pipes:
                 check_regular(path)

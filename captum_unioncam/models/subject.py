@@ -384,9 +384,8 @@ def _device(name: str | None) -> torch.device:
     if name is None:
         return default_device()
     try:
-        with warnings.catch_warnings():
-            # Warnings about deprecated devices.
-            warnings.simplefilter("ignore")
+        # Warnings about deprecated devices.
+        with warnings.catch_warnings(action="ignore"):
             device = torch.device(name)
             # torch also parses devices that are not available.
             torch.zeros(1, device=device).item()

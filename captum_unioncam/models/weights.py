@@ -77,9 +77,8 @@ def read_state_dict(path: Path) -> StateDict:
 def _loaded_by_torch(path: Path) -> Any:
     if zipfile.is_zipfile(path):
         _check_not_compressed(path)
-    with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
-        warnings.simplefilter("ignore")
-        # torchvision's training script saves its arguments with the model.
+    # torchvision's training script saves its arguments with the model.
+    with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals([argparse.Namespace]):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 

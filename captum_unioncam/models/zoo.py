@@ -229,9 +229,8 @@ def _built_for(name: str, state: StateDict) -> tuple[Module, int]:
     """The untrained model with as many classes as the state dict has, and their number."""
     from torchvision import models
 
-    with warnings.catch_warnings():
-        # torchvision warns about the initialisation, which does not matter here.
-        warnings.simplefilter("ignore")
+    # torchvision warns about the initialisation, which does not matter here.
+    with warnings.catch_warnings(action="ignore"):
         model: Any = models.get_model(name, weights=None)
         own = model.state_dict()
         usual = next(reversed(own.values())).shape[0]
