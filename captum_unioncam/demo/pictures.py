@@ -59,7 +59,7 @@ def _draw_picture(rng: np.random.Generator) -> tuple[Array, int, Mask]:
         distance = _placed(_DISTRACTORS[rng.integers(len(_DISTRACTORS))](rng), rng, 0.004, 0.05)
         canvas = _paint(canvas, distance, _fill(rng, _colour(rng)), light)
     label = int(rng.integers(len(CLASS_NAMES)))
-    distance = _placed(_SHAPES[CLASS_NAMES[label]](rng), rng, 0.08, 0.22, inside=True)
+    distance = _placed(_SHAPES[label](rng), rng, 0.08, 0.22, inside=True)
     painted = distance < 0
     fill = _fill(rng, _contrasting_colour(rng, canvas[painted].mean(axis=0)))
     canvas = _paint(canvas, distance, fill, light)
@@ -170,17 +170,8 @@ def _flower(rng: np.random.Generator) -> Shape:
     return distance
 
 
-_SHAPES: dict[str, Callable[[np.random.Generator], Shape]] = {
-    "ring": _ring,
-    "star": _star,
-    "cross": _cross,
-    "spiral": _spiral,
-    "crescent": _crescent,
-    "heart": _heart,
-    "leaf": _leaf,
-    "flower": _flower,
-}
-CLASS_NAMES: tuple[str, ...] = tuple(_SHAPES)
+CLASS_NAMES: tuple[str, ...] = ("ring", "star", "cross", "spiral", "crescent", "heart", "leaf", "flower")
+_SHAPES = (_ring, _star, _cross, _spiral, _crescent, _heart, _leaf, _flower)
 
 
 # The clutter: shapes of no class.
