@@ -205,11 +205,7 @@ def _tile(rng: np.random.Generator) -> Shape:
 
 def _wedge(rng: np.random.Generator) -> Shape:
     slope = rng.uniform(0.35, 0.6)
-
-    def distance(x: Array, y: Array) -> Array:
-        return np.maximum((np.abs(y) - (1 - x) * slope) / math.hypot(1, slope), -1 - x)
-
-    return distance
+    return lambda x, y: np.maximum((np.abs(y) - (1 - x) * slope) / math.hypot(1, slope), -1 - x)
 
 
 _DISTRACTORS = (_pebble, _stick, _ribbon, _tile, _wedge)
