@@ -51,9 +51,7 @@ class Yolo(BoxedPictures):
 
 def is_yolo(folder: Path) -> bool:
     """Whether the folder holds ``images`` and ``labels`` with a text in it."""
-    return os.path.isdir(folder / _PICTURES) and any(
-        name.endswith(".txt") for _, _, names in os.walk(folder / _LABELS) for name in names
-    )
+    return os.path.isdir(folder / _PICTURES) and any((folder / _LABELS).rglob("*.txt"))
 
 
 def _read(file: Path, classes: list[str] | None) -> dict[str, list[Box]] | Failure:
