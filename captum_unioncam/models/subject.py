@@ -367,11 +367,8 @@ class ExplainedModel:
     def _outputs_of(self, layer: Module, inputs: Tensor) -> list[object]:
         """What each call of the layer returns in one pass."""
         outputs: list[object] = []
-        handle = layer.register_forward_hook(lambda _module, _args, output: outputs.append(output))
-        try:
+        with layer.register_forward_hook(lambda _module, _args, output: outputs.append(output)):
             self._output(inputs)
-        finally:
-            handle.remove()
         return outputs
 
 
