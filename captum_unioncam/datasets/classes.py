@@ -66,8 +66,7 @@ class Outputs:
         except (OSError, ValueError, RecursionError) as error:
             problem = getattr(error, "strerror", None) or one_line(error)
             raise WrongArgument(f"class_file={str(path)!r}: {problem}; {CLASS_FILE_FORM}.") from error
-        missing = sorted(set(found) - set(outputs))
-        if missing:
+        if missing := sorted(set(found) - set(outputs)):
             raise WrongArgument(
                 f"class_file={str(path)!r}: does not name {', '.join(missing[:3])} ({len(missing)} of the data set's "
                 f"{len(found)} classes), or not only once; {CLASS_FILE_FORM}."

@@ -98,8 +98,7 @@ def load_classifier(
         state = without_wrappers(state, classifier.model.state_dict().keys())
         if name.startswith("hf:"):
             state = hubs.with_names_of_transformers(classifier.model, state)
-        problems = load_weights(classifier.model, state)
-        if problems:
+        if problems := load_weights(classifier.model, state):
             raise Failure(
                 f"weights={str(weights)!r}: does not fit {name}: {problems}. Give the model it was saved from."
             )
