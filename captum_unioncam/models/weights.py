@@ -35,6 +35,9 @@ _WRAPPERS = ("module", "model", "net", "network", "_model", "ema", "ema_model")
 # Parts of names that torch.compile and sharding insert.
 _WITHIN = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
+# torchvision's DenseNet files have the names of its first version.
+_FIRST_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
+
 
 def read_state_dict(path: Path) -> StateDict:
     """Reads tensors by name from a file, without running code.
@@ -139,14 +142,10 @@ def without_wrappers(state: StateDict, names: Collection[str]) -> StateDict:
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
-def with_current_names(state: StateDict) -> StateDict:
-    """Renames the weights of torchvision's DenseNet files, which have the names of its first version."""
-    return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", key): state[key] for key in state}
-
-
 def load_weights(model: Module, state: StateDict) -> str:
     """Loads the weights, and says what does not fit: nothing if they do."""
     own = model.state_dict()
+    state = {name if name in own else _FIRST_DENSENET.sub(r"\1\2", name): value for name, value in state.items()}
     for name, value in state.items():
         if isinstance(own.get(name), Tensor) and own[name].is_floating_point() and not value.is_floating_point():
             return f"{name} is {value.dtype}, not {own[name].dtype}"

@@ -14,13 +14,7 @@ from torch.nn import BatchNorm2d, Module
 
 from captum_unioncam.models import MODELS, hubs
 from captum_unioncam.models.preprocessing import PAPER, Preprocessing, own_preprocessing
-from captum_unioncam.models.weights import (
-    StateDict,
-    load_weights,
-    read_state_dict,
-    with_current_names,
-    without_wrappers,
-)
+from captum_unioncam.models.weights import StateDict, load_weights, read_state_dict, without_wrappers
 from captum_unioncam.system.errors import Failure, WrongArgument, one_line
 from captum_unioncam.system.imports import imported_function, suggestion
 
@@ -92,7 +86,6 @@ def load_classifier(
     elif name == EFFICIENTNET_LITE0:
         classifier = _efficientnet_lite0()
     else:
-        state = None if state is None else with_current_names(state)
         classifier = _torchvision(name, state, show_progress)
     if state is not None:
         state = without_wrappers(state, classifier.model.state_dict().keys())
