@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from captum_unioncam.demo.data_sets import draw, encoded
@@ -40,11 +41,11 @@ def main() -> None:
         parser.error("nothing to do: give --output, --picture or both")
 
     if options.picture:
-        write_picture(options.picture)
+        write_whole(options.picture, encoded(draw(PICTURE_SEED, PICTURE_INDEX).picture, "PNG", optimize=True))
     if options.output:
         started = time.perf_counter()
         model = train(options.pictures, options.epochs, options.seed)
-        write_weights(model, options.output)
+        write_whole(options.output, save(model.state_dict()))
         print(f"trained in {time.perf_counter() - started:.0f} s")
         images, labels, _ = generate(1000, TEST_SEED)
         print(f"accuracy on 1000 fresh images: {accuracy(model, images, labels):.1%}")
@@ -91,18 +92,6 @@ def accuracy(model: DemoNet, images: Tensor, labels: Tensor) -> float:
     """Share of the images that the network classifies correctly."""
     logits = torch.cat([model(batch) for batch in torch.split(images, BATCH)])
     return (logits.argmax(dim=1) == labels).float().mean().item()
-
-
-def write_weights(model: DemoNet, path: Path) -> None:
-    """Writes the weights with safetensors."""
-    from safetensors.torch import save
-
-    write_whole(path, save(model.state_dict()))
-
-
-def write_picture(path: Path) -> None:
-    """Writes the demo image."""
-    write_whole(path, encoded(draw(PICTURE_SEED, PICTURE_INDEX).picture, "PNG", optimize=True))
 
 
 def _initialised(model: DemoNet) -> DemoNet:
