@@ -3,19 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from captum._utils.common import (
-    _format_additional_forward_args,
-    _format_baseline,
-    _format_output,
-    _format_tensor_into_tuples,
-    _run_forward,
-    _select_targets,
-)
-from captum._utils.gradient import (
-    _extract_device_ids,
-    _forward_layer_distributed_eval,
-    _gather_distributed_tensors,
-)
+from captum._utils import common, gradient
 from captum._utils.progress import NullProgress, progress
 from captum._utils.typing import BaselineType, TargetType
 from captum.log import log_usage
@@ -41,15 +29,15 @@ if TYPE_CHECKING:
 else:
     from captum.attr import Attribution, GradientAttribution, LayerAttribution, PerturbationAttribution
 
-extract_device_ids = _extract_device_ids
-format_additional_forward_args = _format_additional_forward_args
-format_baseline = _format_baseline
-format_output = _format_output
-format_tensor_into_tuples = _format_tensor_into_tuples
-forward_layer_distributed_eval = _forward_layer_distributed_eval
-gather_distributed_tensors = _gather_distributed_tensors
-run_forward = _run_forward
-select_targets = _select_targets
+extract_device_ids = gradient._extract_device_ids
+format_additional_forward_args = common._format_additional_forward_args
+format_baseline = common._format_baseline
+format_output = common._format_output
+format_tensor_into_tuples = common._format_tensor_into_tuples
+forward_layer_distributed_eval = gradient._forward_layer_distributed_eval
+gather_distributed_tensors = gradient._gather_distributed_tensors
+run_forward = common._run_forward
+select_targets = common._select_targets
 
 __all__ = [
     "Attribution",
