@@ -29,7 +29,7 @@ from captum_unioncam.attr.score_cam import region_weights
 from captum_unioncam.attr.union_cam import PAPER, UnionCamDetails, unite_and_select
 from captum_unioncam.engine.maps import weighted
 from captum_unioncam.engine.representatives import CHANNEL_SELECTIONS, channel_representatives, scored_channels
-from captum_unioncam.engine.scoring import MaskedScorer
+from captum_unioncam.engine.scoring import MaskedScorer, TargetPasses
 
 PASSES = (16, 32, 64, 128)
 REGION, SOFTMAX, UNION, DROP = "region map", 'region map, "softmax"', "union map", "average drop, %"
@@ -92,13 +92,13 @@ def swept(of: Subject, image: Tensor, dtype: torch.dtype | None) -> dict[str, An
     scorer = MaskedScorer(of.model, (image,), None, [target], None, score_dtype=dtype)
     outputs: list[Tensor] = []
     handle = of.model.register_forward_hook(lambda _module, _args, output: outputs.append(output.float()))
-    scores, representatives = scorer.channel_scores(activations)
+    scores, representatives = TargetPasses(scorer, 0).channel_scores(activations)
     handle.remove()
     live = scored_channels(representatives)
-    raw = torch.zeros_like(scores[0])
+    raw = torch.zeros_like(scores)
     raw[live] = torch.cat(outputs)[: int(live.sum()), target]
     denoised = LayerDenoisedGradCam(of.model, of.layer).attribute(image, target)
-    return {"acts": activations, "t": target, "logits": logits, "D": denoised, "conf": scores[0], "raw": raw}
+    return {"acts": activations, "t": target, "logits": logits, "D": denoised, "conf": scores, "raw": raw}
 
 
 def region_sum(kept: dict[str, Any], weights: str, representatives: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,7 +113,7 @@ def union_details(
     of: Subject, image: Tensor, kept: dict[str, Any], region: tuple[Tensor, Tensor], representatives: Tensor
 ) -> UnionCamDetails:
     """UnionCAM's details with that region map: four passes."""
-    passes = MaskedScorer(of.model, (image,), None, [kept["t"]], None).of_target(0)
+    passes = TargetPasses(MaskedScorer(of.model, (image,), None, [kept["t"]], None), 0)
     return unite_and_select(passes, kept["D"], *region, representatives, PAPER)
 
 

@@ -554,7 +554,7 @@ class PerturbationCam(RemembersPasses, CamAttribution[LayerT], PerturbationAttri
             tuners=self._tuners,
             outputs=call.outputs,
         )
-        return [{"passes": scorer.of_target(t)} for t in range(len(targets))]
+        return [{"passes": TargetPasses(scorer, t)} for t in range(len(targets))]
 
 
 @dataclass(frozen=True)

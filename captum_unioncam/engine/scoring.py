@@ -117,7 +117,8 @@ class MaskedScorer:
         self.progress_name = progress_name
         self.tuners = {} if tuners is None else tuners
         self._rows_checked = False
-        self._sweeps: dict[Hashable, tuple[Tensor, Tensor, Tensor]] = {}
+        self.sweeps: dict[Hashable, tuple[Tensor, Tensor, Tensor]] = {}
+        """What ``TargetPasses`` keep of the sweeps over channels, which serve every target."""
 
     def confidences(self, maps: Tensor, target: int = 0) -> Tensor:
         """Class confidence of each input under each of its maps, in the model's own precision.
@@ -160,72 +161,21 @@ class MaskedScorer:
         tuner = self._tuner(self.forward_func, masks.dims, None)
         return self._scores(masks, everywhere, targets, self.forward_func, self.confidence_fn, tuner)
 
-    def of_target(self, t: int) -> TargetPasses:
-        """The passes as seen by target number ``t``."""
-        return TargetPasses(self, t)
-
-    def channel_scores(
-        self,
-        activations: Tensor,
-        max_channels: int | None = None,
-        channel_selection: str = REPRESENTATIVES,
-        *,
-        raw: bool = False,
-    ) -> tuple[Tensor, Tensor]:
-        """Score of each input under each of its channels, for every target: one sweep serves them all, and is kept.
+    def sweep(self, activations: Tensor, scored: Tensor, raw: bool = False, change: Change = UNCHANGED) -> Tensor:
+        """Score of each input under each of its channels, for every target.
 
         Args:
             activations (Tensor): (N, K, *spatial).
-            max_channels (int or None): Run at most so many passes an example. Default: None, one a live channel
-            channel_selection (str): How they are chosen, as :func:`channel_representatives` does.
-                Default: "representatives"
+            scored (Tensor): Which channels are run, (N, K), bool.
             raw (bool): The raw target output in place of its confidence. Default: False
+            change (Change): What becomes of the masks, or of what they show. Default: ``UNCHANGED``
 
         Returns:
-            *tuple[Tensor, Tensor]*: Scores (T, N, K), each channel's own or its representative's, 0 where it has none;
-            and the channel that was scored in its place, -1 for none, (N, K), int64.
+            *Tensor* (T, N, K), 0 for channels that are not scored.
 
         Raises:
             ValueError: As ``confidences``.
         """
-        key = (id(activations), max_channels, channel_selection, raw)
-        if key not in self._sweeps:
-            representatives = channel_representatives(activations, max_channels, channel_selection)
-            own = self.sweep(activations, scored_channels(representatives), raw)
-            # The activations are kept as well, so that no others get their number.
-            self._sweeps[key] = activations, _spread(own, representatives), representatives
-        return self._sweeps[key][1:]
-
-    def mean_channel_scores(
-        self,
-        kept_as: Hashable,
-        activations: Tensor,
-        changes: Callable[[], Iterable[Change]],
-        max_channels: int | None = None,
-        channel_selection: str = REPRESENTATIVES,
-    ) -> Tensor:
-        """Mean of ``channel_scores`` over changes of what the channels show: a sweep each, which serves every target.
-
-        Args:
-            kept_as (Hashable): What the changes are, besides the next three arguments.
-            activations, max_channels, channel_selection: As for ``channel_scores``.
-            changes (Callable): Gives the changes, at least one, each when the sweep of the one before is done.
-
-        Returns:
-            *Tensor* (T, N, K), each channel's own mean or its representative's, 0 where it has none.
-        """
-        key = (id(activations), max_channels, channel_selection, kept_as)
-        if key not in self._sweeps:
-            representatives = channel_representatives(activations, max_channels, channel_selection)
-            scored = scored_channels(representatives)
-            total, count = torch.zeros(()), 0
-            for change in changes():
-                total, count = total + self.sweep(activations, scored, change=change), count + 1
-            self._sweeps[key] = activations, _spread(total / count, representatives), representatives
-        return self._sweeps[key][1]
-
-    def sweep(self, activations: Tensor, scored: Tensor, raw: bool = False, change: Change = UNCHANGED) -> Tensor:
-        """Scores (T, N, K) of the channels that are ``scored`` (N, K), 0 elsewhere; as ``channel_scores``."""
         # Not "or": a compiled module raises when asked for its truth.
         forward_func = self.forward_func if self.score_func is None else self.score_func
         tuner = self._tuner(forward_func, activations.dim(), self.score_dtype)
@@ -472,9 +422,29 @@ class TargetPasses:
         *,
         raw: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """As ``MaskedScorer.channel_scores``, of this target: both (N, K)."""
-        scores, representatives = self.scorer.channel_scores(activations, max_channels, channel_selection, raw=raw)
-        return scores[self.target], representatives
+        """Score of each input under each of its channels: one sweep serves every target, and is kept.
+
+        Args:
+            activations (Tensor): (N, K, *spatial).
+            max_channels (int or None): Run at most so many passes an example. Default: None, one a live channel
+            channel_selection (str): How they are chosen, as :func:`channel_representatives` does.
+                Default: "representatives"
+            raw (bool): The raw target output in place of its confidence. Default: False
+
+        Returns:
+            *tuple[Tensor, Tensor]*: Scores (N, K), each channel's own or its representative's, 0 where it has none;
+            and the channel that was scored in its place, -1 for none, (N, K), int64.
+
+        Raises:
+            ValueError: As ``MaskedScorer.confidences``.
+        """
+        return self._kept(
+            raw,
+            activations,
+            max_channels,
+            channel_selection,
+            lambda scored: self.scorer.sweep(activations, scored, raw),
+        )
 
     def mean_channel_scores(
         self,
@@ -484,21 +454,48 @@ class TargetPasses:
         max_channels: int | None = None,
         channel_selection: str = REPRESENTATIVES,
     ) -> Tensor:
-        """As ``MaskedScorer.mean_channel_scores``, of this target: (N, K)."""
-        return self.scorer.mean_channel_scores(kept_as, activations, changes, max_channels, channel_selection)[
-            self.target
-        ]
+        """Mean of ``channel_scores`` over changes of what the channels show: a sweep each, which serves every target.
+
+        Args:
+            kept_as (Hashable): What the changes are, besides the next three arguments.
+            activations, max_channels, channel_selection: As for ``channel_scores``.
+            changes (Callable): Gives the changes, at least one, each when the sweep of the one before is done.
+
+        Returns:
+            *Tensor* (N, K), each channel's own mean or its representative's, 0 where it has none.
+        """
+
+        def mean(scored: Tensor) -> Tensor:
+            total, count = torch.zeros(()), 0
+            for change in changes():
+                total, count = total + self.scorer.sweep(activations, scored, change=change), count + 1
+            return total / count
+
+        return self._kept(kept_as, activations, max_channels, channel_selection, mean)[0]
+
+    def _kept(
+        self,
+        kept_as: Hashable,
+        activations: Tensor,
+        max_channels: int | None,
+        channel_selection: str,
+        sweep: Callable[[Tensor], Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """As ``channel_scores``: what ``sweep`` makes of the channels to score."""
+        key = (id(activations), max_channels, channel_selection, kept_as)
+        if key not in self.scorer.sweeps:
+            representatives = channel_representatives(activations, max_channels, channel_selection)
+            own = sweep(scored_channels(representatives))
+            scores = own.take_along_dim(representatives.clamp(min=0).unsqueeze(0), 2)
+            # The activations are kept as well, so that no others get their number.
+            self.scorer.sweeps[key] = activations, scores.masked_fill(representatives < 0, 0), representatives
+        _, scores, representatives = self.scorer.sweeps[key]
+        return scores[self.target], representatives
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
         """Each (N, ...)."""
         return self.scorer.inputs
-
-
-def _spread(own: Tensor, representatives: Tensor) -> Tensor:
-    """Each channel's representative's score (T, N, K), 0 where it has none."""
-    scores = own.take_along_dim(representatives.clamp(min=0).unsqueeze(0), 2)
-    return scores.masked_fill(representatives < 0, 0)
 
 
 def _as_rows(target: TargetType, device: torch.device) -> TargetType:
