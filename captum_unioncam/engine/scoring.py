@@ -133,30 +133,25 @@ class MaskedScorer:
         Raises:
             ValueError: No input has the maps' number of spatial dimensions, or a confidence is not finite.
         """
-        return self.masked_confidences(Masks.of_maps(maps), maps.shape[1], target).to(maps)
+        targets = [self.targets[target]]
+        return self.masked_scores(Masks.of_maps(maps), maps.shape[1], targets)[0].to(maps)
 
-    def masked_confidences(self, masks: Masks, count: int, target: int = 0) -> Tensor:
+    def masked_scores(self, masks: Masks, count: int, targets: Sequence[Any] | None = None) -> Tensor:
         """As ``confidences``, for any masks: ``count`` for each example.
 
         Args:
             masks (Masks): Makes those of a chunk.
             count (int): M, masks for each example.
-            target (int): Which of the targets. Default: 0, the first
+            targets (Sequence or None): Some of ``self.targets``. Default: None, all
 
         Returns:
-            *Tensor* (N, M), on the first input's device.
+            *Tensor* (T, N, M), on the first input's device.
 
         Raises:
             ValueError: As ``confidences``.
         """
-        return self._masked(masks, count, [self.targets[target]])[0]
-
-    def masked_scores(self, masks: Masks, count: int) -> Tensor:
-        """As ``masked_confidences``, for every target: (T, N, M)."""
-        return self._masked(masks, count, self.targets)
-
-    def _masked(self, masks: Masks, count: int, targets: Sequence[Any]) -> Tensor:
         inputs = self.inputs[0]
+        targets = self.targets if targets is None else targets
         everywhere = torch.ones((inputs.shape[0], count), dtype=torch.bool, device=inputs.device)
         tuner = self._tuner(self.forward_func, masks.dims, None)
         return self._scores(masks, everywhere, targets, self.forward_func, self.confidence_fn, tuner)
@@ -269,7 +264,9 @@ class MaskedScorer:
         results: list[Tensor] = []
         start = 0
         with torch.no_grad():
-            self._check_arguments(forward_func)
+            if not self._rows_checked:
+                check_rows_of_arguments(forward_func, self.inputs, self.additional_forward_args)
+                self._rows_checked = True
             while start < len(queue.example_numbers):
                 setting = tuner.next()
                 count = min(setting.rows, len(queue.example_numbers) - start)
@@ -303,11 +300,6 @@ class MaskedScorer:
         if not isinstance(targets, range):
             check_finite(scores.transpose(0, 1), "confidences")
         return scores
-
-    def _check_arguments(self, forward_func: Callable[..., Any]) -> None:
-        if not self._rows_checked:
-            check_rows_of_arguments(forward_func, self.inputs, self.additional_forward_args)
-            self._rows_checked = True
 
     def _run(
         self,

@@ -297,7 +297,7 @@ class JudgedAttributions:
                 internal_batch_size=self.internal_batch_size,
                 tuners=_tuners_of(self.forward_func),
             )
-            return scorer.masked_confidences(masks, count)
+            return scorer.masked_scores(masks, count)[0]
 
 
 def judged_with(*shared: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
