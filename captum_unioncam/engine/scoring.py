@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -154,7 +155,8 @@ class MaskedScorer:
         targets = self.targets if targets is None else targets
         everywhere = torch.ones((inputs.shape[0], count), dtype=torch.bool, device=inputs.device)
         tuner = self._tuner(self.forward_func, masks.dims, None)
-        return self._scores(masks, everywhere, targets, self.forward_func, self.confidence_fn, tuner)
+        run = partial(self._run, masks, targets, self.forward_func, False)
+        return self._scores(run, everywhere, targets, self.forward_func, tuner)
 
     def sweep(self, activations: Tensor, scored: Tensor, raw: bool = False, change: Change = UNCHANGED) -> Tensor:
         """Score of each input under each of its channels, for every target.
@@ -174,19 +176,23 @@ class MaskedScorer:
         # Not "or": a compiled module raises when asked for its truth.
         forward_func = self.forward_func if self.score_func is None else self.score_func
         tuner = self._tuner(forward_func, activations.dim(), self.score_dtype)
-        output_fn = _identity if raw else self.confidence_fn
         bar = progress(desc=self.progress_name, total=int(scored.sum())) if self.progress_name else NullProgress()
         with self._autocast(forward_func), bar:
             masks = Masks.of_maps(activations, change)
+
+            def scores_of(targets: Sequence[Any]) -> Tensor:
+                run = partial(self._run, masks, targets, forward_func, raw)
+                return self._scores(run, scored, targets, forward_func, tuner, bar)
+
             form = self._outputs.form or ()
             if change is UNCHANGED and is_shared() and len(form) == 1:
                 outputs = kept(
                     lambda: (*self._key(forward_func), self.score_dtype, activations, scored),
-                    lambda: self._scores(masks, scored, range(form[0]), forward_func, _identity, tuner, bar),
+                    lambda: scores_of(range(form[0])),
                 )
-                scores = self._read(outputs, masks, scored, forward_func, output_fn)
+                scores = self._read(outputs, masks, scored, forward_func, raw)
             else:
-                scores = self._scores(masks, scored, self.targets, forward_func, output_fn, tuner, bar)
+                scores = scores_of(self.targets)
             return scores.to(activations)
 
     def _key(self, forward_func: Callable[..., Any]) -> tuple[Any, ...]:
@@ -195,22 +201,17 @@ class MaskedScorer:
         return "passes", forward_func, *given
 
     def _read(
-        self,
-        outputs: Tensor,
-        masks: Masks,
-        scored: Tensor,
-        forward_func: Callable[..., Any],
-        output_fn: ConfidenceFunction,
+        self, outputs: Tensor, masks: Masks, scored: Tensor, forward_func: Callable[..., Any], raw: bool
     ) -> Tensor:
         """The scores (T, N, M) of outputs for every class, (classes, N, M)."""
         queue = Queue(scored)
         rows = len(queue.example_numbers)
         scores = outputs.new_zeros((len(self.targets), *scored.shape))
         if rows:
-            output = outputs[:, queue.examples, queue.numbers].T
-            first = queue.chunk(0, 1, 1)
-            inputs, additional = self._rows(masks, first, channels_last=False)
-            read = self._confidences_of(output, output_fn, forward_func, inputs, additional)
+            read = outputs[:, queue.examples, queue.numbers].T
+            if not raw:
+                first = queue.chunk(0, 1, 1)
+                read = self._confidences(read, forward_func, *self._rows(masks, first, channels_last=False))
             chunk = queue.chunk(0, rows, rows)
             values = torch.stack([self._select(read, target, chunk) for target in self.targets])
             scores[:, queue.examples, queue.numbers] = values
@@ -248,17 +249,23 @@ class MaskedScorer:
 
     def _scores(
         self,
-        masks: Masks,
+        run: Callable[[Chunk, bool], Tensor],
         scored: Tensor,
         targets: Sequence[Any],
         forward_func: Callable[..., Any],
-        output_fn: ConfidenceFunction,
         tuner: PassTuner,
         bar: Any = None,
     ) -> Tensor:
         """The queue: one row for each mask that is ``scored`` (N, M); scores (T, N, M).
 
-        In place of targets, the range of all classes gives the raw outputs, which need not be finite.
+        Args:
+            run (Callable): The rows of a pass, and whether images have their channels last in memory, to the scores of
+                the targets (T, R).
+            scored (Tensor): bool.
+            targets (Sequence): Some of ``self.targets``; or the range of all classes, whose scores need not be finite.
+            forward_func (Callable): The model that is run.
+            tuner (PassTuner): Chooses the passes.
+            bar (Any): A progress bar. Default: None
         """
         queue = Queue(scored)
         results: list[Tensor] = []
@@ -275,7 +282,7 @@ class MaskedScorer:
                 result = None
                 try:
                     with tuner.timed(setting, rows):
-                        result = self._run(masks, chunk, setting.channels_last, targets, forward_func, output_fn)
+                        result = run(chunk, setting.channels_last)
                 except Exception as error:
                     # Another form of pass has no other classes.
                     if self._outputs.misses_target or not tuner.recovers(setting, error, rows, self.inputs[0].shape[0]):
@@ -304,18 +311,19 @@ class MaskedScorer:
     def _run(
         self,
         masks: Masks,
-        chunk: Chunk,
-        channels_last: bool,
         targets: Sequence[Any],
         forward_func: Callable[..., Any],
-        output_fn: ConfidenceFunction,
+        raw: bool,
+        chunk: Chunk,
+        channels_last: bool,
     ) -> Tensor:
-        """Runs one forward pass, to scores (T, R)."""
+        """Runs one forward pass, to scores (T, R); for the range of all classes, to the raw outputs."""
         inputs, additional = self._rows(masks, chunk, channels_last)
         output = self._output(forward_func, inputs, additional)
         if isinstance(targets, range):
             return output.T
-        output = self._confidences_of(output, output_fn, forward_func, inputs, additional)
+        if not raw:
+            output = self._confidences(output, forward_func, inputs, additional)
         return torch.stack([self._select(output, target, chunk) for target in targets])
 
     def _rows(self, masks: Masks, chunk: Chunk, channels_last: bool) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
@@ -326,20 +334,17 @@ class MaskedScorer:
         )
         return inputs, tuple(self._rows_of(arg, chunk) for arg in self.additional_forward_args)
 
-    def _confidences_of(
+    def _confidences(
         self,
         output: Tensor,
-        output_fn: ConfidenceFunction,
         forward_func: Callable[..., Any],
         inputs: tuple[Tensor, ...],
         additional: tuple[Any, ...],
     ) -> Tensor:
-        """What ``output_fn`` makes of outputs, some of them those of ``inputs``."""
-        if output_fn is not self.confidence_fn:
-            return output
-        if isinstance(output_fn, DefaultConfidence):
-            output_fn.decide(output, inputs, lambda *x: self._output(forward_func, x, additional))
-        return confidences_by(output_fn, output)
+        """The confidences of outputs, some of them those of ``inputs``."""
+        if isinstance(self.confidence_fn, DefaultConfidence):
+            self.confidence_fn.decide(output, inputs, lambda *x: self._output(forward_func, x, additional))
+        return confidences_by(self.confidence_fn, output)
 
     def _output(
         self, forward_func: Callable[..., Any], inputs: tuple[Tensor, ...], additional: tuple[Any, ...]
@@ -510,7 +515,3 @@ def check_batch_size(value: int | str | None) -> None:
             raise ValueError(f'internal_batch_size: got {value!r}; give a whole number of at least 1, "auto", or None.')
     else:
         check_positive("internal_batch_size", value)
-
-
-def _identity(output: Tensor) -> Tensor:
-    return output

@@ -115,13 +115,19 @@ class TailScorer(MaskedScorer):
             ValueError: A confidence that is not finite; a ``reshape_transform`` whose maps are no view.
         """
         tail = self._tail(activations)
-        targets = self.targets if targets is None else targets
-        output_fn = _as_it_is if raw else self._decided()
+        wanted = self.targets if targets is None else targets
+        confidence_fn = None if raw else self._decided()
+        placed = Placed(activations)
+
+        def run(chunk: Chunk, channels_last: bool) -> Tensor:
+            run_rows = self._of_model if tail.function is None else self._of_tail
+            output = run_rows(tail, _replaced(tail, placed, replace, chunk), chunk, channels_last)
+            output = output if confidence_fn is None else confidences_by(confidence_fn, output)
+            return torch.stack([self._select(output, target, chunk) for target in wanted])
+
         bar = progress(desc=self.progress_name, total=int(scored.sum())) if self.progress_name else NullProgress()
-        rows: Any = _Rows(tail, activations, Placed(activations), replace)
         with bar:
-            tuner = self._tuner_of(tail)
-            return self._scores(rows, scored, targets, self.forward_func, output_fn, tuner, bar).to(activations)
+            return self._scores(run, scored, wanted, self.forward_func, self._tuner_of(tail), bar).to(activations)
 
     def runs_alone(self, activations: Tensor) -> bool:
         """Whether only what comes behind the layer is run."""
@@ -190,29 +196,10 @@ class TailScorer(MaskedScorer):
         device = value.device if tail.function else self.inputs[0].device
         key = (value.shape[1:], value.dtype, device, tuple(sizes), tail.formats, self.internal_batch_size)
         if key not in self.tuners:
-            given = self.internal_batch_size
-            if given is None or isinstance(given, str):
-                rows = fixed_rows(device, max(size.numel() for size in sizes))
-            else:
-                rows = int(given)
+            given, positions = self.internal_batch_size, max(size.numel() for size in sizes)
+            rows = fixed_rows(device, positions) if given is None or isinstance(given, str) else int(given)
             self.tuners[key] = PassTuner(device, rows, tail.formats, learns=given == AUTO)
         return self.tuners[key]
-
-    def _run(
-        self,
-        masks: Any,
-        chunk: Chunk,
-        channels_last: bool,
-        targets: Sequence[Any],
-        forward_func: Callable[..., Any],
-        output_fn: ConfidenceFunction,
-    ) -> Tensor:
-        """Runs one pass of rows, to scores (T, R)."""
-        replaced = masks.replaced(chunk)
-        run = self._of_model if masks.tail.function is None else self._of_tail
-        output = run(masks.tail, replaced, chunk, channels_last)
-        output = output if output_fn is _as_it_is else confidences_by(output_fn, output)
-        return torch.stack([self._select(output, target, chunk) for target in targets])
 
     def _of_tail(self, tail: Tail, replaced: Tensor, chunk: Chunk, channels_last: bool = False) -> Tensor:
         around = tuple(
@@ -228,26 +215,19 @@ class TailScorer(MaskedScorer):
             return self._output(self.forward_func, inputs, additional)
 
 
-@dataclass(frozen=True)
-class _Rows:
-    tail: Tail
-    activations: Tensor
-    placed: Placed
-    replace: Replace
-
-    def replaced(self, chunk: Chunk) -> Tensor:
-        """What takes the place of the layer's tensor in the chunk's rows."""
-        maps = self.tail.maps
-        examples, numbers = chunk.on(maps.value.device)
-        first, last = chunk.example_numbers[0], chunk.example_numbers[-1]
-        activations = self.placed.on(maps.value.device)
-        own = activations[first : first + 1] if first == last else activations[examples]
-        made = self.replace(own, examples, numbers).to(maps.value.dtype)
-        if not self.tail.is_view:
-            return made
-        rows = maps.value[examples]
-        maps.transform(rows).copy_(made)
-        return rows
+def _replaced(tail: Tail, activations: Placed, replace: Replace, chunk: Chunk) -> Tensor:
+    """What takes the place of the layer's tensor in the chunk's rows."""
+    value = tail.maps.value
+    examples, numbers = chunk.on(value.device)
+    first, last = chunk.example_numbers[0], chunk.example_numbers[-1]
+    of_examples = activations.on(value.device)
+    own = of_examples[first : first + 1] if first == last else of_examples[examples]
+    made = replace(own, examples, numbers).to(value.dtype)
+    if not tail.is_view:
+        return made
+    rows = value[examples]
+    tail.maps.transform(rows).copy_(made)
+    return rows
 
 
 class _Replacing:
@@ -333,10 +313,6 @@ def _in_format(values: Any, channels_last: bool) -> Any:
     if not isinstance(values, Tensor) or values.dim() != 4:
         return values
     return values.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-
-
-def _as_it_is(output: Tensor) -> Tensor:
-    return output
 
 
 @dataclass(frozen=True)
