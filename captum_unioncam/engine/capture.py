@@ -127,8 +127,9 @@ class LayerCall:
         """The inputs' dimensions."""
         return {x.dim() for x in self.inputs}
 
-    def _watched(self, differentiable: bool) -> AbstractContextManager[list[SeenLayer]]:
-        return watched(self.layers, self.attribute_to_layer_input, differentiable, self.dims)
+    def _watched(self, differentiable: bool) -> AbstractContextManager[Sequence[SeenLayer]]:
+        of_input, dims = self.attribute_to_layer_input, self.dims
+        return watched([SeenLayer(layer, of_input, differentiable, dims) for layer in self.layers])
 
     def reached(self, inputs: tuple[Tensor, ...]) -> dict[tuple[Module, int], Tensor]:
         """The layers' tensors for other inputs, by layer and number: of the layers that run before the model raises.
@@ -192,7 +193,7 @@ class LayerCall:
                 )
         return found
 
-    def _run_with_graph(self, seen: list[SeenLayer]) -> tuple[OnDevices, Tensor]:
+    def _run_with_graph(self, seen: Sequence[SeenLayer]) -> tuple[OnDevices, Tensor]:
         """As ``_run``, with a graph from the first layer on, or of all where that could make a difference."""
         # Of a layer whose input has no gradient, PyTorch runs these hooks in another way.
         if not has_backward_hooks(self.forward_func):
@@ -210,7 +211,7 @@ class LayerCall:
                     raise
         return self._run(seen)
 
-    def _run(self, seen: list[SeenLayer]) -> tuple[OnDevices, Tensor]:
+    def _run(self, seen: Sequence[SeenLayer]) -> tuple[OnDevices, Tensor]:
         """What the layers compute in one pass, and the model's output."""
         for one in seen:
             one.forget()
@@ -233,7 +234,7 @@ class LayerCall:
         )
         return made_and_output
 
-    def _gathered(self, made: OnDevices, seen: list[SeenLayer]) -> OfLayers:
+    def _gathered(self, made: OnDevices, seen: Sequence[SeenLayer]) -> OfLayers:
         """The tensors of each layer, from all devices."""
         device_ids = extract_device_ids(self.forward_func, made, self.device_ids)
         gathered = [gather_distributed_tensors(made[one], device_ids) for one in seen]

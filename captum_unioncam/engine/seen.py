@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ OTHER_LAYER = f"choose another, such as {USUAL_LAYER}"
 NO_GRADIENT = "choose a layer behind that, call the model's forward, or take LayerScoreCam, which needs no gradient"
 
 
+HookT = TypeVar("HookT", bound="LayerHook")
+
+
 class LayerError(ValueError):
     """A layer that cannot be explained, of a model where another may be."""
 
@@ -26,7 +29,37 @@ class LayerError(ValueError):
         self.args = (str(self).replace(USUAL_LAYER, repr(name)),)
 
 
-class SeenLayer(Module):
+class LayerHook:
+    """Looks at what a layer makes, or is given, and may put something else in its place; as long as it is ``watched``.
+
+    Attributes:
+        layer (Module): Has the hook.
+        of_input (bool): Look at its input in place of its output.
+        watching (bool): Whether to look.
+    """
+
+    layer: Module
+    of_input: bool
+    watching = True
+
+    def watch(self) -> Any:
+        """Puts the hook on, and returns its handle."""
+        if self.of_input:
+            return self.layer.register_forward_pre_hook(self._before, with_kwargs=True)
+        return self.layer.register_forward_hook(lambda _layer, _args, output: self._seen(output))
+
+    def look(self, value: Any) -> Any:
+        """What takes the place of the value."""
+        raise NotImplementedError
+
+    def _before(self, _layer: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self._seen(args), kwargs
+
+    def _seen(self, value: Any) -> Any:
+        return self.look(value) if self.watching else value
+
+
+class SeenLayer(LayerHook, Module):
     """Stands in for a layer in Captum's helpers, which take all that a module returns for tensors.
 
     A hook of the layer calls it with the tensors in the layer's output or input that are ``looked_at``, and passes on
@@ -39,12 +72,9 @@ class SeenLayer(Module):
         dims (Collection[int]): The inputs' dimensions.
     """
 
-    layer: Module
-
     def __init__(self, layer: Module, of_input: bool, differentiable: bool, dims: Collection[int]) -> None:
         super().__init__()
         self.layer, self.of_input, self.differentiable, self.dims = layer, of_input, differentiable, dims
-        self.watching = True
         self.before_first: list[SeenLayer] = []
         """All layers, in a pass without a graph that has reached none of them yet."""
         self.forget()
@@ -60,28 +90,19 @@ class SeenLayer(Module):
         self.devices: list[torch.device] = []
         self.problem: str | None = None
 
-    def watch(self) -> Any:
-        """Puts the hook on, and returns its handle."""
-        if self.of_input:
-            return self.layer.register_forward_pre_hook(self._before, with_kwargs=True)
-        return self.layer.register_forward_hook(lambda _layer, _args, output: self._look(output))
-
     def _before(self, _layer: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if kwargs and not any(isinstance(value, Tensor) for value in args):
             self.problem = (
                 f"is called with keyword arguments alone ({', '.join(kwargs)}), which hooks do not see; explain the "
                 "output of the layer in front of it"
             )
-        return self._look(args), kwargs
+        return super()._before(_layer, args, kwargs)
 
-    def _look(self, value: Any) -> Any:
-        if not self.watching:
-            return value
+    def look(self, value: Any) -> Any:
         if self.before_first:
             self.before_first.clear()
             torch.set_grad_enabled(True)
-        several = isinstance(value, (tuple, list))
-        parts = list(value) if several else [value]
+        parts = parts_of(value)
         taken = looked_at(parts, self.dims)
         tensors = [parts[i] for i in taken]
         self.problem = self.problem or self._problem(parts, tensors)
@@ -90,9 +111,7 @@ class SeenLayer(Module):
         self.devices.append(tensors[0].device)
         for i, copy in zip(taken, self(*tensors), strict=True):
             parts[i] = copy
-        if not several:
-            return parts[0]
-        return type(value)._make(parts) if hasattr(value, "_make") else type(value)(parts)
+        return with_parts(value, parts)
 
     def _problem(self, parts: Sequence[Any], tensors: Sequence[Tensor]) -> str | None:
         if not tensors:
@@ -121,6 +140,18 @@ class SeenLayer(Module):
             raise LayerError(f"layer: {name(self.layer)} {problem}.")
 
 
+def parts_of(value: Any) -> list[Any]:
+    """The values that a layer makes or is given."""
+    return list(value) if isinstance(value, (tuple, list)) else [value]
+
+
+def with_parts(value: Any, parts: list[Any]) -> Any:
+    """The same with other parts."""
+    if not isinstance(value, (tuple, list)):
+        return parts[0]
+    return type(value)._make(parts) if hasattr(value, "_make") else type(value)(parts)
+
+
 def looked_at(parts: Sequence[Any], dims: Collection[int]) -> list[int]:
     """Which of the values that a layer makes, or is given: of its tensors of real numbers those that may be maps.
 
@@ -139,27 +170,24 @@ def looked_at(parts: Sequence[Any], dims: Collection[int]) -> list[int]:
 
 
 @contextmanager
-def watched(
-    layers: Sequence[Module], of_input: bool, differentiable: bool, dims: Collection[int]
-) -> Iterator[list[SeenLayer]]:
-    """Has each layer seen by its hook meanwhile, compiled code run as it was written."""
-    seen = [SeenLayer(layer, of_input, differentiable, dims) for layer in layers]
+def watched(hooks: Sequence[HookT]) -> Iterator[Sequence[HookT]]:
+    """The hooks are on their layers meanwhile, compiled code run as it was written."""
     handles: list[Any] = []
 
     def end() -> None:
-        for one in seen:
-            one.watching = False
+        for hook in hooks:
+            hook.watching = False
         for handle in handles:
             handle.remove()
 
     try:
         try:
-            for one in seen:
+            for hook in hooks:
                 # On what torch.jit.script made, no hook can be put.
-                if not isinstance(one.layer, torch.jit.RecursiveScriptModule):  # type: ignore[attr-defined]
-                    handles.append(one.watch())
+                if not isinstance(hook.layer, torch.jit.RecursiveScriptModule):  # type: ignore[attr-defined]
+                    handles.append(hook.watch())
             with not_compiled():
-                yield seen
+                yield hooks
         finally:
             end()
     finally:

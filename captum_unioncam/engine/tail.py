@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,11 +15,11 @@ from captum_unioncam.engine._captum import NullProgress, TargetType, progress
 from captum_unioncam.engine.capture import LayerCall, LayerMaps
 from captum_unioncam.engine.confidence import ConfidenceFunction, DefaultConfidence, confidences_by
 from captum_unioncam.engine.maps import full_precision
-from captum_unioncam.engine.model_state import EvaluatedFunction, not_compiled
+from captum_unioncam.engine.model_state import EvaluatedFunction
 from captum_unioncam.engine.perturbations import Chunk, Placed
 from captum_unioncam.engine.rows import takes_any_format
 from captum_unioncam.engine.scoring import AUTO, MaskedScorer
-from captum_unioncam.engine.seen import looked_at
+from captum_unioncam.engine.seen import LayerHook, looked_at, parts_of, watched, with_parts
 from captum_unioncam.engine.traced import TracedTail, UntraceableError
 from captum_unioncam.engine.tuning import PassTuner, fixed_rows
 
@@ -62,31 +61,12 @@ class TailScorer(MaskedScorer):
     Args:
         call (LayerCall): Has seen the activations.
         targets (Sequence): T targets, each as Captum's ``target``.
-        confidence_fn, internal_batch_size, progress_name, tuners: As in ``MaskedScorer``.
+        **options: ``confidence_fn``, ``internal_batch_size``, ``progress_name`` and ``tuners``, as in ``MaskedScorer``.
     """
 
-    def __init__(
-        self,
-        call: LayerCall,
-        targets: Sequence[TargetType],
-        *,
-        confidence_fn: ConfidenceFunction | None = None,
-        internal_batch_size: int | str | None = None,
-        progress_name: str | None = None,
-        tuners: dict[Hashable, PassTuner] | None = None,
-    ) -> None:
-        super().__init__(
-            call.forward_func,
-            call.inputs,
-            None,
-            targets,
-            call.additional_forward_args,
-            confidence_fn=confidence_fn,
-            internal_batch_size=internal_batch_size,
-            progress_name=progress_name,
-            tuners=tuners,
-            outputs=call.outputs,
-        )
+    def __init__(self, call: LayerCall, targets: Sequence[TargetType], **options: Any) -> None:
+        given = call.forward_func, call.inputs, None, targets, call.additional_forward_args
+        super().__init__(*given, outputs=call.outputs, **options)
         self.call = call
         self._tails: dict[int, Tail] = {}
 
@@ -211,7 +191,7 @@ class TailScorer(MaskedScorer):
         inputs = tuple(_in_format(self._rows_of(x, chunk), channels_last) for x in self.inputs)
         additional = tuple(self._rows_of(argument, chunk) for argument in self.additional_forward_args)
         call = self.call
-        with _with_hook(_Replacing(tail.maps, call.attribute_to_layer_input, replaced, call.dims)):
+        with watched([_Replacing(tail.maps, call.attribute_to_layer_input, replaced, call.dims)]):
             return self._output(self.forward_func, inputs, additional)
 
 
@@ -230,24 +210,15 @@ def _replaced(tail: Tail, activations: Placed, replace: Replace, chunk: Chunk) -
     return rows
 
 
-class _Replacing:
-    """A hook that puts ``replaced`` in place of one of the tensors that a layer makes or is given."""
+class _Replacing(LayerHook):
+    """Puts ``replaced`` in place of one of the tensors that a layer makes or is given."""
 
     def __init__(self, maps: LayerMaps, of_input: bool, replaced: Tensor, dims: Collection[int]) -> None:
-        self.maps, self.of_input, self.replaced, self.dims = maps, of_input, replaced, dims
-        self.active = True
+        self.layer, self.of_input = maps.layer, of_input
+        self.maps, self.replaced, self.dims = maps, replaced, dims
 
-    def watch(self) -> Any:
-        """Puts the hook on, and returns its handle."""
-        layer = self.maps.layer
-        if self.of_input:
-            return layer.register_forward_pre_hook(lambda _layer, args: self._put(args))
-        return layer.register_forward_hook(lambda _layer, _args, output: self._put(output))
-
-    def _put(self, value: Any) -> Any:
-        if not self.active:
-            return None
-        parts = list(value) if isinstance(value, (tuple, list)) else [value]
+    def look(self, value: Any) -> Any:
+        parts = parts_of(value)
         place = looked_at(parts, self.dims)[self.maps.part]
         if parts[place].is_quantized:
             raise ValueError("layer: is quantised, so nothing can be put in its place; choose another.")
@@ -258,31 +229,7 @@ class _Replacing:
                 "whose rows are independent, and for a DataParallel on several devices the module within it."
             )
         parts[place] = self.replaced.to(parts[place])
-        if isinstance(value, (tuple, list)):
-            return type(value)._make(parts) if hasattr(value, "_make") else type(value)(parts)
-        return parts[0]
-
-
-@contextmanager
-def _with_hook(hook: _Replacing) -> Iterator[None]:
-    """The hook is on its layer meanwhile, compiled code run as it was written."""
-    handles: list[Any] = []
-
-    def end() -> None:
-        hook.active = False
-        for handle in handles:
-            handle.remove()
-
-    try:
-        try:
-            handles.append(hook.watch())
-            with not_compiled():
-                yield
-        finally:
-            end()
-    finally:
-        # Ctrl-C may have come between any two lines of the first time.
-        end()
+        return with_parts(value, parts)
 
 
 def _plain_module(function: Any) -> Module | None:
