@@ -28,7 +28,7 @@ from captum_unioncam.engine._captum import (
     format_tensor_into_tuples,
     log_usage,
 )
-from captum_unioncam.engine.capture import LayerCall
+from captum_unioncam.engine.capture import LayerCall, OfLayers
 from captum_unioncam.engine.checks import check_flag, check_function, check_grad_kwargs, check_inputs, check_layer
 from captum_unioncam.engine.confidence import ConfidenceFunction, OutputFunction
 from captum_unioncam.engine.copies import CopyPasses, GradientCopies
@@ -49,6 +49,10 @@ Inputs = Tensor | tuple[Tensor, ...]
 Targets = Tensor | list[list[int]] | list[list[tuple[int, ...]]]
 CamResult = tuple[Tensor, Any]
 """The attributions of one layer output and one target, and how they came about."""
+
+Captured = tuple[OfLayers, Callable[[int, int, int], dict[str, Any]]]
+"""The activations of each output of each layer; and the numbers of layer, output and target to what else equations get.
+"""
 
 CAMS: dict[str, type[CamAttribution[Any]]] = {}
 """The methods by name, in the order in which they were defined."""
@@ -334,7 +338,7 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
         tensors = check_inputs(format_tensor_into_tuples(inputs))
         self.check_for(inputs=tensors, **own)
         own["summed"] = given["attr_dim_summation"]
-        asked = tensors, targets, format_additional_forward_args(additional_forward_args)
+        asked = tensors, format_additional_forward_args(additional_forward_args)
         parts: dict[str, Any] = {"of_passes": of_passes, "of_capture": of_capture, "own": own, "join": join}
         parts["of_input"] = given["attribute_to_layer_input"]
         outputs = Outputs(targets, tensors[0].shape[0], argument)
@@ -344,7 +348,7 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
             # A model may refuse a single row by any error, in its first pass.
             if tensors[0].shape[0] > 1 or outputs.form is not None or outputs.misses_target or out_of_memory(error):
                 raise
-            explained = self._explained_of_two(error, *asked, argument, **parts)
+            explained = self._explained_of_two(error, *asked, outputs, **parts)
         attributions = self._formed(explained, lambda one: one[0].relu() if given["relu_attributions"] else one[0])
         with_details = given.get("return_details", False)
         return (attributions, self._formed(explained, lambda one: one[1])) if with_details else attributions
@@ -352,7 +356,6 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
     def _explained(
         self,
         tensors: tuple[Tensor, ...],
-        targets: Sequence[TargetType],
         additional_forward_args: tuple[Any, ...] | None,
         outputs: Outputs,
         *,
@@ -367,8 +370,8 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
             own = {**own, "inputs": tensors}
         functions = evaluation_mode(self.forward_func, getattr(self, "score_func", None), output_fn=self.output_fn)
         named = other_layer_named(self.forward_func, tensors)
+        targets, examples = outputs.targets, outputs.examples
         with named, functions as (forward_func, score_func), torch.no_grad():
-            examples = tensors[0].shape[0]
             if examples > 1:
                 check_model_rows(forward_func)
             call = LayerCall(
@@ -382,33 +385,37 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
                 outputs,
             )
             passes = self._passes(call, targets, score_func, **of_passes)
-            captured = self._captured(call, targets, **of_capture)
+            activations, others = self._captured(call, targets, **of_capture)
             if examples > 1 or isinstance(self, PerturbationAttribution):
                 check_independent_rows(forward_func, tensors, additional_forward_args or (), (ROWS, examples))
             check_maps(call)
+
+            def explained(layer: int, output: int, a: Tensor) -> CamResult:
+                seen = ({"activations": a, **others(layer, output, t), **passes[t]} for t in range(len(targets)))
+                return join([self.cam(**each, **own) for each in seen])
+
             return [
-                [join([self.cam(**seen[t], **passes[t], **own) for t in range(len(targets))]) for seen in of_outputs]
-                for of_outputs in captured
+                [explained(layer, output, a) for output, a in enumerate(of_layer)]
+                for layer, of_layer in enumerate(activations)
             ]
 
     def _explained_of_two(
         self,
         error: Exception,
         tensors: tuple[Tensor, ...],
-        targets: Sequence[TargetType],
         additional_forward_args: tuple[Any, ...] | None,
-        argument: str,
+        outputs: Outputs,
         **parts: Any,
     ) -> list[list[CamResult]]:
         """As ``_explained``, with the example twice: the model raised ``error``, and may need two rows."""
         two = tuple(torch.cat([x, x]) for x in tensors)
-        of_two = [target * 2 if isinstance(target, list) else target for target in targets]
+        targets = [target * 2 if isinstance(target, list) else target for target in outputs.targets]
         args = additional_forward_args and tuple(map(_of_two, additional_forward_args))
-        outputs = Outputs(of_two, 2, argument)
+        of_two = Outputs(targets, 2, outputs.argument)
         try:
-            explained = self._explained(two, of_two, args, outputs, **parts)
+            explained = self._explained(two, args, of_two, **parts)
         except Exception as other:
-            raise (other if outputs.form is not None or isinstance(other, DependentRows) else error) from None
+            raise (other if of_two.form is not None or isinstance(other, DependentRows) else error) from None
         return [
             [(maps[:1], None if details is None else details.of_example(0)) for maps, details in of_layer]
             for of_layer in explained
@@ -420,9 +427,9 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
         """What the equations get to run passes with, for each target."""
         return [{} for _ in targets]
 
-    def _captured(self, call: LayerCall, targets: Sequence[TargetType]) -> list[list[list[dict[str, Any]]]]:
-        """What the equations get of each layer, each of its outputs, and each target."""
-        return [[[{"activations": a}] * len(targets) for a in of_layer] for of_layer in call.activations()]
+    def _captured(self, call: LayerCall, targets: Sequence[TargetType]) -> Captured:
+        """The activations of each output of each layer, and what else the equations get."""
+        return call.activations(), lambda _layer, _output, _target: {}
 
     def _formed(self, explained: list[list[CamResult]], part: Callable[[CamResult], Any]) -> Any:
         """Captum's form: the only output of a layer or a tuple of them, a list of those for a list of layers."""
@@ -438,7 +445,7 @@ class GradientCam(CamAttribution[LayerT], GradientAttribution):
 
     def _captured(
         self, call: LayerCall, targets: Sequence[TargetType], grad_kwargs: dict[str, Any] | None = None
-    ) -> list[list[list[dict[str, Any]]]]:
+    ) -> Captured:
         """
         Args:
             grad_kwargs (dict or None): Further arguments of ``torch.autograd.grad``. Default: None
@@ -448,21 +455,9 @@ class GradientCam(CamAttribution[LayerT], GradientAttribution):
         """
         if self.at_copies:
             copies = GradientCopies(call, targets, grad_kwargs)
-            return [
-                [
-                    [{"activations": a, "copies": CopyPasses(copies, layer, output, t)} for t in range(len(targets))]
-                    for output, a in enumerate(of_layer)
-                ]
-                for layer, of_layer in enumerate(call.activations())
-            ]
+            return call.activations(), lambda *numbers: {"copies": CopyPasses(copies, *numbers)}
         gradients, activations = call.gradients_and_activations(targets, grad_kwargs)
-        return [
-            [
-                [{"activations": a, "gradients": of_target[layer][output]} for of_target in gradients]
-                for output, a in enumerate(of_layer)
-            ]
-            for layer, of_layer in enumerate(activations)
-        ]
+        return activations, lambda layer, output, target: {"gradients": gradients[target][layer][output]}
 
 
 class RemembersPasses:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Conv1d, Conv2d, Conv3d, Linear, Module
 
-from captum_unioncam.attr.base import CamAttribution, LayerT
+from captum_unioncam.attr.base import CamAttribution, Captured, LayerT
 from captum_unioncam.attr.find_layer import named_layers
 from captum_unioncam.engine._captum import TargetType, select_targets
 from captum_unioncam.engine.capture import LayerCall
@@ -85,14 +85,11 @@ class LayerLinearCam(CamAttribution[LayerT]):
             )
         return class_weights.to(activations)
 
-    def _captured(self, call: LayerCall, targets: Sequence[TargetType]) -> list[list[list[dict[str, Any]]]]:
-        captured = super()._captured(call, targets)
+    def _captured(self, call: LayerCall, targets: Sequence[TargetType]) -> Captured:
+        activations, _ = super()._captured(call, targets)
         weights = linear_weights(self.fc, call.forward_func)
         rows = [weights[class_numbers(len(weights), target, call.outputs).to(weights.device)] for target in targets]
-        return [
-            [[{**seen, "class_weights": rows[t]} for t, seen in enumerate(of_output)] for of_output in of_layer]
-            for of_layer in captured
-        ]
+        return activations, lambda _layer, _output, target: {"class_weights": rows[target]}
 
 
 def linear_weights(fc: Any, forward_func: Callable[..., Any]) -> Tensor:
