@@ -76,7 +76,7 @@ class TracedTail:
         while True:
             around = self._around()
             values = dict(zip(self.inputs, inputs, strict=True))
-            self._run([node for node in self.graph.nodes if node in _needed(around)], values, keep=around)
+            self._run(_needed(self.graph, around), values, keep=around)
             sizes = [node for node in around if node in self._of_rows and not _tensors(values[node])]
             if not sizes:
                 break
@@ -248,16 +248,13 @@ def _reached(graph: Graph, start: Iterable[Node]) -> dict[Node, None]:
     return reached
 
 
-def _needed(nodes: Iterable[Node]) -> set[Node]:
-    """The nodes, and all that they depend on."""
-    needed: set[Node] = set()
-    waiting = list(nodes)
-    while waiting:
-        node = waiting.pop()
-        if node not in needed:
-            needed.add(node)
-            waiting += node.all_input_nodes
-    return needed
+def _needed(graph: Graph, nodes: Iterable[Node]) -> list[Node]:
+    """The nodes, and all that they depend on, in the order of the graph."""
+    needed = set(nodes)
+    for node in reversed(graph.nodes):
+        if node in needed:
+            needed.update(node.all_input_nodes)
+    return [node for node in graph.nodes if node in needed]
 
 
 def _tensors(value: Any) -> list[Tensor]:
