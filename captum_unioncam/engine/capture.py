@@ -29,8 +29,8 @@ from captum_unioncam.engine._captum import (
 )
 from captum_unioncam.engine.checks import check_finite, inputs_with_mask
 from captum_unioncam.engine.gradients import gradients, recurrent_training
-from captum_unioncam.engine.layouts.base import ReshapeTransform
-from captum_unioncam.engine.layouts.found import needs_transform, remembered_transform, token_grid, unchanged
+from captum_unioncam.engine.layouts.base import ReshapeTransform, unchanged
+from captum_unioncam.engine.layouts.found import needs_transform, remembered_transform, token_grid
 from captum_unioncam.engine.layouts.torchvision import KnownTransforms
 from captum_unioncam.engine.maps import MAX_SPATIAL_DIMS, full_precision
 from captum_unioncam.engine.model_state import has_backward_hooks, modules_behind

@@ -10,6 +10,11 @@ from torch import Tensor
 ReshapeTransform = Callable[[Tensor], Tensor]
 
 
+def unchanged(output: Tensor) -> Tensor:
+    """The transform of what is maps already."""
+    return output
+
+
 def channels_last_to_maps(output: Tensor) -> Tensor:
     r"""Turns a layer's output with the channels last, as Swin transformers have it, into maps.
 

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 from torch import Tensor
 from torch.nn import Module
 
-from captum_unioncam.engine.layouts.base import ReshapeTransform, channels_last_to_maps, tokens_to_maps
+from captum_unioncam.engine.layouts.base import ReshapeTransform, channels_last_to_maps, tokens_to_maps, unchanged
 from captum_unioncam.engine.layouts.probe import MapProbe, Outputs, grids
 
 # Tokens in front of the patches': of the class, of distillation, registers.
@@ -80,11 +80,6 @@ def needs_transform(output: Tensor, inputs: tuple[Tensor, ...]) -> bool:
 def is_tokens(output: Tensor, inputs: tuple[Tensor, ...]) -> bool:
     """Whether an output may be tokens (N, T, K) of an input's patches."""
     return output.shape[0] == inputs[0].shape[0] and _tokens(output, inputs) is not None
-
-
-def unchanged(output: Tensor) -> Tensor:
-    """The transform of what is maps already."""
-    return output
 
 
 def _transforms(output: Tensor, inputs: tuple[Tensor, ...]) -> dict[str, ReshapeTransform]:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Module
 
-from captum_unioncam.engine.layouts.base import ReshapeTransform, channels_last_to_maps, tokens_to_maps
+from captum_unioncam.engine.layouts.base import ReshapeTransform, channels_last_to_maps, tokens_to_maps, unchanged
 from captum_unioncam.engine.layouts.with_maps import Maps, WithMaps
 from captum_unioncam.engine.model_state import modules_within
 from captum_unioncam.engine.seen import OTHER_LAYER, LayerError
@@ -42,7 +42,7 @@ class KnownTransforms:
 
     def __getitem__(self, layer: Module) -> ReshapeTransform:
         """The layer's transform, which raises ``ValueError`` if no maps can be made; any other's changes nothing."""
-        return self._transforms.get(layer, _unchanged)
+        return self._transforms.get(layer, unchanged)
 
     def __contains__(self, layer: Module) -> bool:
         """Whether the layer is within a network that is known."""
@@ -119,7 +119,3 @@ def _refuse_windows(output: Tensor) -> Tensor:
     raise LayerError(
         f"layer: its shape {tuple(output.shape)} is that of MaxViT's windows, which are no maps; {OTHER_LAYER}."
     )
-
-
-def _unchanged(output: Tensor) -> Tensor:
-    return output
