@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,7 +156,8 @@ def _layers_with_maps(model: Module, inputs: tuple[Tensor, ...]) -> dict[str, _F
 
         def run(others: tuple[Tensor, ...]) -> dict[str, Tensor]:
             with torch.no_grad():
-                return _outputs(forward, model, others, wanted, stops=False)[0]
+                # A model may raise anything; what ran before is known.
+                return _outputs(forward, model, others, wanted, Exception)[0]
 
         unknown = {name: output for name, output in wanted.items() if name not in transforms}
         transforms |= found_transforms(run, inputs, unknown)
@@ -217,12 +218,12 @@ def _outputs(
     model: Module,
     inputs: tuple[Tensor, ...],
     names: Iterable[str],
-    stops: bool = True,
+    *ignored: type[Exception],
 ) -> tuple[dict[str, Tensor], Any]:
     """The output tensors of the layers that run once, in the order in which they run, and the model's.
 
     Args:
-        stops (bool): What the model raises is raised. Without, there are the outputs before.
+        *ignored (type[Exception]): What the model may raise: then there are the outputs before.
     """
     found: dict[str, Tensor] = {}
     calls: set[tuple[str, torch.device | None]] = set()
@@ -243,17 +244,12 @@ def _outputs(
     # What was put around a layer is not in the model as its user knows it.
     within = tuple(f"{name}." for name, module in modules.items() if isinstance(module, WithMaps))
     wanted = set(names)
-    handles = [look(name, module) for name, module in modules.items() if name in wanted and not name.startswith(within)]
     result = None
-    try:
+    with suppress(*ignored), ExitStack() as hooks:
+        for name, module in modules.items():
+            if name in wanted and not name.startswith(within):
+                hooks.enter_context(look(name, module))
         result = forward(*(x.detach().clone() if not x.requires_grad else x for x in inputs))
-    except Exception:
-        # A model may raise anything; what ran before is known.
-        if stops:
-            raise
-    finally:
-        for handle in handles:
-            handle.remove()
     return found, result
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor
@@ -80,17 +80,11 @@ def layers_from_the_top(model: Module, inputs: Tensor) -> list[str]:
         ran.pop(name, None)
         ran[name] = None
 
-    with evaluation_mode(model) as (forward,):
-        handles = [
-            module.register_forward_pre_hook(lambda _module, _args, name=name: note(name))
-            for name, module in model.named_modules()
-        ]
-        try:
-            with torch.no_grad():
-                forward(inputs.detach().clone())
-        finally:
-            for handle in handles:
-                handle.remove()
+    with evaluation_mode(model) as (forward,), ExitStack() as hooks, torch.no_grad():
+        for name, module in model.named_modules():
+            hook = module.register_forward_pre_hook(lambda _module, _args, name=name: note(name))
+            hooks.enter_context(hook)
+        forward(inputs.detach().clone())
     turns = {name: turn for turn, name in enumerate(ran)}
     owners = [name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))]
     found = [(turn, i, name) for i, name in enumerate(owners) if (turn := _turn(name, turns)) is not None]
