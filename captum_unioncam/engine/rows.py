@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from captum_unioncam.engine._captum import run_forward
 from captum_unioncam.engine.confidence import output_tensor
-from captum_unioncam.engine.model_state import EvaluatedFunction, modules_behind
+from captum_unioncam.engine.model_state import EvaluatedFunction, modules_behind, modules_within
 
 # Their layers ask tensors for values alone. Of other classes, the code is looked at.
 _LIBRARIES = ("torch", "torchvision", "timm", "math", "typing", "collections", "functools", "captum_unioncam")
@@ -83,24 +83,15 @@ def _is_known(value: Any, seen: set[CodeType]) -> bool:
     return isinstance(value, FunctionType) and _is_plain_function(value, seen)
 
 
-def check_model_rows(
-    forward_func: Callable[..., Any],
-    score_func: Callable[..., Any] | None = None,
-) -> None:
+def check_model_rows(*functions: Callable[..., Any] | None) -> None:
     """Raises ``ValueError`` for models that the rows of a pass cannot be given to."""
-    for module in _modules(forward_func, score_func):
+    for module in modules_within(root for function in functions for root in modules_behind(function)):
         if isinstance(module, _BatchNorm) and module.running_mean is None:
             raise DependentRows(
                 f"forward_func: {module} normalises over the batch, in evaluation mode too, so what is found for "
                 "an example would depend on the other rows of its pass; give track_running_stats=True, or layers that "
                 "normalise each example."
             )
-
-
-def _modules(*functions: Callable[..., Any] | None) -> Iterator[Module]:
-    for function in functions:
-        for root in modules_behind(function):
-            yield from root.modules()
 
 
 def check_rows_of_arguments(
