@@ -9,7 +9,7 @@ from captum_unioncam.attr.base import GradientCam, LayerT, TailCam
 from captum_unioncam.attr.denoised_grad_cam import gradient_percentile
 from captum_unioncam.engine.checks import check_number
 from captum_unioncam.engine.maps import minmax, spatial_dims
-from captum_unioncam.engine.tail import TailPasses
+from captum_unioncam.engine.tail import TailPasses, every
 
 
 class LayerFDCam(GradientCam[LayerT], TailCam[LayerT]):
@@ -64,7 +64,7 @@ class LayerFDCam(GradientCam[LayerT], TailCam[LayerT]):
             on = (on ^ (numbers >= channels).unsqueeze(1)) | (numbers == 2 * channels).unsqueeze(1)
             return rows * on.reshape(on.shape + (1,) * len(spatial_dims(rows))).to(rows.dtype)
 
-        scored = torch.ones((len(activations), 2 * channels + 1), dtype=torch.bool, device=activations.device)
+        scored = every(activations, 2 * channels + 1)
         scores = tail.scores(activations, f"switched {quantile}", switched, scored, raw=True)
         alone, others, whole = scores[:, :channels], scores[:, channels:-1], scores[:, -1:]
         mean_gradients = gradients.flatten(2).mean(2)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from math import ceil
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -27,7 +27,7 @@ from captum_unioncam.engine.confidence import ConfidenceFunction, OutputFunction
 from captum_unioncam.engine.maps import MAX_SPATIAL_DIMS, full_precision
 from captum_unioncam.engine.model_state import evaluation_mode
 from captum_unioncam.engine.outputs import Outputs
-from captum_unioncam.engine.perturbations import Chunk, Masks, drawing
+from captum_unioncam.engine.perturbations import Masks, drawing
 from captum_unioncam.engine.scoring import MaskedScorer
 
 MASKS_AT_ONCE = 64
@@ -232,9 +232,8 @@ def check_drawing(n_masks: int, grid_size: int, p1: float, generator: torch.Gene
     check_count("grid_size", grid_size)
     if grid_size < 2:
         raise ValueError(f"grid_size: got {grid_size}; give at least 2 cells.")
-    check_number("p1", p1, 0, 1, "a probability above 0, at most 1")
-    if p1 == 0:
-        raise ValueError("p1: got 0, and no mask shows anything; give a probability above 0.")
+    # With 0, no mask shows anything.
+    check_number("p1", p1, math.nextafter(0, 1), 1, "a probability above 0, at most 1")
     check_generator(generator)
 
 
@@ -265,7 +264,7 @@ def grids_at(grids: Tensor, places: Tensor, inputs: Tensor) -> Tensor:
 
 def _linear_weights(cells: int, length: int, places: Tensor) -> Tensor:
     """Of each cell of a grid at each of ``length`` positions, (M, length, cells): a hat around the cell's centre."""
-    cell = ceil(length / cells)
+    cell = math.ceil(length / cells)
     offsets = (places * cell).floor().unsqueeze(1)
     positions = torch.arange(length, device=places.device, dtype=places.dtype) + offsets + 0.5
     # Mirrored at the centres of the outer cells, as the published code's skimage.transform.resize does.
@@ -293,8 +292,4 @@ def _masked(inputs: tuple[Tensor, ...]) -> dict[int, Tensor]:
 
 def _shared(masks: dict[int, Tensor], dims: int) -> Masks:
     """The same masks for every example."""
-
-    def make(chunk: Chunk, inputs: Tensor, i: int) -> Tensor:
-        return masks[i][chunk.on(inputs.device)[1]]
-
-    return Masks(dims, make)
+    return Masks(dims, lambda chunk, inputs, i: masks[i][chunk.on(inputs.device)[1]])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterator
 from functools import partial
 
@@ -60,9 +60,7 @@ class LayerSSCam(PerturbationCam[LayerT]):
         channel_selection: str,
     ) -> None:
         check_count("n_samples", n_samples)
-        check_number("stdevs", stdevs, 0, math.inf, "a finite number of at least 0")
-        if math.isinf(stdevs):
-            raise ValueError("stdevs: got inf; give a finite number of at least 0.")
+        check_number("stdevs", stdevs, 0, sys.float_info.max, "a finite number of at least 0")
         check_choice("variant", variant, (INPUT, ACTIVATION))
         check_choice("stdev_rule", stdev_rule, (SQUARED, PLAIN))
         check_generator(generator)
