@@ -52,18 +52,16 @@ class Queue:
     def __init__(self, scored: Tensor) -> None:
         self.examples, self.numbers = scored.nonzero(as_tuple=True)
         self.example_numbers: list[int] = self.examples.tolist()
-        self._placed = Placed(self.examples), Placed(self.numbers)
+        self._placed = Placed(torch.stack([self.examples, self.numbers]))
 
     def chunk(self, start: int, count: int, rows: int) -> Chunk:
         """The ``count`` rows from ``start`` on, the last repeated until there are ``rows``."""
         more = rows - count
 
-        def part(placed: Placed, device: torch.device) -> Tensor:
-            taken = placed.on(device)[start : start + count]
-            return torch.cat([taken, taken[-1:].expand(more)]) if more > 0 else taken
-
         def on(device: torch.device) -> tuple[Tensor, Tensor]:
-            return part(self._placed[0], device), part(self._placed[1], device)
+            taken = self._placed.on(device)[:, start : start + count]
+            examples, numbers = torch.cat([taken, taken[:, -1:].expand(2, more)], 1) if more > 0 else taken
+            return examples, numbers
 
         numbers = self.example_numbers[start : start + count]
         return Chunk(*on(self.examples.device), numbers + numbers[-1:] * more, on)

@@ -109,7 +109,7 @@ class MaskedScorer:
         self.baselines = tuple(
             torch.as_tensor(b, dtype=x.dtype, device=x.device).detach() for b, x in zip(formatted, inputs, strict=True)
         )
-        self.targets = [_placed(_as_rows(target, inputs[0].device)) for target in targets]
+        self.targets = [_placed(target, inputs[0].device) for target in targets]
         self.additional_forward_args = additional_forward_args or ()
         self.confidence_fn = DefaultConfidence() if confidence_fn is None else confidence_fn
         self.score_func = score_func
@@ -495,17 +495,13 @@ class TargetPasses:
         return self.scorer.inputs
 
 
-def _as_rows(target: TargetType, device: torch.device) -> TargetType:
+def _placed(target: TargetType, device: torch.device) -> Any:
     """Targets of one row an example as a tensor on the device, where the rows of a chunk are taken from it."""
     if isinstance(target, Tensor):
-        return int(target.item()) if target.numel() == 1 else target.to(device)
+        return int(target.item()) if target.numel() == 1 else Placed(target.to(device))
     if isinstance(target, list) and all(isinstance(index, int) for index in target):
-        return torch.tensor(target, device=device)
+        return Placed(torch.tensor(target, device=device))
     return target
-
-
-def _placed(target: TargetType) -> Any:
-    return Placed(target) if isinstance(target, Tensor) else target
 
 
 def check_batch_size(value: int | str | None) -> None:
