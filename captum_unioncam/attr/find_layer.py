@@ -171,20 +171,18 @@ def _layers_with_maps(model: Module, inputs: tuple[Tensor, ...]) -> dict[str, _F
 def _run(
     forward: Callable[..., Any], model: Module, inputs: tuple[Tensor, ...]
 ) -> tuple[tuple[Tensor, ...], dict[str, Tensor], dict[str, Tensor]]:
-    """The inputs that the model takes, and what ``_outputs_that_count`` gives for them."""
+    """The inputs that the model takes, and what ``_outputs_that_count`` gives for them.
+
+    Some models need two examples: an only one is given twice.
+    """
     try:
         return inputs, *_outputs_that_count(forward, model, inputs)
-    except Exception as error:
+    except Exception:
         # A model that needs a second row may raise anything.
-        twice = _twice(inputs, error)
+        if any(x.shape[:1] != (1,) for x in inputs):
+            raise
+        twice = tuple(torch.cat([x, x]) for x in inputs)
         return twice, *_outputs_that_count(forward, model, twice)
-
-
-def _twice(inputs: tuple[Tensor, ...], error: Exception) -> tuple[Tensor, ...]:
-    """The only example twice, since some models need two; of several examples, raises the model's error."""
-    if any(x.shape[:1] != (1,) for x in inputs):
-        raise error
-    return tuple(torch.cat([x, x]) for x in inputs)
 
 
 def _outputs_that_count(
