@@ -38,7 +38,7 @@ from captum_unioncam.engine.map_check import check_maps
 from captum_unioncam.engine.maps import clipped, weighted
 from captum_unioncam.engine.model_state import evaluation_mode
 from captum_unioncam.engine.outputs import Outputs
-from captum_unioncam.engine.rows import DependentRows, check_model_rows
+from captum_unioncam.engine.rows import DependentRows, check_model_rows, rows_of
 from captum_unioncam.engine.scoring import MaskedScorer, TargetPasses
 from captum_unioncam.engine.tail import TailPasses, TailScorer
 from captum_unioncam.engine.tuning import PassTuner, out_of_memory
@@ -410,7 +410,7 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
         """As ``_explained``, with the example twice: the model raised ``error``, and may need two rows."""
         two = tuple(torch.cat([x, x]) for x in tensors)
         targets = [target * 2 if isinstance(target, list) else target for target in outputs.targets]
-        args = additional_forward_args and tuple(map(_of_two, additional_forward_args))
+        args = additional_forward_args and rows_of(additional_forward_args, [0, 0], 1)
         of_two = Outputs(targets, 2, outputs.argument)
         try:
             explained = self._explained(two, args, of_two, **parts)
@@ -645,10 +645,6 @@ def explain_targets(
     given.apply_defaults()
     del given.arguments["target"]
     return method._explain(by_target(targets, examples), join, argument="targets", **given.arguments)
-
-
-def _of_two(value: Any) -> Any:
-    return torch.cat([value, value]) if isinstance(value, Tensor) and value.shape[:1] == (1,) else value
 
 
 @lru_cache(maxsize=512)

@@ -35,6 +35,7 @@ from captum_unioncam.engine.layouts.torchvision import KnownTransforms
 from captum_unioncam.engine.maps import MAX_SPATIAL_DIMS, full_precision
 from captum_unioncam.engine.model_state import has_backward_hooks, modules_behind
 from captum_unioncam.engine.outputs import Outputs
+from captum_unioncam.engine.rows import rows_of
 from captum_unioncam.engine.seen import OTHER_LAYER, USUAL_LAYER, LayerError, SeenLayer, watched, without_graph_before
 from captum_unioncam.engine.tuning import out_of_memory
 
@@ -148,20 +149,12 @@ class LayerCall:
                 one.register_forward_hook(keep)
             # What ran before the model raises is known.
             with suppress(Exception):
-                run_forward(self.forward_func, inputs, None, self._arguments_of_first(inputs[0].shape[0]))
+                first = [0] * inputs[0].shape[0]
+                additional = rows_of(self.additional_forward_args or (), first, self.inputs[0].shape[0])
+                run_forward(self.forward_func, inputs, None, additional)
         ran = [one for one in seen if one in made]
         gathered = self._gathered(made, ran) if ran else []
         return {(one.layer, i): x for one, tensors in zip(ran, gathered, strict=True) for i, x in enumerate(tensors)}
-
-    def _arguments_of_first(self, rows: int) -> tuple[Any, ...]:
-        """The additional arguments for so many copies of the first example."""
-        examples = self.inputs[0].shape[0]
-        return tuple(
-            x.index_select(0, torch.zeros(rows, dtype=torch.int64, device=x.device))
-            if isinstance(x, Tensor) and x.dim() > 0 and x.shape[0] == examples
-            else x
-            for x in self.additional_forward_args or ()
-        )
 
     def _differentiated(
         self, targets: Sequence[TargetType], grad_kwargs: dict[str, Any]

@@ -14,7 +14,7 @@ from captum_unioncam.engine._captum import run_forward
 from captum_unioncam.engine.confidence import output_tensor
 from captum_unioncam.engine.maps import full_precision
 from captum_unioncam.engine.model_state import EvaluatedFunction, not_compiled
-from captum_unioncam.engine.rows import DependentRows
+from captum_unioncam.engine.rows import DependentRows, rows_of
 from captum_unioncam.engine.seen import SeenLayer
 
 ROWS = 4
@@ -115,10 +115,7 @@ def _distances(
     def outputs(*shares: float) -> Tensor:
         bright = [_bright(x[:1]) for x in inputs]
         given = tuple(torch.cat([_dimmed(x, share) for share in shares]) for x in bright)
-        arguments = tuple(
-            x[:1].expand(rows, *x.shape[1:]) if isinstance(x, Tensor) and x.shape[:1] == (examples,) else x
-            for x in additional
-        )
+        arguments = rows_of(additional, [0] * rows, examples)
         output = output_tensor(run_forward(forward_func, given, None, arguments), rows)
         return full_precision(output) if output.shape[0] == rows else output.new_empty(0)
 

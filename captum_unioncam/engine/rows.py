@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -106,19 +106,14 @@ def check_rows_of_arguments(
     doubtful = [
         number
         for number, x in enumerate(additional_forward_args)
-        if _rows(x) == examples or isinstance(x, (tuple, list, dict))
+        if has_rows(x, examples) or isinstance(x, (tuple, list, dict))
     ]
     if not doubtful:
         return
 
     def outputs_of(rows: list[int]) -> Tensor:
-        # By index_select, which sparse tensors have.
-        values = [
-            x.index_select(0, torch.tensor(rows, device=x.device)) if _rows(x) == examples else x
-            for x in (*inputs, *additional_forward_args)
-        ]
-        output = run_forward(forward_func, tuple(values[: len(inputs)]), None, tuple(values[len(inputs) :]))
-        return output_tensor(output, len(rows))
+        given, additional = (rows_of(values, rows, examples) for values in (inputs, additional_forward_args))
+        return output_tensor(run_forward(forward_func, given, None, additional), len(rows))
 
     whole = outputs_of(list(range(examples)))
     for example in {0, examples - 1}:
@@ -138,8 +133,15 @@ def check_rows_of_arguments(
             )
 
 
-def _rows(value: Any) -> int | None:
-    return value.shape[0] if isinstance(value, Tensor) and value.dim() > 0 else None
+def has_rows(value: Any, examples: int) -> bool:
+    """Whether an argument has a row for each example."""
+    return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == examples
+
+
+def rows_of(values: Sequence[Any], rows: Sequence[int], examples: int) -> tuple[Any, ...]:
+    """Arguments for a pass of these rows of the examples; what has not one row for each of them is the same for all."""
+    # By index_select, which sparse tensors have.
+    return tuple(x.index_select(0, torch.tensor(rows, device=x.device)) if has_rows(x, examples) else x for x in values)
 
 
 def _are_copies(copies: Tensor, one: Tensor) -> bool:

@@ -42,7 +42,7 @@ from captum_unioncam.engine.perturbations import (
     check_maskable,
 )
 from captum_unioncam.engine.representatives import REPRESENTATIVES, channel_representatives, scored_channels
-from captum_unioncam.engine.rows import check_model_rows, check_rows_of_arguments, takes_any_format
+from captum_unioncam.engine.rows import check_model_rows, check_rows_of_arguments, has_rows, takes_any_format
 from captum_unioncam.engine.sharing import is_shared, kept
 from captum_unioncam.engine.tuning import PassTuner, fixed_rows
 
@@ -380,7 +380,7 @@ class MaskedScorer:
         return masked.contiguous(memory_format=memory_format)
 
     def _has_a_row_each(self, values: Any) -> bool:
-        return isinstance(values, Tensor) and values.dim() > 0 and values.shape[0] == self.inputs[0].shape[0]
+        return has_rows(values, self.inputs[0].shape[0])
 
     def _rows_of(self, values: Any, chunk: Chunk, share: bool = False) -> Any:
         """The rows of ``values`` that belong to the chunk; what has not one row an example is the same for all.
