@@ -9,7 +9,7 @@ from captum.attr import Attribution, LayerAttribution
 from torch import Tensor
 
 from captum_unioncam.engine._captum import format_output, format_tensor_into_tuples, log_usage
-from captum_unioncam.engine.checks import check_inputs, described
+from captum_unioncam.engine.checks import check_choice, check_inputs, described
 
 MODES = {"linear": 3, "bilinear": 4, "bicubic": 4, "trilinear": 5, "nearest": None, "nearest-exact": None, "area": None}
 """Of ``torch.nn.functional.interpolate``, each with the dimensions of what it takes; None: any."""
@@ -31,8 +31,7 @@ class UpsampledAttribution(Attribution):  # type: ignore[misc]
     def __init__(self, method: LayerAttribution, interpolate_mode: str = "bilinear") -> None:
         if not isinstance(method, Attribution):
             raise TypeError(f"method: got {described(method)}; give an attribution method, such as LayerUnionCam.")
-        if not isinstance(interpolate_mode, str) or interpolate_mode not in MODES:
-            raise ValueError(f"interpolate_mode: got {described(interpolate_mode)}; give one of {', '.join(MODES)}.")
+        check_choice("interpolate_mode", interpolate_mode, tuple(MODES))
         Attribution.__init__(self, method.forward_func)
         self.method = method
         self.interpolate_mode = interpolate_mode
