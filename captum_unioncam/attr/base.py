@@ -253,11 +253,7 @@ class CamAttribution(LayerAttribution, Generic[LayerT]):
     ) -> list[Tensor]: ...
 
     def attribute_targets(
-        self,
-        inputs: Inputs,
-        targets: Targets,
-        additional_forward_args: Any = None,
-        **kwargs: Any,
+        self, inputs: Inputs, targets: Targets, additional_forward_args: Any = None, **kwargs: Any
     ) -> Any:
         r"""
         Explains several targets of each example.

@@ -22,11 +22,7 @@ from captum_unioncam.engine._captum import (
 )
 from captum_unioncam.engine.accelerators import COMPILED_ROWS, autocast
 from captum_unioncam.engine.checks import check_baselines, check_finite, check_positive, inputs_with_mask
-from captum_unioncam.engine.confidence import (
-    ConfidenceFunction,
-    DefaultConfidence,
-    confidences_by,
-)
+from captum_unioncam.engine.confidence import ConfidenceFunction, DefaultConfidence, confidences_by
 from captum_unioncam.engine.independence import ROWS, check_independent_rows
 from captum_unioncam.engine.maps import full_precision
 from captum_unioncam.engine.model_state import EvaluatedFunction, modules_behind, modules_within
@@ -335,11 +331,7 @@ class MaskedScorer:
         return inputs, tuple(self._rows_of(arg, chunk) for arg in self.additional_forward_args)
 
     def _confidences(
-        self,
-        output: Tensor,
-        forward_func: Callable[..., Any],
-        inputs: tuple[Tensor, ...],
-        additional: tuple[Any, ...],
+        self, output: Tensor, forward_func: Callable[..., Any], inputs: tuple[Tensor, ...], additional: tuple[Any, ...]
     ) -> Tensor:
         """The confidences of outputs, some of them those of ``inputs``."""
         if isinstance(self.confidence_fn, DefaultConfidence):
