@@ -38,7 +38,7 @@ class AnnotatedPictures(DataSet, Generic[ObjectT]):
     ) -> None:
         self._folder = folder
         self.names = sorted(objects)
-        # Errors do not survive pickling with their type.
+        # An error that is raised anew each time would keep the frames of all of them.
         self._problems = {name: str(of) for name, of in objects.items() if isinstance(of, Failure)}
         known = {name: of for name, of in objects.items() if not isinstance(of, Failure)}
         found = {class_name for of in known.values() for class_name in of}

@@ -67,7 +67,7 @@ class ExplainedModel:
         classes (int): The number of classes.
 
     Raises:
-        WrongArgument: There is no such model, layer or device, or the layer has no spatial output.
+        WrongArgument: There is no such model, layer, device or confidence, or the layer has no spatial output.
         Failure: The model cannot be loaded, does not run on images, or does not return (N, classes).
 
     Examples::
@@ -93,6 +93,8 @@ class ExplainedModel:
         output_fn: OutputFunction | str | None = None,
         reshape_transform: ReshapeTransform | None = None,
     ) -> None:
+        if confidence not in (*CONFIDENCES, AUTO):
+            raise WrongArgument(f"confidence={confidence!r}: is none of {', '.join((*CONFIDENCES, AUTO))}; give one.")
         self.device = _device(device)
         self.classifier = load_classifier(name, None if weights is None else Path(weights), preprocess, show_progress)
         self.model = self.classifier.model

@@ -250,6 +250,11 @@ def test_devices_that_are_not_there_are_told(name, recwarn):
     assert list(recwarn) == []
 
 
+def test_a_confidence_that_there_is_not_is_told():
+    with pytest.raises(WrongArgument, match="^confidence='soft': is none of softmax, sigmoid, none, auto; give one"):
+        ExplainedModel(confidence="soft")
+
+
 class Twice(torch.nn.Module):
     """Calls its convolution twice."""
 
