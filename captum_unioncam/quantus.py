@@ -4,8 +4,6 @@ Quantus (https://github.com/understandable-machine-intelligence-lab/Quantus) is 
 :func:`explain_func` works without it. Imports methods, metrics, attr and what is below them.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 from typing import Any

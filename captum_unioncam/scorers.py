@@ -1,7 +1,5 @@
 """Models of ONNX Runtime and of OpenVINO as ``score_func``: masked passes need no gradients."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path

@@ -4,8 +4,6 @@ Each is called on a model and returns a function of inputs to scores (N, 1), whi
 ``forward_func``, without a target. Only ``LayerLinearCam`` does not: it needs a linear layer of the classes.
 """
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Callable
 from functools import partial

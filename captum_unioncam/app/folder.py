@@ -1,7 +1,5 @@
 """The folder of uploaded images, and the removal of those that killed processes have left."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import sys

@@ -3,8 +3,6 @@
 Gradio renders it and queues the visitors. The page connects only to its own server.
 """
 
-from __future__ import annotations
-
 import os
 import socket
 import time

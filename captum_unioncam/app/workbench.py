@@ -1,7 +1,5 @@
 """Answers the page's questions, one at a time and as results are ready, and keeps recent models."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, lru_cache

@@ -1,7 +1,5 @@
 """Ablation-CAM: each channel weighted by what the model's output loses without it."""
 
-from __future__ import annotations
-
 import math
 
 import torch

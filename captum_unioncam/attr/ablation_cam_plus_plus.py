@@ -1,7 +1,5 @@
 """After Ablation-CAM++: groups of similar channels ablated, and split where the output loses much without them."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

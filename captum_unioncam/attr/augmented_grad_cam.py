@@ -1,7 +1,5 @@
 """Augmented Grad-CAM: one map at the input's size from the maps of turned and shifted inputs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from functools import reduce
 from typing import Any

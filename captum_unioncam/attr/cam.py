@@ -1,7 +1,5 @@
 """The original CAM: channels weighted as the model's last linear layer weights their means."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

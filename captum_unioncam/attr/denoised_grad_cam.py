@@ -1,7 +1,5 @@
 """Activation map denoising (AMD), the gradient half of UnionCAM: Eq. 1-3 as functions, and as a Captum method."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Eigen-CAM: the first principal component of a layer's activations, whatever the class."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

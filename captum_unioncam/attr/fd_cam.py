@@ -1,7 +1,5 @@
 """FD-CAM: gradients weighted by what groups of similar channels do to the output, switched on and off."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

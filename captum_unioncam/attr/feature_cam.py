@@ -1,7 +1,5 @@
 """Feature CAM: Grad-CAM's map on the edges of the input, at the input's size."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """After FIMF Score-CAM: each channel weighted by the output of all channels seen through it, at the layer."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from captum_unioncam.attr.base import ConfidenceTailCam, LayerT

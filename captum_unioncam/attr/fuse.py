@@ -1,7 +1,5 @@
 """Combining the maps of several layers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

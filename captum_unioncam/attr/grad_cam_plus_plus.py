@@ -1,7 +1,5 @@
 """Grad-CAM++: channel weights from positive gradients, each with a coefficient of its own."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """After Grad++-ScoreCAM: the weights of Grad-CAM++ times those of Score-CAM."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from captum_unioncam.attr.base import GradientCam, LayerT, PerturbationCam

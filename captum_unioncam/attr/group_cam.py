@@ -1,7 +1,5 @@
 """Group-CAM: groups of weighted channels, each weighted by what it adds to the confidence in the blurred input."""
 
-from __future__ import annotations
-
 from math import ceil
 
 import torch

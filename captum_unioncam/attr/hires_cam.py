@@ -1,7 +1,5 @@
 """HiResCAM: gradients times activations, place by place."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from captum_unioncam.attr.base import GradientCam, LayerT

@@ -1,7 +1,5 @@
 """Integrated Grad-CAM: the mean of Grad-CAM's maps on the way from the baseline to the input."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

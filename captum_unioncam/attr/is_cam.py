@@ -1,7 +1,5 @@
 """IS-CAM: Score-CAM whose scores are means over steps of the masks' strength."""
 
-from __future__ import annotations
-
 from functools import partial
 from itertools import accumulate
 

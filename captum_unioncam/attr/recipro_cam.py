@@ -1,7 +1,5 @@
 """Recipro-CAM: each position scored by what the model says of it alone."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

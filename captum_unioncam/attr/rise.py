@@ -1,7 +1,5 @@
 """RISE: the average of random masks, each weighted by the model's confidence in what it shows."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Literal

@@ -1,7 +1,5 @@
 """The region half of UnionCAM, which is Score-CAM: each channel weighted by the score of the input seen through it."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

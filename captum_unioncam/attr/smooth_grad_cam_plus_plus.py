@@ -1,7 +1,5 @@
 """Smooth Grad-CAM++: Grad-CAM++ with the gradients' powers averaged over noisy inputs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

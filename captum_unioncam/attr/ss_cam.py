@@ -1,7 +1,5 @@
 """SS-CAM: Score-CAM whose scores are means over noise."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from functools import partial

@@ -1,7 +1,5 @@
 """Layer attributions at the input's size, which Captum's metrics need."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """ViT-ReciproCAM: each patch scored by what the model says of its neighbourhood alone."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from captum_unioncam.attr.base import ConfidenceTailCam, LayerT

@@ -1,7 +1,5 @@
 """XGrad-CAM: Grad-CAM whose mean of the gradients is weighted by the activations."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from captum_unioncam.attr.base import GradientCam, LayerT

@@ -1,7 +1,5 @@
 """``captum-unioncam methods`` and ``captum-unioncam metrics``."""
 
-from __future__ import annotations
-
 import typer
 
 

@@ -1,7 +1,5 @@
 """The command ``captum-unioncam``. Slow imports, such as torch, are made by the subcommands."""
 
-from __future__ import annotations
-
 import io
 import os
 import signal

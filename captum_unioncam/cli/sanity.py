@@ -1,7 +1,5 @@
 """``captum-unioncam sanity``."""
 
-from __future__ import annotations
-
 import sys
 from dataclasses import asdict
 from enum import StrEnum

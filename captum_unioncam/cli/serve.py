@@ -1,7 +1,5 @@
 """``captum-unioncam app``."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from time import sleep
 from typing import Annotated

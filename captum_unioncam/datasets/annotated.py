@@ -1,7 +1,5 @@
 """Images with annotated objects of any number of classes."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The interface of data sets: images by name, their classes, and the masks of their objects."""
 
-from __future__ import annotations
-
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping

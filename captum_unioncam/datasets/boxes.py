@@ -1,7 +1,5 @@
 """Boxes of objects, drawn as masks."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 

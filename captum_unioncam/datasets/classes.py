@@ -1,7 +1,5 @@
 """Maps the classes of a data set to the outputs of a model."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """COCO's layout: one file of all images' objects, with boxes and segmentations."""
 
-from __future__ import annotations
-
 import io
 import os
 from collections.abc import Iterable

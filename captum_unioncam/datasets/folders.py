@@ -1,7 +1,5 @@
 """ImageNet's layout: a folder for each class, with masks beside the images or without."""
 
-from __future__ import annotations
-
 from functools import reduce
 from pathlib import Path, PurePosixPath
 

@@ -1,7 +1,5 @@
 """Generated images, with the objects' true masks."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from captum_unioncam.datasets.base import DEMO_DATA, DataSet, Sample

@@ -1,7 +1,5 @@
 """Lists the images and folders in a folder, without hidden ones and those that systems and programs create."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from pathlib import Path

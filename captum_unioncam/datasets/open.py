@@ -1,7 +1,5 @@
 """Opens data sets of labelled images in any of the layouts."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path

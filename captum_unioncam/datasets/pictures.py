@@ -1,7 +1,5 @@
 """Opens image files safely, and as viewers show them."""
 
-from __future__ import annotations
-
 import re
 import warnings
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """A CSV file of images, classes and boxes."""
 
-from __future__ import annotations
-
 import csv
 import math
 import posixpath

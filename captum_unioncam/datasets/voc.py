@@ -1,7 +1,5 @@
 """Pascal VOC's layout, with the objects' boxes, of any list of classes."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from xml.etree import ElementTree

@@ -1,7 +1,5 @@
 """YOLO's layout: a text of boxes for each image."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path, PurePosixPath
 

@@ -1,7 +1,5 @@
 """Gaussian blur of inputs, which some methods and metrics show in place of what is masked out."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

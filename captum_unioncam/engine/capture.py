@@ -5,8 +5,6 @@ Captum's helpers run the pass, keep what the layers compute on each device and p
 underflow, and it fails without a reason where the output does not depend on a layer.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress

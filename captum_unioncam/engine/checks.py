@@ -1,7 +1,5 @@
 """Checks of arguments that several methods share; each error names the argument and what would do."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from inspect import signature

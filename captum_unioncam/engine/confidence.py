@@ -1,7 +1,5 @@
 """Model outputs to class confidences."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

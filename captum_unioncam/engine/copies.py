@@ -1,7 +1,5 @@
 """Gradients and activations at altered copies of the inputs, taken together copy by copy."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

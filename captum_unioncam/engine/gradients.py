@@ -1,7 +1,5 @@
 """Gradients of several examples' outputs, unaffected by half precision and by what cuDNN cannot differentiate."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """Whether a model gives each row of a pass its own result, whatever the others are: tried once for a model."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Hashable, Sequence
 from typing import Any

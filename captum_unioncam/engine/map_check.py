@@ -1,7 +1,5 @@
 """Checks that the output of a named layer is maps, by a few extra passes where its shape leaves doubt."""
 
-from __future__ import annotations
-
 from math import ceil, floor, prod
 
 import torch

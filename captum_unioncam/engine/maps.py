@@ -3,8 +3,6 @@
 Every function treats each example and channel on its own and keeps dtype and device.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,7 +1,5 @@
 """A model left as it was found: modes, buffers, hooks, gradients, flags and random numbers; one thread at a time."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 import random

@@ -1,7 +1,5 @@
 """The outputs of one call's passes: each one tensor, which the targets fit, and all of one form."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Copies of a model whose layers are reinitialised, and random numbers by a seed."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

@@ -1,7 +1,5 @@
 """Whether a model takes rows as the engine gives them: each for itself, in any memory format, with its arguments."""
 
-from __future__ import annotations
-
 import builtins
 from collections.abc import Callable, Sequence
 from types import CodeType, FunctionType, ModuleType

@@ -1,7 +1,5 @@
 """The engine: masks to class confidences, in batches. Nothing else in the package runs masked forward passes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass

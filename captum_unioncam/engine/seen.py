@@ -1,7 +1,5 @@
 """Layers as Captum's helpers see them, and errors for layers that cannot be explained."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar

@@ -1,7 +1,5 @@
 """Replaces a layer's output, row by row, and runs only the part of the model behind the layer."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,7 +1,5 @@
 """Traces the part of a model behind a layer, which the layer's output goes through."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """How masked forward passes are run: rows in a pass and memory format, by a fixed rule or learnt from the passes."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Methods side by side on one class of an image."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 

@@ -1,7 +1,5 @@
 """This process's number and device, under torchrun or alone."""
 
-from __future__ import annotations
-
 import os
 
 from captum_unioncam.engine.accelerators import count_of, default_device, take

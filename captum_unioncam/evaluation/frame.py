@@ -1,7 +1,5 @@
 """Records as a table."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd

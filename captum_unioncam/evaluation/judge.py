@@ -1,7 +1,5 @@
 """Methods run on one image: their attributions, what the metrics say of them, and the time they took."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

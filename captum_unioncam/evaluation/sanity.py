@@ -5,8 +5,6 @@ stays the same when the model's layers are reinitialised does not depend on what
 the same for another class does not depend on the class.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace

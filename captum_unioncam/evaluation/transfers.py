@@ -4,8 +4,6 @@ Copies go from and to pinned memory, those to the GPU in a stream of their own, 
 host waits for none of them when it starts it. On devices without streams nothing is queued.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar

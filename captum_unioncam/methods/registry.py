@@ -1,7 +1,5 @@
 """Attribution methods by name: found, and called alike."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The settings, arguments and results of methods."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Coherency, complexity, and their harmonic mean with the average drop (ADCC)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Attributions, with the model and the inputs that judge them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Weakly supervised localization: how well an attribution's box and pixels match the object's."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """How faithful an attribution is to the model."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

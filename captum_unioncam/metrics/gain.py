@@ -1,7 +1,5 @@
 """The confidence that a model gains when the input is masked by an attribution."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from captum_unioncam.engine.maps import divide_or_zero

@@ -1,7 +1,5 @@
 """How well an attribution finds the object."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any

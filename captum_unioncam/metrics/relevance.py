@@ -1,7 +1,5 @@
 """How much of the relevance, and how many of the most relevant pixels, lie on the object."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from captum_unioncam.engine.maps import divide_or_zero

@@ -1,7 +1,5 @@
 """Remove and debias (ROAD): the confidence after the most or the least relevant pixels are imputed."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,7 +1,5 @@
 """Captum's infidelity and sensitivity, for attributions at any resolution."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import captum.metrics

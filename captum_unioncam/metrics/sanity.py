@@ -1,7 +1,5 @@
 """Sanity checks as metrics: whether an attribution changes with the model, and with the class."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from captum_unioncam.engine.checks import check_function

@@ -4,8 +4,6 @@ These are not in the table of metrics: they compare two maps of a method, for it
 (N, 1, \*spatial).
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

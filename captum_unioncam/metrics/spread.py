@@ -1,7 +1,5 @@
 """How unevenly an attribution is spread over the input."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """The table of metrics: names, functions, which direction is better, and format."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Models of timm and of Hugging Face by name, with their own preprocessing and class names."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path

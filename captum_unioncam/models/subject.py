@@ -1,7 +1,5 @@
 """A classifier on its device with the layer to explain, for images and classes by name."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterable
 from functools import partial

@@ -1,7 +1,5 @@
 """Reads weights from files, without running code, and computes their fingerprint."""
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import re

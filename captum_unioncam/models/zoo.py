@@ -1,7 +1,5 @@
 """Loads models by name, with their preprocessing and class names."""
 
-from __future__ import annotations
-
 import warnings
 from dataclasses import dataclass, replace
 from http.client import HTTPException

@@ -1,7 +1,5 @@
 """Methods side by side: a panel of their maps, a table, and a page of both."""
 
-from __future__ import annotations
-
 import pandas as pd
 from matplotlib.figure import Figure
 

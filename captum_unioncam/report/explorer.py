@@ -1,7 +1,5 @@
 """What the report's script shows: the means of one class, and one image with the maps of all methods."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Self-contained HTML pages: no network, no other files, and no script but the page's own, known by its hash."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import io

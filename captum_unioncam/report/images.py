@@ -1,7 +1,5 @@
 """A heat map over a photo."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 

@@ -4,8 +4,6 @@ Records are read once, as a stream, and only their numbers are kept, so that hal
 result does not depend on their order.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Heat maps over a photo, side by side."""
 
-from __future__ import annotations
-
 import io
 import math
 import textwrap

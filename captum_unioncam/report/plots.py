@@ -1,7 +1,5 @@
 """Curves, box plots, and one metric against another."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import matplotlib

@@ -1,7 +1,5 @@
 """Sanity checks as a table and a plot."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import matplotlib

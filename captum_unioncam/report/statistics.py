@@ -1,7 +1,5 @@
 """Statistics of an evaluation's records: means, intervals, curves, examples and failures."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from bisect import insort

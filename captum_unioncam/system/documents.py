@@ -1,7 +1,5 @@
 """Composes signatures and docstrings from parts, so that each shared argument is documented once."""
 
-from __future__ import annotations
-
 import inspect
 import re
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Errors that the command prints in one line: what is wrong and what to do about it."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """Output files: names without collisions, and atomic writes."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import os

@@ -1,7 +1,5 @@
 """Imports functions by name, and suggests names for misspelled ones."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import sys

@@ -1,7 +1,5 @@
 """Plugins: what other packages add by entry points."""
 
-from __future__ import annotations
-
 import warnings
 from importlib.metadata import entry_points
 from typing import Any

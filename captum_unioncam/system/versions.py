@@ -1,7 +1,5 @@
 """The versions of the packages that the numbers depend on."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, entry_points, version
 

@@ -1,7 +1,5 @@
 """Checks of every way to call a method: targets, layers, inputs, functions, and what wraps it."""
 
-from __future__ import annotations
-
 import inspect
 import pickle
 from collections.abc import Callable

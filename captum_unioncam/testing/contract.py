@@ -1,7 +1,5 @@
 """The contract of a layer method: the method under test, its traits, and the list of checks."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

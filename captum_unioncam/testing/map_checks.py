@@ -1,7 +1,5 @@
 """Checks of the maps: their shapes and values, and what must not change them."""
 
-from __future__ import annotations
-
 from itertools import product
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Tiny float64 networks and inputs to explain: a few channels, milliseconds a pass."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Checks that the model, the inputs and PyTorch itself are left as they were found, and of what runs meanwhile."""
 
-from __future__ import annotations
-
 import copy
 import random
 import time

@@ -1,7 +1,5 @@
 """Tokens and channels-last outputs as maps (N, K, *spatial)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """Finds layouts by how outputs respond to inputs: maps, channels last, or tokens behind a few special ones."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Hashable, Mapping
 from weakref import WeakKeyDictionary

@@ -1,7 +1,5 @@
 """Finds which layers return maps, by how their outputs change with the input and not by names."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Layouts of layer outputs that are not maps, tokens and channels last, and how they become maps (N, K, *spatial)."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A layer with maps behind one without, for methods that know no transforms."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """This package's own methods, built from the signatures of their constructors and of ``attribute``."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial

@@ -1,7 +1,5 @@
 """Captum's own methods by name."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """The CAM classes of grad-cam: https://github.com/jacobgil/pytorch-grad-cam."""
 
-from __future__ import annotations
-
 import io
 from contextlib import redirect_stderr
 from operator import itemgetter

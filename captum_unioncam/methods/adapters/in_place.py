@@ -1,7 +1,5 @@
 """Runs methods on models whose modules write into their inputs."""
 
-from __future__ import annotations
-
 import warnings
 from typing import Any
 

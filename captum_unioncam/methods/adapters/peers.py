@@ -1,7 +1,5 @@
 """The shared part of the adapters to torchcam and grad-cam, packages of CAM classes."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The CAM classes of torchcam: https://github.com/frgfm/torch-cam."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
