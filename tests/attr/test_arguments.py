@@ -220,9 +220,10 @@ def test_every_place_is_within_a_large_tolerance(value):
     assert metrics.pointing_game(MAPS, objects, value).tolist() == [1, 0, 0]
 
 
-def test_complex_inputs_are_not_blurred():
-    with pytest.raises(ValueError, match=r"^inputs: complex .* baselines"):
-        metrics.insertion(lambda x: TinyNet()(x.abs()), tiny_inputs() + 0j, MAPS, 1)
+@pytest.mark.parametrize("baselines", [None, 0])
+def test_complex_inputs_are_not_inserted_whatever_the_baselines(baselines):
+    with pytest.raises(ValueError, match=r"^inputs: number 0 is complex .* give real and imaginary parts as channels"):
+        metrics.insertion(lambda x: TinyNet()(x.abs()), tiny_inputs() + 0j, MAPS, 1, baselines=baselines)
 
 
 @pytest.mark.parametrize("number", [torch.uint8, torch.int64, torch.float32])
