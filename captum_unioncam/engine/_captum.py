@@ -4,9 +4,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from captum._utils import common, gradient
-from captum._utils.progress import NullProgress, progress
-from captum._utils.typing import BaselineType, TargetType
-from captum.log import log_usage
+from captum._utils.progress import NullProgress as NullProgress
+from captum._utils.progress import progress as progress
+from captum._utils.typing import BaselineType as BaselineType
+from captum._utils.typing import TargetType as TargetType
+from captum.log import log_usage as log_usage
 
 if TYPE_CHECKING:
     # Captum ships no types. With Any as a base, overloads could not be told apart.
@@ -27,7 +29,10 @@ if TYPE_CHECKING:
         def __init__(self, forward_func: Callable[..., Any], layer: Any, device_ids: list[int] | None) -> None: ...
 
 else:
-    from captum.attr import Attribution, GradientAttribution, LayerAttribution, PerturbationAttribution
+    from captum.attr import Attribution as Attribution
+    from captum.attr import GradientAttribution as GradientAttribution
+    from captum.attr import LayerAttribution as LayerAttribution
+    from captum.attr import PerturbationAttribution as PerturbationAttribution
 
 extract_device_ids = gradient._extract_device_ids
 format_additional_forward_args = common._format_additional_forward_args
@@ -38,24 +43,3 @@ forward_layer_distributed_eval = gradient._forward_layer_distributed_eval
 gather_distributed_tensors = gradient._gather_distributed_tensors
 run_forward = common._run_forward
 select_targets = common._select_targets
-
-__all__ = [
-    "Attribution",
-    "BaselineType",
-    "GradientAttribution",
-    "LayerAttribution",
-    "NullProgress",
-    "PerturbationAttribution",
-    "TargetType",
-    "extract_device_ids",
-    "format_additional_forward_args",
-    "format_baseline",
-    "format_output",
-    "format_tensor_into_tuples",
-    "forward_layer_distributed_eval",
-    "gather_distributed_tensors",
-    "log_usage",
-    "progress",
-    "run_forward",
-    "select_targets",
-]
