@@ -262,12 +262,9 @@ class EvaluatedFunction:
 
         handle = RemovableHandle(_global_forward_pre_hooks)
         self.found.hooks.append(handle)
-        try:
+        with handle, not_compiled():
             _global_forward_pre_hooks[handle.id] = before_forward
-            with not_compiled():
-                result = self.function(*args, **kwargs)
-        finally:
-            handle.remove()
+            result = self.function(*args, **kwargs)
         self.called = True
         return result
 
