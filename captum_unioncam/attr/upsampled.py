@@ -6,7 +6,7 @@ import torch
 from captum.attr import Attribution, LayerAttribution
 from torch import Tensor
 
-from captum_unioncam.engine._captum import format_output, format_tensor_into_tuples, log_usage
+from captum_unioncam.engine._captum import format_tensor_into_tuples, log_usage
 from captum_unioncam.engine.checks import check_choice, check_inputs, described
 
 MODES = {"linear": 3, "bilinear": 4, "bicubic": 4, "trilinear": 5, "nearest": None, "nearest-exact": None, "area": None}
@@ -77,5 +77,4 @@ class UpsampledAttribution(Attribution):  # type: ignore[misc]
             else torch.zeros_like(x)
             for x in inputs
         )
-        formatted: Tensor | tuple[Tensor, ...] = format_output(is_inputs_tuple, upsampled)
-        return formatted
+        return upsampled if is_inputs_tuple else upsampled[0]
