@@ -150,7 +150,7 @@ class MaskedScorer:
         everywhere = torch.ones((inputs.shape[0], count), dtype=torch.bool, device=inputs.device)
         tuner = self._tuner(self.forward_func, masks.dims, None)
         run = partial(self._run, masks, targets, self.forward_func, False)
-        return self._scores(run, everywhere, targets, self.forward_func, tuner)
+        return self._scores(run, everywhere, targets, self.forward_func, tuner, NullProgress())
 
     def sweep(self, activations: Tensor, scored: Tensor, raw: bool = False, change: Change = UNCHANGED) -> Tensor:
         """Score of each input under each of its channels, for every target.
@@ -248,7 +248,7 @@ class MaskedScorer:
         targets: Sequence[Any],
         forward_func: Callable[..., Any],
         tuner: PassTuner,
-        bar: Any = None,
+        bar: Any,
     ) -> Tensor:
         """The queue: one row for each mask that is ``scored`` (N, M); scores (T, N, M).
 
@@ -259,7 +259,7 @@ class MaskedScorer:
             targets (Sequence): Some of ``self.targets``; or the range of all classes, whose scores need not be finite.
             forward_func (Callable): The model that is run.
             tuner (PassTuner): Chooses the passes.
-            bar (Any): A progress bar. Default: None
+            bar (Any): A progress bar.
         """
         queue = Queue(scored)
         results: list[Tensor] = []
@@ -291,8 +291,7 @@ class MaskedScorer:
                     check_independent_rows(forward_func, self.inputs, self.additional_forward_args, tries)
                 results.append(result[:, :count])
                 start += count
-                if bar is not None:
-                    bar.update(count)
+                bar.update(count)
         scores = torch.zeros((len(targets), *scored.shape), device=scored.device)
         if results:
             values = torch.cat(results, 1)
