@@ -34,23 +34,20 @@ class CamMethod:
         given = vars(settings)
         where = (model,) if cam_class is Rise else (model, layer)
         self.cam = cam_class(*where, **_taken_by(cam_class, given))
-        self._takes = set(inspect.signature(self.cam.attribute).parameters)
-        self._arguments = {**_taken_by(self.cam.attribute, given), **fixed}
+        self._given, self._fixed = given, fixed
 
     def __call__(self, inputs: Tensor, target: Tensor, baselines: Tensor) -> Tensor:
         return self.each(inputs, target.unsqueeze(1), baselines)[0].attributions
 
     def each(self, inputs: Tensor, targets: Tensor, baselines: Tensor) -> list[Explained]:
         """Explains the targets (N, T), with details if the method has any."""
+        given = {**self._given, "baselines": None if self.cam.has_own_baselines else baselines}
+        arguments = {**_taken_by(self.cam.attribute, given), **self._fixed}
         if not self.cam.gives_details:
-            stacked: Tensor = self.cam.attribute_targets(inputs, targets, **self._with(baselines))
+            stacked: Tensor = self.cam.attribute_targets(inputs, targets, **arguments)
             return [Explained(attributions) for attributions in stacked.unbind(1)]
-        stacked, details = self.cam.attribute_targets(inputs, targets, return_details=True, **self._with(baselines))
+        stacked, details = self.cam.attribute_targets(inputs, targets, return_details=True, **arguments)
         return [Explained(attributions, details.of_target(t)) for t, attributions in enumerate(stacked.unbind(1))]
-
-    def _with(self, baselines: Tensor) -> dict[str, Any]:
-        takes_black = "baselines" in self._takes and not self.cam.has_own_baselines
-        return {**self._arguments, **({"baselines": baselines} if takes_black else {})}
 
 
 def _taken_by(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
