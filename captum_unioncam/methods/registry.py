@@ -66,12 +66,7 @@ class Method:
             *list[Explained]*: T of them, with maps (N, 1, h, w) of the method's own resolution.
         """
         inputs, targets, baselines = inputs.detach(), targets.to(inputs.device), baselines.detach()
-        with (
-            _failing_as(self.name),
-            left_as_found(self._model),
-            evaluation_mode(self._model),
-            gradients_and_seeds(),
-        ):
+        with _failing_as(self.name), left_as_found(self._model), evaluation_mode(self._model), gradients_and_seeds():
             if self.sweeps:
                 results = self._run.each(inputs.clone(), targets, baselines.clone())
             else:
@@ -81,9 +76,15 @@ class Method:
                 results = [Explained(self._run(inputs.clone(), t, baselines.clone())) for t in targets.unbind(1)]
         return [Explained(self._maps(result.attributions, inputs, signed), result.details) for result in results]
 
-    def _maps(self, attributions: Any, inputs: Tensor, signed: bool) -> Tensor:
-        _check_shape(self.name, attributions, inputs)
-        attributions = attributions.detach().to(inputs.device, torch.promote_types(attributions.dtype, torch.float32))
+    def _maps(self, result: Any, inputs: Tensor, signed: bool) -> Tensor:
+        fits = isinstance(result, Tensor) and result.dim() == 4 and len(result) == len(inputs) and result.numel() > 0
+        if not fits:
+            what = f"shape {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
+            raise Failure(
+                f"{self.name}: returned {what} for inputs of shape {tuple(inputs.shape)}; it has to return a tensor of "
+                f"shape ({len(inputs)}, C, h, w)."
+            )
+        attributions = result.detach().to(inputs.device, torch.promote_types(result.dtype, torch.float32))
         check_finite(attributions, self.name)
         maps: Tensor = attributions.sum(1, keepdim=True)
         return maps if signed else maps.relu()
@@ -252,16 +253,6 @@ def _failing_as(name: str) -> Iterator[None]:
         raise Failure(
             f"{name}: raised {type(error).__name__}: {one_line(error).rstrip('.')}; try another layer or method."
         ) from error
-
-
-def _check_shape(name: str, result: Any, inputs: Tensor) -> None:
-    fits = isinstance(result, Tensor) and result.dim() == 4 and len(result) == len(inputs) and result.numel() > 0
-    if not fits:
-        what = f"shape {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
-        raise Failure(
-            f"{name}: returned {what} for inputs of shape {tuple(inputs.shape)}; it has to return a tensor of shape "
-            f"({len(inputs)}, C, h, w)."
-        )
 
 
 @contextmanager
