@@ -7,7 +7,7 @@ from torch import Tensor
 
 from captum_unioncam.attr.base import LayerT, TailCam
 from captum_unioncam.engine.checks import check_number
-from captum_unioncam.engine.maps import divide_or_zero, spatial_dims
+from captum_unioncam.engine.maps import broadcast_over, divide_or_zero
 from captum_unioncam.engine.tail import TailPasses
 
 
@@ -89,4 +89,4 @@ def without(activations: Tensor, channels: Tensor, value: float) -> Tensor:
         value (float): What an absent channel holds.
     """
     ablated = channels.unsqueeze(1) == torch.arange(activations.shape[1], device=activations.device)
-    return activations.masked_fill(ablated.reshape(ablated.shape + (1,) * len(spatial_dims(activations))), value)
+    return activations.masked_fill(broadcast_over(ablated, activations), value)

@@ -6,7 +6,7 @@ from torch import Tensor
 from captum_unioncam.attr.base import LayerT, TailCam
 from captum_unioncam.engine.accelerators import widened
 from captum_unioncam.engine.checks import check_count, check_number
-from captum_unioncam.engine.maps import divide_unless_zero, spatial_dims
+from captum_unioncam.engine.maps import broadcast_over, divide_unless_zero
 from captum_unioncam.engine.tail import Replace, TailPasses
 
 ROUNDS = 10
@@ -125,7 +125,7 @@ def without_nodes(nodes: Tensor) -> Replace:
 
     def replaced(rows: Tensor, examples: Tensor, numbers: Tensor) -> Tensor:
         absent = nodes.to(rows.device)[examples] == numbers.unsqueeze(1)
-        return rows.masked_fill(absent.reshape(absent.shape + (1,) * len(spatial_dims(rows))), 0)
+        return rows.masked_fill(broadcast_over(absent, rows), 0)
 
     return replaced
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from captum_unioncam.attr.base import GradientCam, LayerT
 from captum_unioncam.engine.checks import check_number
-from captum_unioncam.engine.maps import divide_or_zero, spatial_dims
+from captum_unioncam.engine.maps import broadcast_over, divide_or_zero, spatial_dims
 
 
 def gradient_percentile(gradients: Tensor, theta: float) -> Tensor:
@@ -24,8 +24,7 @@ def gradient_percentile(gradients: Tensor, theta: float) -> Tensor:
     ordered = gradients.flatten(2).sort(dim=-1).values
     rank = theta * (ordered.shape[-1] - 1) / 100
     below, above = ordered[..., math.floor(rank)], ordered[..., math.ceil(rank)]
-    percentile = torch.lerp(below, above, rank - math.floor(rank))
-    return percentile.reshape(gradients.shape[:2] + (1,) * len(spatial_dims(gradients)))
+    return broadcast_over(torch.lerp(below, above, rank - math.floor(rank)), gradients)
 
 
 def denoised_gradients(gradients: Tensor, theta: float) -> Tensor:

@@ -6,7 +6,7 @@ from torch import Tensor
 from captum_unioncam.attr.base import GradientCam, LayerT, TailCam
 from captum_unioncam.attr.denoised_grad_cam import gradient_percentile
 from captum_unioncam.engine.checks import check_number
-from captum_unioncam.engine.maps import minmax, spatial_dims
+from captum_unioncam.engine.maps import minmax, weighted
 from captum_unioncam.engine.tail import TailPasses, every
 
 
@@ -60,7 +60,7 @@ class LayerFDCam(GradientCam[LayerT], TailCam[LayerT]):
             on = groups.to(rows.device)[examples, numbers % channels]
             # First each group alone, then all others, and last the whole.
             on = (on ^ (numbers >= channels).unsqueeze(1)) | (numbers == 2 * channels).unsqueeze(1)
-            return rows * on.reshape(on.shape + (1,) * len(spatial_dims(rows))).to(rows.dtype)
+            return weighted(on.to(rows.dtype), rows)
 
         scored = every(activations, 2 * channels + 1)
         scores = tail.scores(activations, f"switched {quantile}", switched, scored, raw=True)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from captum_unioncam.attr.base import ConfidenceTailCam, LayerT
+from captum_unioncam.engine.maps import weighted
 from captum_unioncam.engine.tail import TailPasses, every
 
 
@@ -49,7 +50,7 @@ class LayerReciproCam(ConfidenceTailCam[LayerT]):
                 .expand(len(numbers), -1, -1)
                 .gather(2, numbers.reshape(-1, 1, 1).expand(-1, rows.shape[1], 1))
             )
-            return own.reshape(own.shape[:2] + (1,) * len(size)) * smoothed(positions(numbers, size, rows.dtype))
+            return weighted(own.squeeze(2), smoothed(positions(numbers, size, rows.dtype)))
 
         scores = tail.scores(activations, f"recipro {gaussian}", alone, every(activations, size.numel()))
         share = scores.reshape(-1, 1, *size) / activations.shape[1]

@@ -9,7 +9,7 @@ from captum_unioncam.attr.base import GradientCam, LayerT
 from captum_unioncam.engine.accelerators import widened
 from captum_unioncam.engine.checks import check_count, check_generator, check_number, inputs_with_mask
 from captum_unioncam.engine.copies import CopyPasses
-from captum_unioncam.engine.maps import divide_unless_zero, full_precision, spatial_dims
+from captum_unioncam.engine.maps import broadcast_over, divide_unless_zero, full_precision, spatial_dims
 from captum_unioncam.engine.perturbations import as_inputs, check_maskable, drawing
 
 NOISE_OF_RANGE = 0.15
@@ -124,5 +124,5 @@ def _noisy(inputs: Tensor, stdev: float | None, generator: torch.Generator) -> T
     if stdev is not None:
         return as_inputs(values + stdev * noise, inputs)
     each = values.flatten(1)
-    ranges = (each.amax(1) - each.amin(1)).reshape(-1, *[1] * (inputs.dim() - 1))
+    ranges = broadcast_over(each.amax(1) - each.amin(1), inputs)
     return as_inputs(values + NOISE_OF_RANGE * ranges * noise, inputs)

@@ -14,7 +14,7 @@ from captum_unioncam.attr.denoised_grad_cam import LayerDenoisedGradCam, check_t
 from captum_unioncam.attr.find_layer import Layer
 from captum_unioncam.attr.score_cam import LayerScoreCam, check_region_settings, region_weights
 from captum_unioncam.engine.checks import check_choice
-from captum_unioncam.engine.maps import clipped, divide_or_zero, minmax, spatial_range, weighted
+from captum_unioncam.engine.maps import broadcast_over, clipped, divide_or_zero, minmax, spatial_range, weighted
 from captum_unioncam.engine.representatives import REPRESENTATIVES, scored_channels
 from captum_unioncam.engine.scoring import TargetPasses
 
@@ -90,15 +90,13 @@ class UnionCamDetails(CamDetails):
 
 def unite(denoised_map: Tensor, region_map: Tensor, denoised_beta: Tensor, region_beta: Tensor) -> Tensor:
     r"""Eq. 6: :math:`U = \beta_D D + \beta_R R`, of maps or of the terms that sum to them, with betas (N,)."""
-    shape = (-1,) + (1,) * (region_map.dim() - 1)
-    return denoised_beta.reshape(shape) * denoised_map + region_beta.reshape(shape) * region_map
+    return weighted(denoised_beta, denoised_map) + weighted(region_beta, region_map)
 
 
 def select(details: UnionCamDetails, denoised: Tensor, region: Tensor, union: Tensor) -> Tensor:
     """Eq. 8: of each example that of the three maps, or of the terms that sum to them, which is selected."""
-    shape = (-1,) + (1,) * (region.dim() - 1)
-    united = union.where(details.union_selected.reshape(shape), region)
-    return denoised.where(details.denoised_selected.reshape(shape), united)
+    united = union.where(broadcast_over(details.union_selected, region), region)
+    return denoised.where(broadcast_over(details.denoised_selected, region), united)
 
 
 def unite_and_select(

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module, RNNBase
 
+from captum_unioncam.engine.maps import broadcast_over
+
 _SCALES = (2.0**15, 2.0**10, 2.0**5, 1.0)
 """Of float16 outputs: what is below its smallest number would be 0. Each example gets the first that does not overflow.
 """
@@ -49,7 +51,7 @@ def _overflowing(found: Sequence[Tensor | None], by_row: bool, scales: Tensor) -
 
 
 def _divided(gradient: Tensor, scales: Tensor) -> Tensor:
-    return gradient.float() / scales.to(gradient.device).reshape(-1, *[1] * (gradient.dim() - 1))
+    return gradient.float() / broadcast_over(scales.to(gradient.device), gradient)
 
 
 @contextmanager

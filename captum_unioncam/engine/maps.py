@@ -53,9 +53,14 @@ def up(maps: Tensor, size: torch.Size | tuple[int, ...]) -> Tensor:
     return lowest + F.interpolate(maps - lowest, tuple(size), mode=mode, align_corners=False)
 
 
+def broadcast_over(values: Tensor, maps: Tensor) -> Tensor:
+    """Values of the first dimensions of ``maps``, such as (N,) or (N, K), with size 1 in the others."""
+    return values.reshape(values.shape + (1,) * (maps.dim() - values.dim()))
+
+
 def weighted(weights: Tensor, activations: Tensor) -> Tensor:
-    """The terms ``w_k A_k`` (N, K, *spatial) of a class activation map, with weights (N, K)."""
-    return weights.reshape(weights.shape + (1,) * len(spatial_dims(activations))) * activations
+    """The terms ``w_k A_k`` (N, K, *spatial) of a class activation map, with weights (N, K) or (N,)."""
+    return broadcast_over(weights, activations) * activations
 
 
 def clipped(terms: Tensor) -> Tensor:

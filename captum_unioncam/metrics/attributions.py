@@ -29,7 +29,7 @@ from captum_unioncam.engine.checks import (
     described,
 )
 from captum_unioncam.engine.confidence import ConfidenceFunction, OutputFunction
-from captum_unioncam.engine.maps import full_precision, minmax, up
+from captum_unioncam.engine.maps import broadcast_over, full_precision, minmax, up
 from captum_unioncam.engine.model_state import evaluation_mode
 from captum_unioncam.engine.perturbations import Chunk, Masks, check_dense, check_maskable, masked_as
 from captum_unioncam.engine.scoring import MaskedScorer
@@ -210,7 +210,8 @@ class JudgedAttributions:
         masks = self.masks()
 
         def make(chunk: Chunk, inputs: Tensor, i: int) -> Tensor:
-            return torch.where(_column(chunk.numbers == 0, inputs), 1.0, masks[i][chunk.examples.to(inputs.device)])
+            examples, numbers = (index.to(inputs.device) for index in (chunk.examples, chunk.numbers))
+            return torch.where(broadcast_over(numbers == 0, inputs), 1.0, masks[i][examples])
 
         confidences = kept(
             lambda: ("whole and seen", self.key(), self.baselines, tuple(masks.values())),
@@ -236,7 +237,7 @@ class JudgedAttributions:
 
         def make(chunk: Chunk, inputs: Tensor, i: int) -> Tensor:
             examples, step = (index.to(inputs.device) for index in (chunk.examples, chunk.numbers))
-            return shown(ranks[i][examples], _column(counts[i][step], inputs)).to(inputs.dtype)
+            return shown(ranks[i][examples], broadcast_over(counts[i][step], inputs)).to(inputs.dtype)
 
         # Where all or nothing is shown, before the first step or after the last.
         first, last = (WHOLE, NOTHING) if shown is torch.ge else (NOTHING, WHOLE)
@@ -382,8 +383,3 @@ def ranked(attributions: Tensor) -> Tensor:
 def _uniform(value: float, chunk: Chunk, inputs: Tensor, _i: int) -> Tensor:
     """Masks that are the same everywhere."""
     return inputs.new_full((len(chunk.example_numbers), 1, *inputs.shape[2:]), value)
-
-
-def _column(values: Tensor, inputs: Tensor) -> Tensor:
-    """Values of the rows (R,), to be broadcast over masks of ``inputs``."""
-    return values.to(inputs.device).reshape((-1,) + (1,) * (inputs.dim() - 1))
