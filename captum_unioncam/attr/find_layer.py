@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -224,17 +225,14 @@ def _outputs(
     found: dict[str, Tensor] = {}
     calls: set[tuple[str, torch.device | None]] = set()
 
-    def look(name: str, module: Module) -> Any:
-        def hook(_module: Module, _args: Any, output: Any) -> None:
-            # A DataParallel model calls a layer once on each device.
-            call = (name, getattr(output, "device", None))
-            if call in calls:
-                found.pop(name, None)
-            elif isinstance(output, Tensor):
-                found[name] = output
-            calls.add(call)
-
-        return module.register_forward_hook(hook)
+    def look(name: str, _module: Module, _args: Any, output: Any) -> None:
+        # A DataParallel model calls a layer once on each device.
+        call = (name, getattr(output, "device", None))
+        if call in calls:
+            found.pop(name, None)
+        elif isinstance(output, Tensor):
+            found[name] = output
+        calls.add(call)
 
     modules = {name: module for name, module in model.named_modules() if name}
     # What was put around a layer is not in the model as its user knows it.
@@ -244,7 +242,7 @@ def _outputs(
     with suppress(*ignored), ExitStack() as hooks:
         for name, module in modules.items():
             if name in wanted and not name.startswith(within):
-                hooks.enter_context(look(name, module))
+                hooks.enter_context(module.register_forward_hook(partial(look, name)))
         result = forward(*(x.detach().clone() if not x.requires_grad else x for x in inputs))
     return found, result
 
