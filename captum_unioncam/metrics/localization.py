@@ -93,8 +93,7 @@ def pointing_game(attributions: Tensor, objects: Tensor, tolerance: float = 0) -
         >>> hit = pointing_game(attr, masks)  # (4,)
     """
     check_number("tolerance", tolerance, 0, math.inf, "a distance of at least 0 pixels")
-    size = attributions.shape[2:]
-    axes = [torch.arange(length, device=attributions.device) for length in size]
+    axes = [torch.arange(length, device=attributions.device) for length in attributions.shape[2:]]
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)
     flat = attributions.flatten(1)
     maximum = grid[:, flat.argmax(1)].T.unsqueeze(-1)
