@@ -43,13 +43,12 @@ class Peer:
         raise WrongArgument(f"{prefix} has no method {wanted!r}{suggestion(wanted, cam_classes)}")
 
     def _is_cam(self, value: Any) -> bool:
-        if not isinstance(value, type):
-            return False
         try:
             inspect.signature(value).bind(None, **{self.layer_argument: None})
-        except TypeError:
+        except (TypeError, ValueError):
+            # It takes other arguments, or its arguments are not known.
             return False
-        return True
+        return isinstance(value, type)
 
 
 def _folded(name: str) -> str:
