@@ -38,12 +38,10 @@ def make_folder(folder: Path) -> None:
     Raises:
         Failure: It cannot be made or written to.
     """
-    try:
+    with _written(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _not_writable(folder, error) from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise _not_writable(folder, PermissionError("permission denied"))
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError("permission denied")
 
 
 @contextmanager
@@ -125,15 +123,13 @@ def write_whole(path: Path, content: bytes) -> None:
     """
     # In the same folder, since renaming is atomic only within a file system.
     unfinished = path.with_name(f".{uuid.uuid4().hex}.unfinished")
-    try:
+    with _written(path):
         try:
             unfinished.write_bytes(content)
             os.replace(unfinished, path)
         finally:
             with suppress(OSError):
                 unfinished.unlink()
-    except OSError as error:
-        raise _not_writable(path, error) from error
 
 
 def write_new(path: Path, content: bytes) -> None:
@@ -142,24 +138,25 @@ def write_new(path: Path, content: bytes) -> None:
     Raises:
         Failure: The file cannot be written. It does not exist then.
     """
-    try:
-        with path.open("xb") as file:
-            try:
-                file.write(content)
-                file.flush()
-            except BaseException:
-                with suppress(OSError):
-                    path.unlink()
-                raise
-    except FileExistsError:
-        return
-    except OSError as error:
-        raise _not_writable(path, error) from error
+    with _written(path), suppress(FileExistsError), path.open("xb") as file:
+        try:
+            file.write(content)
+            file.flush()
+        except BaseException:
+            with suppress(OSError):
+                path.unlink()
+            raise
 
 
 def _identity(path: Path) -> str:
     return os.path.realpath(path).casefold()
 
 
-def _not_writable(path: Path, error: OSError) -> Failure:
-    return Failure(f"cannot write {path}: {error.strerror or one_line(error)}; make room or give another folder.")
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """Names the path where writing it raises an error."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or one_line(error)
+        raise Failure(f"cannot write {path}: {reason}; make room or give another folder.") from error
