@@ -18,13 +18,7 @@ try:
     import typer
 
     from captum_unioncam import __version__
-    from captum_unioncam.cli.compare import compare
-    from captum_unioncam.cli.evaluate import evaluate
-    from captum_unioncam.cli.explain import explain
-    from captum_unioncam.cli.lists import methods, metrics
-    from captum_unioncam.cli.report import report
-    from captum_unioncam.cli.sanity import sanity
-    from captum_unioncam.cli.serve import serve
+    from captum_unioncam.cli import compare, evaluate, explain, lists, report, sanity, serve
     from captum_unioncam.cli.shared import complain
     from captum_unioncam.system.errors import Failure, WrongArgument
 except ModuleNotFoundError:
@@ -38,9 +32,11 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (explain, compare, sanity, evaluate, report, methods, metrics):
+for command in (explain.explain, compare.compare, sanity.sanity, evaluate.evaluate, report.report):
     app.command()(command)
-app.command("app")(serve)
+app.command()(lists.methods)
+app.command()(lists.metrics)
+app.command("app")(serve.serve)
 
 
 def _print_version(wanted: bool) -> None:
