@@ -90,10 +90,8 @@ def evaluate(
     """
     from captum_unioncam.datasets.base import DEMO_DATA
     from captum_unioncam.datasets.open import check_layout
-    from captum_unioncam.evaluation.distributed import local_device, rank, shared_gpus
+    from captum_unioncam.evaluation import distributed, run
     from captum_unioncam.evaluation.explain import demo_note
-    from captum_unioncam.evaluation.run import Evaluation
-    from captum_unioncam.evaluation.run import evaluate as evaluate_methods
 
     check_folder(output)
     method_names = methods_in(methods)
@@ -101,22 +99,22 @@ def evaluate(
     check_layout(data)
     has_photos = data != DEMO_DATA
     given = _with_the_papers(context, data) if protocol is options.Protocol.paper else context.params
-    settings = settings_of({**given, "device": local_device(given["device"])}, has_photos)
+    settings = settings_of({**given, "device": distributed.local_device(given["device"])}, has_photos)
     # It alone prints what is common to all.
-    first = rank() == 0
+    first = distributed.rank() == 0
     if first:
         tell_of_download(settings)
     subject = settings.subject(sys.stderr.isatty())
-    evaluation = Evaluation(data, classes, given["limit"], seed, steps, settings.of_methods(), subset)
+    evaluation = run.Evaluation(data, classes, given["limit"], seed, steps, settings.of_methods(), subset)
     if first:
         typer.echo(layer_line(subject))
         note = demo_note(settings, has_photos)
         if note and _shows_photos(evaluation, subject):
             typer.echo(f"Note: {note}", err=True)
-    if line := shared_gpus(settings.device):
+    if line := distributed.shared_gpus(settings.device):
         typer.echo(line, err=True)
     how = workers, first, retry_failures, metric_names, accept_other_versions
-    tally = evaluate_methods(evaluation, subject, method_names, output, *how)
+    tally = run.evaluate(evaluation, subject, method_names, output, *how)
     typer.echo(
         f"{tally.records} new records of {tally.images} images in {output}, {tally.failures} of them failures; "
         f"captum-unioncam report {output} shows all."
