@@ -54,28 +54,26 @@ def report(
     single images with all methods, and the best and the worst maps. Works on unfinished evaluations too.
     """
     from captum_unioncam.evaluation.records import read_records, settings_in
-    from captum_unioncam.report.page import write_report
-    from captum_unioncam.report.statistics import class_table, paired_differences, summarize
-    from captum_unioncam.report.tables import classes_text, differences_text, text
+    from captum_unioncam.report import page, statistics, tables
     from captum_unioncam.system.files import write_whole
 
     if against is not None and by_class and form is not Format.text:
         raise WrongArgument(f"--against and --by-class: are two tables; give one of them with --format {form}.")
     settings = settings_in(folder)
-    summary = summarize(read_records(folder))
-    differences = None if against is None else paired_differences(summary, against)
-    classes = class_table(summary) if by_class else None
+    summary = statistics.summarize(read_records(folder))
+    differences = None if against is None else statistics.paired_differences(summary, against)
+    classes = statistics.class_table(summary) if by_class else None
     if form is not Format.text:
         typer.echo(_formatted(form, summary, differences, classes), nl=False)
         return
-    paths = write_report(folder, _photos(settings), summary, against)
+    paths = page.write_report(folder, _photos(settings), summary, against)
     # A table in a file or a pipe is not wrapped.
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    typer.echo(text(summary, width, settings))
+    typer.echo(tables.text(summary, width, settings))
     if against is not None and differences is not None:
-        typer.echo(f"\n{differences_text(differences, against, width)}")
+        typer.echo(f"\n{tables.differences_text(differences, against, width)}")
     if classes is not None:
-        typer.echo(f"\n{classes_text(classes, width)}")
+        typer.echo(f"\n{tables.classes_text(classes, width)}")
     for name, table in (("differences", differences), ("by_class", classes)):
         if table is not None:
             paths.append(folder / "report" / f"{name}.csv")
