@@ -140,11 +140,8 @@ def _with_the_papers(context: typer.Context, data: str) -> dict[str, Any]:
     """The options, with the paper's values for those that are not given."""
     from captum_unioncam.datasets.voc import is_voc
 
-    found = dict(context.params)
     papers = {"model": "vgg16", "preprocess": "paper", "theta": 10.0, "limit": None if is_voc(data) else 2000}
-    for name, value in papers.items():
-        if not options.is_given(context, name):
-            found[name] = value
+    found = context.params | {name: value for name, value in papers.items() if not options.is_given(context, name)}
     if found["model"] == papers["model"]:
         found["layer"] = found["layer"] or "features.29"
     return found
