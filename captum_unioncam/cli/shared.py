@@ -58,10 +58,8 @@ def settings_of(options: Mapping[str, Any], has_photos: bool = False) -> Setting
     from captum_unioncam.evaluation.explain import Settings
     from captum_unioncam.models.zoo import DEMO_MODEL, PHOTO_MODEL
 
-    given = {field.name: options[field.name] for field in fields(Settings) if field.name in options}
-    values: dict[str, Any] = {
-        name: str(value) if isinstance(value, StrEnum | Path) else value for name, value in given.items()
-    }
+    given = {name: str(value) if isinstance(value, StrEnum | Path) else value for name, value in options.items()}
+    values: dict[str, Any] = {field.name: given[field.name] for field in fields(Settings) if field.name in given}
     if values["model"] is None:
         values["model"] = PHOTO_MODEL if has_photos else DEMO_MODEL
     own = {"size": "input_size", "crop": "crop", "mean": "mean", "std": "std"}
