@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +24,8 @@ from captum_unioncam.system.errors import Failure
 if TYPE_CHECKING:
     from captum_unioncam.evaluation.run import Evaluation
     from captum_unioncam.models.subject import ExplainedModel
+
+Protocol = StrEnum("Protocol", ["own", "paper"])
 
 
 @options.with_model_options
@@ -63,7 +66,13 @@ def evaluate(
         int | None, typer.Option(min=1, metavar="N", help="A random subset of N images.", show_default="all")
     ] = None,
     seed: options.SeedOption = 0,
-    protocol: options.ProtocolOption = options.Protocol.own,
+    protocol: Annotated[
+        Protocol,
+        typer.Option(
+            help="own: the other options as given. paper: as in the UnionCAM paper, --model vgg16 --layer features.29 "
+            "--preprocess paper --theta 10 --limit 2000 (Pascal VOC: no limit); options that are given take precedence."
+        ),
+    ] = Protocol.own,
     steps: options.StepsOption = 100,
     workers: Annotated[int, typer.Option(min=0, metavar="N", help="Processes that read images ahead.")] = 2,
     retry_failures: Annotated[
@@ -98,7 +107,7 @@ def evaluate(
     metric_names = metrics_in(metrics)
     check_layout(data)
     has_photos = data != DEMO_DATA
-    given = _with_the_papers(context, data) if protocol is options.Protocol.paper else context.params
+    given = _with_the_papers(context, data) if protocol is Protocol.paper else context.params
     settings = settings_of({**given, "device": distributed.local_device(given["device"])}, has_photos)
     # It alone prints what is common to all.
     first = distributed.rank() == 0

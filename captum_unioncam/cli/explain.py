@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from captum_unioncam.report.images import Look
 
 _DEFAULT = "union_cam"
+ChannelWeights = StrEnum("ChannelWeights", ["score", "softmax"])
 Format = StrEnum("Format", ["png", "pdf", "svg", "npy", "json"])
 Size = StrEnum("Size", ["model", "original"])
 
@@ -41,12 +42,20 @@ Size = StrEnum("Size", ["model", "original"])
 def explain(
     context: typer.Context,
     images: options.ImagesArgument = None,
-    method: options.MethodOption = _DEFAULT,
+    method: Annotated[
+        str, typer.Option(metavar="NAME", help="Method, one of those that captum-unioncam methods lists.")
+    ] = _DEFAULT,
     target: options.TargetOption = None,
     top_k: Annotated[
         int | None, typer.Option(min=1, metavar="K", help="Explain the K most probable classes instead.")
     ] = None,
-    channel_weights: options.ChannelWeightsOption = None,
+    channel_weights: Annotated[
+        ChannelWeights | None,
+        typer.Option(
+            help="Weight channels by their score, or by the softmax of all scores.",
+            show_default="the method's own, score for UnionCAM",
+        ),
+    ] = None,
     quality: options.QualityOption = None,
     output: options.OutputOption = Path("unioncam"),
     formats: Annotated[

@@ -11,10 +11,8 @@ import typer
 from captum_unioncam.models import MODELS
 
 Preprocess = StrEnum("Preprocess", ["auto", "paper"])
-ChannelWeights = StrEnum("ChannelWeights", ["score", "softmax"])
 ChannelSelection = StrEnum("ChannelSelection", ["representatives", "deviation"])
 Quality = StrEnum("Quality", ["exact", "balanced", "fast"])
-Protocol = StrEnum("Protocol", ["own", "paper"])
 Confidence = StrEnum("Confidence", ["softmax", "sigmoid", "none"])
 SettledConfidence = StrEnum("SettledConfidence", ["softmax", "sigmoid", "none", "auto"])
 Subset = StrEnum("Subset", ["difficult"])
@@ -57,9 +55,6 @@ TargetOption = Annotated[
     str | None, typer.Option(metavar="CLASS", help="Class to explain: index or name.", show_default="predicted")
 ]
 
-MethodOption = Annotated[
-    str, typer.Option(metavar="NAME", help="Method, one of those that captum-unioncam methods lists.")
-]
 MethodsOption = Annotated[
     str,
     typer.Option(
@@ -76,13 +71,6 @@ MetricsOption = Annotated[
         show_default="all that are not listed as on request",
     ),
 ]
-ChannelWeightsOption = Annotated[
-    ChannelWeights | None,
-    typer.Option(
-        help="Weight channels by their score, or by the softmax of all scores.",
-        show_default="the method's own, score for UnionCAM",
-    ),
-]
 QualityOption = Annotated[
     Quality | None,
     typer.Option(
@@ -95,14 +83,6 @@ StepsOption = Annotated[int, typer.Option(min=1, metavar="N", help="Steps of the
 SeedOption = Annotated[
     int, typer.Option(min=0, metavar="N", help="Seed of random subsets, and of methods that draw random numbers.")
 ]
-ProtocolOption = Annotated[
-    Protocol,
-    typer.Option(
-        help="own: the other options as given. paper: as in the UnionCAM paper, --model vgg16 --layer features.29 "
-        "--preprocess paper --theta 10 --limit 2000 (Pascal VOC: no limit); options that are given take precedence."
-    ),
-]
-
 OutputOption = Annotated[
     Path, typer.Option("--output", "--out", "-o", metavar="FOLDER", help="Output folder; created if missing.")
 ]
