@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import BatchNorm2d, Module
 
+from captum_unioncam import demo
+from captum_unioncam.demo.pictures import PICTURE_SIZE
 from captum_unioncam.models import MODELS, hubs
 from captum_unioncam.models.preprocessing import PAPER, Preprocessing, own_preprocessing
 from captum_unioncam.models.weights import StateDict, load_weights, read_state_dict, without_wrappers
@@ -78,7 +80,7 @@ def load_classifier(
     if name.startswith(hubs.PREFIXES):
         classifier = _of_hub(name, state, pretrained=weights is None)
     elif name == DEMO_MODEL:
-        classifier = _demo()
+        classifier = Classifier(name, demo.load_model(), preprocessing_of(name), demo.CLASS_NAMES, demo.EXPLAINED_LAYER)
     elif ":" in name:
         classifier = _made_by_function(name)
     elif name == EFFICIENTNET_LITE0:
@@ -118,8 +120,6 @@ def preprocessing_of(name: str, preprocess: str = "auto") -> Preprocessing:
     if ":" in name:
         return _made_by_function(name).preprocessing
     if name == DEMO_MODEL:
-        from captum_unioncam.demo.pictures import PICTURE_SIZE
-
         return own_preprocessing(f"size={PICTURE_SIZE}")
     if name == EFFICIENTNET_LITE0:
         return own_preprocessing(f"size=256 crop=224 mean={127 / 255} std={128 / 255}")
@@ -133,14 +133,6 @@ def _of_hub(name: str, state: StateDict | None, pretrained: bool) -> Classifier:
     library, _, own = name.partition(":")
     made = hubs.from_timm(own, pretrained, state) if library == "timm" else hubs.from_hugging_face(own, pretrained)
     return Classifier(name, made[0], preprocessing_of(name), made[1])
-
-
-def _demo() -> Classifier:
-    from captum_unioncam import demo
-
-    return Classifier(
-        DEMO_MODEL, demo.load_model(), preprocessing_of(DEMO_MODEL), demo.CLASS_NAMES, demo.EXPLAINED_LAYER
-    )
 
 
 def _efficientnet_lite0() -> Classifier:
