@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,7 +30,7 @@ class Outputs:
         """The output of each class that was found; ``ordered`` are all possible classes in order."""
         if self.class_file is not None:
             return self._of_class_file(found, self.class_file)
-        known = _positions(_plain(name) for name in self.names or ())
+        known = _positions([_plain(name) for name in self.names or ()])
         matching = {name: known[_plain(name)] for name in found if _plain(name) in known}
         if len(matching) == len(found):
             return matching
@@ -76,7 +76,7 @@ class Outputs:
         if len(lines) != self.count:
             # Such as a heading, which would shift every class by one.
             raise ValueError(f"has {len(lines)} lines, but the model {self.count} outputs")
-        return _positions(" ".join(line.split()[:1]) for line in lines)
+        return _positions([" ".join(line.split()[:1]) for line in lines])
 
     def _of_json(self, content: Any) -> dict[str, int]:
         if not isinstance(content, dict):
@@ -144,9 +144,8 @@ def by_output(objects: Mapping[str, list[T]], outputs: Mapping[str, int]) -> dic
     return merged
 
 
-def _positions(names: Iterable[str]) -> dict[str, int]:
+def _positions(names: Sequence[str]) -> dict[str, int]:
     """The place of each unique name. ImageNet has two classes called "crane"."""
-    names = list(names)
     times = Counter(names)
     return {name: position for position, name in enumerate(names) if times[name] == 1}
 
