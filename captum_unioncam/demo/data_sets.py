@@ -106,24 +106,22 @@ def _side_by_side(shown: list[DrawnPicture]) -> Image.Image:
 
 def _annotation(file_name: str, shown: list[DrawnPicture]) -> bytes:
     annotation = Element("annotation")
-    SubElement(annotation, "filename").text = file_name
-    _add_numbers(annotation, "size", width=PICTURE_SIZE * len(shown), height=PICTURE_SIZE, depth=3)
+    _add_entries(annotation, filename=file_name)
+    _add_entries(SubElement(annotation, "size"), width=PICTURE_SIZE * len(shown), height=PICTURE_SIZE, depth=3)
     for place, drawn in enumerate(shown):
         left, top, right, bottom = drawn.mask.getbbox() or (0, 0, PICTURE_SIZE, PICTURE_SIZE)
         shift = PICTURE_SIZE * place
         entry = SubElement(annotation, "object")
-        SubElement(entry, "name").text = drawn.class_name
-        SubElement(entry, "difficult").text = "0"
+        _add_entries(entry, name=drawn.class_name, difficult=0)
         # VOC counts pixels from 1, and its boxes include their last.
-        _add_numbers(entry, "bndbox", xmin=left + 1 + shift, ymin=top + 1, xmax=right + shift, ymax=bottom)
+        _add_entries(SubElement(entry, "bndbox"), xmin=left + 1 + shift, ymin=top + 1, xmax=right + shift, ymax=bottom)
     indent(annotation, "\t")
     return bytes(tostring(annotation))
 
 
-def _add_numbers(parent: Element, tag: str, **numbers: int) -> None:
-    entry = SubElement(parent, tag)
-    for name, number in numbers.items():
-        SubElement(entry, name).text = str(number)
+def _add_entries(parent: Element, **entries: str | int) -> None:
+    for tag, entry in entries.items():
+        SubElement(parent, tag).text = str(entry)
 
 
 def encoded(picture: Image.Image, file_format: str, **options: Any) -> bytes:
