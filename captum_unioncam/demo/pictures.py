@@ -18,7 +18,6 @@ from torch import Tensor
 PICTURE_SIZE = 112
 
 Array = npt.NDArray[np.floating[Any]]
-Mask = npt.NDArray[np.bool_]
 Shape = Callable[[Array, Array], Array]
 """Signed distance from the points (x, y) to an outline of about unit size: negative inside."""
 
@@ -52,7 +51,7 @@ def generate(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     return torch.from_numpy(images), torch.from_numpy(labels), torch.from_numpy(masks)
 
 
-def _draw_picture(rng: np.random.Generator) -> tuple[Array, int, Mask]:
+def _draw_picture(rng: np.random.Generator) -> tuple[Array, int, npt.NDArray[np.bool_]]:
     light = rng.uniform(0, 2 * math.pi)
     canvas = _background(rng)
     for _ in range(rng.integers(4, 10)):
@@ -343,8 +342,7 @@ def _mixed(first: Array, second: Array, share: Array) -> Array:
 
 def _contrasting_colour(rng: np.random.Generator, behind: Array) -> Array:
     """The one of three random colours that stands out most from the colour behind it."""
-    candidates = [_colour(rng) for _ in range(3)]
-    return max(candidates, key=lambda colour: float(np.abs(colour - behind).sum()))
+    return max((_colour(rng) for _ in range(3)), key=lambda colour: float(np.abs(colour - behind).sum()))
 
 
 def _colour(rng: np.random.Generator) -> Array:
