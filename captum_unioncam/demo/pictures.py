@@ -316,8 +316,7 @@ def _clouds(rng: np.random.Generator, coarsest: int = 3) -> Array:
         left, blend = _interpolation(cells)
         rows = noise[left] + (noise[left + 1] - noise[left]) * blend[:, None]
         total += (rows[:, left] + (rows[:, left + 1] - rows[:, left]) * blend) * 0.55**octave
-    lowest, highest = np.min(total), np.max(total)
-    return (total - lowest) / (highest - lowest)
+    return (total - np.min(total)) / np.ptp(total)
 
 
 _PATTERNS = (_ramp, _stripes, _dots, _checks, _clouds)
@@ -326,10 +325,8 @@ _PATTERNS = (_ramp, _stripes, _dots, _checks, _clouds)
 @cache
 def _interpolation(cells: int) -> tuple[npt.NDArray[np.int64], Array]:
     """For each pixel along a side, the cell corner before it and the weight of the one after."""
-    position = (np.arange(PICTURE_SIZE, dtype=np.float32) + 0.5) * (cells / PICTURE_SIZE)
-    left = position.astype(np.int64)
-    blend = position - left.astype(np.float32)
-    return left, blend * blend * (3 - 2 * blend)
+    blend, left = np.modf((np.arange(PICTURE_SIZE, dtype=np.float32) + 0.5) * (cells / PICTURE_SIZE))
+    return left.astype(np.int64), blend * blend * (3 - 2 * blend)
 
 
 def _soft_step(values: Array) -> Array:
