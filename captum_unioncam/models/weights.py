@@ -157,9 +157,8 @@ def load_weights(model: Module, state: StateDict) -> str:
         # A user's model may have its own load_state_dict.
         return f"loading raised {type(error).__name__}: {one_line(error)}".rstrip(".")
     missing = [key for key in missing if not key.startswith(_TRAINING_HEADS)]
-    return "; ".join(
-        f"{what} {_listed(keys)}" for what, keys in (("it lacks", missing), ("it has", unexpected)) if keys
-    )
+    unfit = {"it lacks": missing, "it has": unexpected}
+    return "; ".join(f"{what} {_listed(keys)}" for what, keys in unfit.items() if keys)
 
 
 def _listed(keys: list[str]) -> str:
