@@ -5,8 +5,6 @@ So processes cannot damage each other's records, and a killed process damages at
 with a checksum of the rest; incomplete and damaged lines are not read.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import math
@@ -17,10 +15,9 @@ import time
 import uuid
 import zlib
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from captum_unioncam.system.errors import Failure, WrongArgument, one_line
@@ -101,7 +98,7 @@ class Record:
         return b'{"crc":"%08x",%b\n' % (zlib.crc32(line), line[1:])
 
 
-class RecordFile:
+class RecordFile(AbstractContextManager["RecordFile"]):
     """This process's file of records, created with the first record; a context manager.
 
     Args:
@@ -151,12 +148,7 @@ class RecordFile:
     def _deleted(self) -> Failure:
         return Failure(f"{self.path} was deleted meanwhile, with its records; start again, which does them anew.")
 
-    def __enter__(self) -> RecordFile:
-        return self
-
-    def __exit__(
-        self, _type: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, _type: object, error: object, _traceback: object) -> None:
         if self._file < 0:
             return
         deleted = self._is_deleted()
