@@ -220,9 +220,12 @@ def evaluate(
     missing = _missing(folder, share, method_names, retry_failures)
     total = sum(map(len, missing.values()))
     tally = Tally(images=len(missing))
-    pictures = _Pictures(data_set, list(missing), subject.classifier.preprocessing)
     loader = DataLoader(
-        pictures, batch_size=None, num_workers=min(workers, len(missing)), worker_init_fn=_end_with_the_run
+        _Pictures(data_set, subject.classifier.preprocessing),
+        sampler=list(missing),
+        batch_size=None,
+        num_workers=min(workers, len(missing)),
+        worker_init_fn=_end_with_the_run,
     )
     # A bar that is not on a terminal writes a line to a log at each update.
     interval = 0.5 if sys.stderr.isatty() else _SECONDS_BETWEEN_LINES
@@ -417,18 +420,13 @@ class _Seen:
 
 
 class _Pictures(Dataset[_Seen]):
-    """Pictures, read and preprocessed in a worker."""
+    """Pictures by name, read and preprocessed in a worker."""
 
-    def __init__(self, data_set: DataSet, names: Sequence[str], preprocessing: Preprocessing) -> None:
+    def __init__(self, data_set: DataSet, preprocessing: Preprocessing) -> None:
         self.data_set = data_set
-        self.names = names
         self.preprocessing = preprocessing
 
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> _Seen:
-        name = self.names[index]
+    def __getitem__(self, name: str) -> _Seen:
         try:
             sample = self.data_set.sample(name)
             shown = self.preprocessing.fit(sample.picture)
