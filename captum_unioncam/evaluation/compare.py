@@ -44,12 +44,9 @@ class Comparison:
             {"method": method, **judgement.values} for method, judgement in self.judgements.items()
         ]
         rows += [{"method": method, "error": error} for method, error in self.failures.items()]
-        names = [metric.name for metric in self.metrics]
-        table: pd.DataFrame = pd.DataFrame(rows, columns=["method", *names, "error"])
-        for metric in self.metrics:
-            # Int64 keeps whole numbers whole where others are missing.
-            table[metric.name] = table[metric.name].astype("Int64" if metric.is_yes_or_no else float)
-        return table
+        # Int64 keeps whole numbers whole where others are missing.
+        types = {metric.name: "Int64" if metric.is_yes_or_no else "float64" for metric in self.metrics}
+        return pd.DataFrame(rows, columns=["method", *types, "error"]).astype(types)
 
     def csv(self) -> bytes:
         """The table as a CSV file."""
