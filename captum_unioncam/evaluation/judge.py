@@ -160,6 +160,7 @@ class Judge:
 
     Attributes:
         subject (ExplainedModel): As given.
+        method_names (list[str]): The methods, in the given order.
         metrics (list[Metric]): The metrics, in the order of tables.
 
     Raises:
@@ -191,6 +192,7 @@ class Judge:
         # In a pass of the methods for which memory ran out.
         self._rows: dict[str, int] = {}
         self._methods = {name: self._created(name) for name in method_names}
+        self.method_names = list(self._methods)
         self._arguments = {
             "forward_func": subject.model,
             "steps": steps,
@@ -199,11 +201,6 @@ class Judge:
         }
         # No warm-up is needed where only maps are computed, and no seconds are shown.
         self._is_warm = metrics is not None and not list(metrics)
-
-    @property
-    def method_names(self) -> list[str]:
-        """The methods, in the given order."""
-        return list(self._methods)
 
     def confidences(self, shown: Tensor) -> Tensor:
         """The model's confidence in each class, (classes,), for an image as the model sees it."""
