@@ -3,13 +3,20 @@
 import base64
 import hashlib
 import io
-from functools import cache
 from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
+
+_TEMPLATES = Environment(
+    loader=PackageLoader("captum_unioncam.report"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 
 
 def render(template: str, **values: Any) -> bytes:
@@ -23,7 +30,7 @@ def render(template: str, **values: Any) -> bytes:
         *bytes*: The page, in UTF-8.
     """
     # File names that are not UTF-8 contain lone surrogates, which UTF-8 cannot encode.
-    return _templates().get_template(template).render(values).encode(errors="replace")
+    return _TEMPLATES.get_template(template).render(values).encode(errors="replace")
 
 
 def script(name: str) -> dict[str, str]:
@@ -64,14 +71,3 @@ def picture_uri(picture: Image.Image, form: str, **options: Any) -> str:
     file = io.BytesIO()
     picture.save(file, form, **options)
     return data_uri(f"image/{form}", file.getvalue())
-
-
-@cache
-def _templates() -> Environment:
-    return Environment(
-        loader=PackageLoader("captum_unioncam.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
