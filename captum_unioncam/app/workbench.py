@@ -22,7 +22,7 @@ from captum_unioncam.methods.registry import names
 from captum_unioncam.models.subject import ExplainedModel
 from captum_unioncam.models.zoo import DEMO_MODEL
 from captum_unioncam.report.comparison import best_methods, comparison_table
-from captum_unioncam.report.html import data_uri, jpeg_uri, picture_uri, png_uri, render
+from captum_unioncam.report.html import data_uri, jpeg_uri, picture_uri, render
 from captum_unioncam.report.images import as_picture, dimmed, heat, sheet
 from captum_unioncam.report.panels import HeatMap, explanation_maps, panel, png
 from captum_unioncam.system.errors import Failure, WrongArgument
@@ -149,7 +149,7 @@ class Answer:
         stem = f"{slug(Path(compared.picture).stem)}-{slug(compared.class_name)}"
         array = data_uri("application/octet-stream", self.explanation.npy())
         return {
-            "Panel (png)": (f"{stem}.png", png_uri(png(figure))),
+            "Panel (png)": (f"{stem}.png", data_uri("image/png", png(figure))),
             "UnionCAM's map (npy)": (f"{stem}-{self.own}.npy", array),
             "Table (csv)": (f"{stem}.csv", data_uri("text/csv", compared.csv())),
         }

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 
 from captum_unioncam.evaluation.compare import Comparison
 from captum_unioncam.metrics.table import Metric
-from captum_unioncam.report.html import png_uri, render
+from captum_unioncam.report.html import data_uri, render
 from captum_unioncam.report.images import Look
 from captum_unioncam.report.panels import HeatMap, panel, png
 from captum_unioncam.report.plots import drawn_curves
@@ -84,8 +84,8 @@ def comparison_page(comparison: Comparison, look: Look | None = None, curves: bo
     return render(
         "comparison.html",
         comparison=comparison,
-        panel=png_uri(png(comparison_panel(comparison, look))),
-        curves=png_uri(png(comparison_curves(comparison))) if curves else None,
+        panel=data_uri("image/png", png(comparison_panel(comparison, look))),
+        curves=data_uri("image/png", png(comparison_curves(comparison))) if curves else None,
         table=comparison_table(comparison),
         best=best_methods(comparison),
     )

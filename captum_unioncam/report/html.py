@@ -46,13 +46,8 @@ def script(name: str) -> dict[str, str]:
 
 
 def data_uri(media_type: str, content: bytes) -> str:
-    """The file as a ``data:`` URI."""
+    """The file as a ``data:`` URI, such as for the ``src`` of an ``<img>``."""
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
-
-
-def png_uri(content: bytes) -> str:
-    """The PNG file as a ``data:`` URI, for the ``src`` of an ``<img>``."""
-    return data_uri("image/png", content)
 
 
 def jpeg_uri(picture: Image.Image) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 from captum_unioncam.evaluation.records import MAP_SIZE, EvaluationSettings, Record, read_records, settings_in
 from captum_unioncam.metrics.table import all_metrics
 from captum_unioncam.report.explorer import MOST_CLASSES, explorer_data, page_table
-from captum_unioncam.report.html import jpeg_uri, png_uri, render, script
+from captum_unioncam.report.html import data_uri, jpeg_uri, render, script
 from captum_unioncam.report.images import as_picture, heat, laid_over
 from captum_unioncam.report.panels import png
 from captum_unioncam.report.plots import box_plot, curve_plot, trade_off_plot
@@ -157,7 +157,7 @@ def report_page(
         differences=page_table(*display_differences(paired_differences(summary, against))) if against else None,
         metrics=shown,
         ranking=ranking([metric.name for metric in shown]),
-        plots=[(plot, png_uri(plot.content)) for plot in plots],
+        plots=[(plot, data_uri("image/png", plot.content)) for plot in plots],
         galleries=[
             {
                 "name": name,
