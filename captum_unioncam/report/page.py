@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -217,7 +218,4 @@ def _picture(record: Record, photo: Tensor | None) -> Image.Image:
         return heat(values, (_PICTURE_SIDE, _PICTURE_SIDE))
     picture = as_picture(photo)
     picture.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
-    both = Image.new("RGB", (2 * picture.width, picture.height))
-    both.paste(picture)
-    both.paste(laid_over(picture, values), (picture.width, 0))
-    return both
+    return Image.fromarray(np.hstack([np.asarray(picture), np.asarray(laid_over(picture, values))]))
