@@ -494,10 +494,9 @@ def _try_address(host: str, port: int | None) -> bool:
 
 def _theme() -> gr.themes.Base:
     # Gradio's fonts are loaded from other servers, and its pale colors are hard to read.
-    theme = gr.themes.Default(
+    return gr.themes.Default(
         primary_hue="pink", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-    )
-    return theme.set(
+    ).set(
         body_text_color_subdued="*neutral_600",
         button_primary_background_fill="#c2185b",
         button_primary_background_fill_hover="#a3154c",
