@@ -99,8 +99,7 @@ class Summary:
     @property
     def judged(self) -> dict[str, int]:
         """For each method, how many of its records did not fail."""
-        methods = self.values["method"]
-        return dict(zip(methods.cat.categories, methods.value_counts(sort=False), strict=True))
+        return {str(method): count for method, count in self.values["method"].value_counts(sort=False).items()}
 
     @property
     def same_maps(self) -> bool:
