@@ -237,8 +237,7 @@ class Explanation:
         """The confidence that each of UnionCAM's maps adds to the black image's: "denoised", "region" and "union"."""
         if not isinstance(self.details, UnionCamDetails):
             return None
-        betas = self.details.denoised_beta, self.details.region_beta, self.details.union_beta
-        return {name: beta.item() for name, beta in zip(("denoised", "region", "union"), betas, strict=True)}
+        return {name: getattr(self.details, f"{name}_beta").item() for name in ("denoised", "region", "union")}
 
     def record(self) -> dict[str, Any]:
         """All but the maps, as JSON values. Entries that are None are left out."""
