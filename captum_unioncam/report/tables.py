@@ -142,8 +142,7 @@ def differences_text(differences: pd.DataFrame, against: str, width: int | None 
 
 def _failed(summary: Summary) -> pd.Series[int]:
     """For each method."""
-    failed: pd.Series[int] = summary.table.groupby("method").failures.first()
-    return failed
+    return summary.table.groupby("method")["failures"].first()
 
 
 def _mean_and_interval(mean: float, low: float, high: float, form: str) -> str:
