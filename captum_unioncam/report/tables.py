@@ -215,13 +215,12 @@ def as_markdown(texts: pd.DataFrame, best: pd.DataFrame) -> str:
 def as_latex(texts: pd.DataFrame, best: pd.DataFrame) -> str:
     """A table of texts as a LaTeX ``tabular`` for the package booktabs, the best values bold."""
     texts, best = texts.reset_index(), best.reset_index(drop=True)
-    best.insert(0, "method", False)
     styles = best.map(lambda is_best: "font-weight: bold" if is_best else "")
 
     def arrows_as_formulas(heading: object) -> str:
         return str(heading).replace("↑", r"$\uparrow$").replace("↓", r"$\downarrow$")
 
-    styler = texts.style.hide(axis="index").apply(lambda _: styles, axis=None)
+    styler = texts.style.hide(axis="index").apply(lambda _: styles, axis=None, subset=list(best.columns))
     # pandas escapes a text before it calls the formatter.
     styler = styler.format(lambda text: str(text).replace("–", "--"), escape="latex")  # noqa: RUF001
     styler = styler.format_index(arrows_as_formulas, escape="latex", axis="columns")
