@@ -40,13 +40,11 @@ class Comparison:
 
     def table(self) -> pd.DataFrame:
         """A row for each method: its value of each metric, or its error."""
-        rows: list[dict[str, object]] = [
-            {"method": method, **judgement.values} for method, judgement in self.judgements.items()
-        ]
-        rows += [{"method": method, "error": error} for method, error in self.failures.items()]
+        judged = [{"method": method, **judgement.values} for method, judgement in self.judgements.items()]
+        failed = [{"method": method, "error": error} for method, error in self.failures.items()]
         # Int64 keeps whole numbers whole where others are missing.
         types = {metric.name: "Int64" if metric.is_yes_or_no else "float64" for metric in self.metrics}
-        return pd.DataFrame(rows, columns=["method", *types, "error"]).astype(types)
+        return pd.DataFrame([*judged, *failed], columns=["method", *types, "error"]).astype(types)
 
     def csv(self) -> bytes:
         """The table as a CSV file."""
