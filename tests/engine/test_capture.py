@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from captum_unioncam import LayerDenoisedGradCam, LayerScoreCam, LayerUnionCam
+from captum_unioncam import LayerDenoisedGradCam, LayerScoreCam, LayerUnionCam, find_spatial_layer
 from tests.networks import TinyNet, same, tiny_inputs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -223,6 +223,7 @@ def test_quantised_models_have_score_cams():
     quantization.prepare(net, inplace=True)
     net(x)
     quantization.convert(net, inplace=True)
+    assert find_spatial_layer(net, x)[0] == "1"
     plain = LayerScoreCam(net, net[1]).attribute(x, 1)
     assert torch.equal(plain, LayerScoreCam(net, net[1], reshape_transform=lambda o: o).attribute(x, 1))
     assert plain.shape == (3, 1, 4, 3)

@@ -133,7 +133,12 @@ def _is_constant(larger: Tensor | None) -> bool:
     """Whether an output is the same for the first example and for another, without being zero."""
     if larger is None or larger.is_meta or larger.shape[0] < 2:
         return False
-    return torch.equal(larger[0], larger[1]) and bool(larger[0].any())
+    values = _dequantised(larger)
+    return torch.equal(values[0], values[1]) and bool(values[0].any())
+
+
+def _dequantised(values: Tensor) -> Tensor:
+    return values.dequantize() if values.is_quantized else values
 
 
 def _of_first(inputs: Tensor, rows: int) -> Tensor:
@@ -192,6 +197,7 @@ def _answers_locally(answer: Tensor, fits: bool) -> bool:
     Args:
         fits (bool): The answer has the input's size at some stride: a difference that most channels show is enough.
     """
+    answer = _dequantised(answer)
     change = widened((answer[1:] - answer[:1]).detach().abs())
     dims = range(2, answer.dim())
     return all(_is_own(change, dim, dims, fits) for dim in dims if answer.shape[dim] > 1)
