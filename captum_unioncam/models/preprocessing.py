@@ -164,11 +164,11 @@ def own_preprocessing(text: str) -> Preprocessing:
         if len(given[name]) not in (1, wanted[name]):
             raise WrongArgument(f"{name}: has {len(given[name])} numbers; give {wanted[name]}.")
         if not all(map(math.isfinite, given[name])):
-            raise WrongArgument(f"{name}: {value} is not finite; give other numbers.")
+            raise WrongArgument(f"{name}: got {value}; give finite numbers.")
         if name != "mean" and min(given[name]) <= 0:
-            raise WrongArgument(f"{name}: {value} is not positive; give numbers above 0.")
+            raise WrongArgument(f"{name}: got {value}; give numbers above 0.")
         if name in ("size", "crop") and not given[name][0].is_integer():
-            raise WrongArgument(f"{name}: {value} is no whole number of pixels; give one.")
+            raise WrongArgument(f"{name}: got {value}; give a whole number of pixels.")
     size, crop = (None if name not in given else int(given[name][0]) for name in ("size", "crop"))
     if crop is not None and size is not None and crop > size:
         raise WrongArgument(f"crop: {crop} pixels are more than the size of {size}; give at most as many.")

@@ -92,7 +92,7 @@ class ExplainedModel:
         reshape_transform: ReshapeTransform | None = None,
     ) -> None:
         if confidence not in (*CONFIDENCES, AUTO):
-            raise WrongArgument(f"confidence={confidence!r}: is none of {', '.join((*CONFIDENCES, AUTO))}; give one.")
+            raise WrongArgument(f"confidence: got {confidence!r}; give one of {', '.join((*CONFIDENCES, AUTO))}.")
         self.device = _device(device)
         self.classifier = load_classifier(name, None if weights is None else Path(weights), preprocess, show_progress)
         self.model = self.classifier.model

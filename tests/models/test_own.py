@@ -60,17 +60,17 @@ def test_a_described_preprocessing_resizes_crops_and_normalises():
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("size=0", "size: 0 is not positive"),
-        ("std=0,1,1", "std: 0,1,1 is not positive"),
+        ("size=0", "size: got 0; give numbers above 0"),
+        ("std=0,1,1", "std: got 0,1,1; give numbers above 0"),
         ("crop=9 size=8", "crop: 9 pixels are more than the size of 8"),
         ("mean=1,2", "mean: has 2 numbers; give 3"),
         ("sise=3", "cannot be read"),
         ("size=a", "cannot be read"),
-        ("size=nan", "size: nan is not finite"),
-        ("crop=inf", "crop: inf is not finite"),
-        ("mean=nan", "mean: nan is not finite"),
-        ("size=0.5", "size: 0.5 is no whole number of pixels"),
-        ("size=9 crop=8.5", "crop: 8.5 is no whole number of pixels"),
+        ("size=nan", "size: got nan; give finite numbers"),
+        ("crop=inf", "crop: got inf; give finite numbers"),
+        ("mean=nan", "mean: got nan; give finite numbers"),
+        ("size=0.5", "size: got 0.5; give a whole number of pixels"),
+        ("size=9 crop=8.5", "crop: got 8.5; give a whole number of pixels"),
     ],
 )
 def test_descriptions_that_say_nothing_are_refused(text, problem):

@@ -251,7 +251,7 @@ def test_devices_that_are_not_there_are_told(name, recwarn):
 
 
 def test_a_confidence_that_there_is_not_is_told():
-    with pytest.raises(WrongArgument, match=r"^confidence='soft': is none of softmax, sigmoid, none, auto; give one"):
+    with pytest.raises(WrongArgument, match=r"^confidence: got 'soft'; give one of softmax, sigmoid, none, auto\.$"):
         ExplainedModel(confidence="soft")
 
 

@@ -26,10 +26,9 @@ _MANY, _CLEAR = 16, 5.0
 class MapProbe:
     """Tells maps from what merely has their number of dimensions, by running the model on other inputs.
 
-    A map has a row for each example, and another one for another example: embeddings of positions do not. It grows with
-    the input along the same dimensions, and its channels stay. Where
-    the model takes inputs of one size only, or pools to a fixed size, that cannot be tried: then the layer has to
-    answer to each half of the input in that half.
+    A map has a row for each example, and the row depends on the example, unlike a position embedding. It grows with the
+    input along the same dimensions, and its channels stay. Where the model takes inputs of one size only, or pools to a
+    fixed size, that cannot be tried: then the layer has to answer to each half of the input in that half.
 
     Args:
         run (Callable): Inputs to the layers' outputs: of those that were reached, where the model raises.
